@@ -1,0 +1,198 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// Table is what the catalogue says of a table that could be captured.
+type Table struct {
+	*eventlog.Relation
+	Rows  int64 // estimate
+	Bytes int64 // with TOAST, without indexes
+	// Why tells why updates and deletes of the table cannot be published without harm to the application; empty if they can.
+	Why       string
+	RLS       bool // row security is on
+	Owned     bool // we may add it to a publication
+	Published bool // it is in one of our publications already
+}
+
+// tablesQuery lists ordinary tables (partitions are published as leaves) that could be captured. A published table
+// whose UPDATE or DELETE Postgres would refuse must not be in a publication that publishes them (PostgreSQL manual,
+// Logical Replication, Publication, and ALTER TABLE … REPLICA IDENTITY).
+const tablesQuery = `
+SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident::text, greatest(c.reltuples, 0)::bigint, pg_table_size(c.oid), c.relrowsecurity,
+       pg_has_role(c.relowner, 'USAGE'),
+       coalesce((SELECT array_agg(a.attname ORDER BY k.ord)::text[] FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord), pg_attribute a
+         WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid AND a.attnum = k.num), '{}'),
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid),
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indimmediate AND i.indisvalid),
+       EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> ''),
+       EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname IN ($1, $2) AND p.schemaname = n.nspname AND p.tablename = c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'backstory')
+  AND n.nspname NOT LIKE 'pg\_toast%' AND n.nspname NOT LIKE 'pg\_temp%'
+  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+ORDER BY n.nspname, c.relname`
+
+// Tables lists the tables that the configuration selects.
+func (c Config) tables(ctx context.Context, q *pgx.Conn, version int) ([]*Table, error) {
+	rows, err := q.Query(ctx, tablesQuery, c.Publication, c.InsertPublication())
+	if err != nil {
+		return nil, fmt.Errorf("list the source's tables: %w", err)
+	}
+	defer rows.Close()
+	var out []*Table
+	for rows.Next() {
+		t := &Table{Relation: &eventlog.Relation{}}
+		var oid int64
+		var ident string
+		var key []string
+		var pkUsable, identIndex, generated bool
+		if err := rows.Scan(&oid, &t.Schema, &t.Name, &ident, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &key, &pkUsable, &identIndex, &generated, &t.Published); err != nil {
+			return nil, fmt.Errorf("list the source's tables: %w", err)
+		}
+		if !c.selected(t.Schema, t.Name) {
+			continue
+		}
+		t.OID, t.ReplicaIdentity = uint32(oid), ident[0]
+		switch ident {
+		case "d":
+			switch {
+			case len(key) == 0:
+				t.Why = "it has no primary key"
+			case !pkUsable:
+				t.Why = "its primary key is deferrable"
+			}
+		case "i":
+			if !identIndex {
+				t.Why = "the index of its replica identity is gone"
+			}
+		case "n":
+			t.Why = "its replica identity is NOTHING"
+		case "f":
+			if generated && version >= 180000 {
+				t.Why = "it has generated columns and REPLICA IDENTITY FULL"
+			}
+		}
+		t.InsertOnly = t.Why != ""
+		out = append(out, t)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list the source's tables: %w", err)
+	}
+	for _, t := range out {
+		if err := describe(ctx, q, t.Relation, nil); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// errGone means that the catalogue does not have the table any more.
+var errGone = errors.New("the table is gone from the catalogue")
+
+// describe fills in what the catalogue says of a relation: its columns (or, if the stream named them, their types), and
+// its key. The catalogue may be newer than the stream: columns that it does not have any more are read as text.
+func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []relationColumn) error {
+	rows, err := q.Query(ctx, `
+		SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated <> '',
+		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
+		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
+		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.num = a.attnum), 0),
+		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey)
+		         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
+		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+		CROSS JOIN LATERAL (
+		  WITH RECURSIVE base(oid) AS (
+		    SELECT a.atttypid UNION ALL SELECT t.typbasetype FROM base JOIN pg_type t ON t.oid = base.oid WHERE t.typtype = 'd'
+		  ), b AS (SELECT t.* FROM base JOIN pg_type t ON t.oid = base.oid WHERE t.typtype <> 'd'),
+		  el(oid) AS (
+		    SELECT b.typelem FROM b WHERE b.typelem <> 0 UNION ALL SELECT t.typbasetype FROM el JOIN pg_type t ON t.oid = el.oid WHERE t.typtype = 'd'
+		  )
+		  SELECT b.oid AS base, CASE WHEN b.typcategory = 'A' THEN b.typelem ELSE 0 END AS elem,
+		         coalesce((SELECT t.oid FROM el JOIN pg_type t ON t.oid = el.oid WHERE t.typtype <> 'd'), 0) AS elembase,
+		         coalesce((SELECT t.typdelim FROM pg_type t WHERE t.oid = b.typelem), ',') AS delim, b.typcategory AS category
+		  FROM b
+		) b
+		WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, int64(r.OID))
+	if err != nil {
+		return fmt.Errorf("read the columns of %s: %w", r, err)
+	}
+	defer rows.Close()
+	byName := map[string]eventlog.Column{}
+	keyOrder := map[string]int{}
+	var order []string
+	for rows.Next() {
+		var col eventlog.Column
+		var oid, base, elem, elembase int64
+		var delim, category string
+		var keyPos int
+		if err := rows.Scan(&col.Name, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &base, &elem, &elembase, &delim, &category, &keyPos, &col.Identity); err != nil {
+			return fmt.Errorf("read the columns of %s: %w", r, err)
+		}
+		t := &col.Type
+		if known, ok := eventlog.TypeKind(uint32(base)); ok {
+			t.Kind, t.Array, t.Delim = known.Kind, known.Array, known.Delim
+		} else if elem != 0 && category == "A" {
+			t.Array = true
+			if known, ok := eventlog.TypeKind(uint32(elembase)); ok && !known.Array {
+				t.Kind = known.Kind
+			}
+			if delim != "," {
+				t.Delim = delim[0]
+			}
+		}
+		t.OID = uint32(oid)
+		byName[col.Name] = col
+		if keyPos > 0 {
+			keyOrder[col.Name] = keyPos
+		}
+		order = append(order, col.Name)
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read the columns of %s: %w", r, err)
+	}
+	if len(order) == 0 && stream != nil {
+		return errGone
+	}
+	if stream == nil {
+		for _, n := range order {
+			if !byName[n].Generated { // not published: the source computes it from the others
+				r.Columns = append(r.Columns, byName[n])
+			}
+		}
+	}
+	for _, s := range stream {
+		col, ok := byName[s.name]
+		if known, isKnown := eventlog.TypeKind(s.typeOID); !ok || col.Type.OID != s.typeOID {
+			// Renamed, dropped or given another type since: what the stream says is right for these rows.
+			col = eventlog.Column{Name: s.name, Type: eventlog.Type{Name: "text"}}
+			if isKnown {
+				col.Type = known
+			} else {
+				col.Type.OID = s.typeOID
+			}
+		}
+		col.Identity = s.identity
+		r.Columns = append(r.Columns, col)
+	}
+	r.Key = make([]int, len(keyOrder))
+	for i, c := range r.Columns {
+		if p := keyOrder[c.Name]; p > 0 {
+			r.Key[p-1] = i
+			keyOrder[c.Name] = -1
+		}
+	}
+	for _, p := range keyOrder {
+		if p > 0 { // a key column that the stream does not have: the key is newer than the row
+			r.Key = nil
+		}
+	}
+	return nil
+}

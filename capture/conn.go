@@ -1,0 +1,65 @@
+package capture
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// readBytes is how much one read of the replication connection takes at most.
+const readBytes = 512 << 10
+
+// gatherPause is how long a reader that is behind waits before it reads again. The server sends each change by a send() of
+// its own, and on one machine each of them wakes the reader: data that gathers meanwhile costs neither side a wake-up.
+const gatherPause = 400 * time.Microsecond
+
+// conn is the replication connection as pgconn sees it: large reads, and a hook before each wait for the network.
+type conn struct {
+	net.Conn
+	buf        []byte
+	r, w       int
+	behind     bool                 // owned by the reading goroutine
+	beforeRead func() time.Duration // how long the next read may wait; it may do other work first. nil: no limit
+	closed     atomic.Bool
+}
+
+func newConn(c net.Conn) *conn {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetReadBuffer(4 << 20)
+		_ = t.SetKeepAlivePeriod(15 * time.Second)
+	}
+	return &conn{Conn: c, buf: make([]byte, readBytes)}
+}
+
+// Read gives what has been received; when that is used up it waits for more, at most as long as beforeRead allows.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.r == c.w {
+		if c.beforeRead != nil {
+			wait := c.beforeRead()
+			if c.behind {
+				time.Sleep(gatherPause)
+			}
+			if err := c.Conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
+				return 0, err
+			}
+		}
+		n, err := c.Conn.Read(c.buf)
+		if n == 0 {
+			return 0, err
+		}
+		c.r, c.w = 0, n
+	}
+	n := copy(p, c.buf[c.r:c.w])
+	c.r += n
+	return n, nil
+}
+
+// empty tells whether everything received has been read.
+func (c *conn) empty() bool { return c.r == c.w }
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
+}

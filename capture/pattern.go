@@ -1,0 +1,41 @@
+package capture
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// pattern matches schema-qualified table names.
+type pattern struct{ schema, table *regexp.Regexp }
+
+// parsePattern reads schema.table or table (in any schema but the system's), with * for any run of characters. Names are
+// taken as they are stored, without quotes and without folding.
+func parsePattern(s string) (pattern, error) {
+	schema, table, ok := strings.Cut(s, ".")
+	if !ok {
+		schema, table = "*", s
+	}
+	if schema == "" || table == "" {
+		return pattern{}, &eventlog.Problem{Err: fmt.Errorf("table pattern %q is not of the form schema.table", s), Hint: "For instance public.*, billing.invoices or *.events (BACKSTORY_TABLES, BACKSTORY_EXCLUDE)."}
+	}
+	compile := func(t string) *regexp.Regexp {
+		return regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(t), `\*`, ".*") + "$")
+	}
+	return pattern{compile(schema), compile(table)}, nil
+}
+
+// selected tells whether a table is to be captured.
+func (c Config) selected(schema, table string) bool {
+	match := func(list []string) bool {
+		for _, s := range list {
+			if p, err := parsePattern(s); err == nil && p.schema.MatchString(schema) && p.table.MatchString(table) {
+				return true
+			}
+		}
+		return false
+	}
+	return match(c.Tables) && !match(c.Exclude)
+}

@@ -1,0 +1,198 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// Gap is a point at which the log may lack changes of the source. It stops the stream until a person has decided.
+type Gap struct {
+	Reason   string
+	From, To eventlog.LSN // of the source's WAL; To is zero where nobody knows
+}
+
+func (g *Gap) Error() string {
+	return fmt.Sprintf("gap: %s (the log ends at %s, the source stands at %s)", g.Reason, g.From, g.To)
+}
+
+// checkStart refuses to start where changes could be skipped in silence: START_REPLICATION itself refuses nothing
+// (PostgreSQL manual, Streaming Replication Protocol).
+func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error {
+	gap := func(reason string, to eventlog.LSN) error { return &Gap{reason, head.EndLSN, to} }
+	if sv.Database != head.Database && sv.SystemID == head.SystemID {
+		return &eventlog.Problem{Err: fmt.Errorf("the log belongs to database %s, the source is %s", head.Database, sv.Database), Hint: "Check BACKSTORY_SOURCE_URL; each database has a log of its own."}
+	}
+	if sv.SystemID != head.SystemID {
+		return gap(fmt.Sprintf("the source is another database system than the one the log was made from (%s, now %s)", head.SystemID, sv.SystemID), sv.FlushLSN)
+	}
+	if sv.Timeline < head.Timeline {
+		return gap(fmt.Sprintf("the source is on timeline %d, the log already on %d: it was restored from a backup", sv.Timeline, head.Timeline), sv.FlushLSN)
+	}
+	if sv.Timeline > head.Timeline {
+		for _, sw := range sv.switches {
+			if sw.timeline == head.Timeline && head.EndLSN > sw.at {
+				return gap(fmt.Sprintf("the source was promoted to timeline %d from %s: transactions that the log holds after that are lost there", sv.Timeline, sw.at), sw.at)
+			}
+		}
+	}
+	if head.EndLSN > sv.FlushLSN {
+		return gap("the source has lost transactions that the log holds", sv.FlushLSN)
+	}
+	switch {
+	case !slot.Exists:
+		return gap("the replication slot "+name+" is gone", sv.FlushLSN)
+	case slot.Plugin != "pgoutput" || slot.Database != sv.Database:
+		return &eventlog.Problem{Err: fmt.Errorf("replication slot %s belongs to something else (plugin %q, database %q)", name, slot.Plugin, slot.Database), Hint: "Choose another name with BACKSTORY_SLOT."}
+	case slot.WALStatus == "lost":
+		return gap("the server has removed WAL that the replication slot "+name+" needed", sv.FlushLSN)
+	case slot.ConfirmedFlush > head.EndLSN:
+		return gap("the replication slot "+name+" was moved or made again by somebody else", slot.ConfirmedFlush)
+	}
+	return nil
+}
+
+// checkPublications makes sure that the source still publishes what is captured.
+func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured map[uint32]eventlog.Captured) error {
+	rows, err := conn.Query(ctx, `
+		SELECT p.pubname::text, coalesce(array_agg(c.oid::bigint) FILTER (WHERE c.oid IS NOT NULL), '{}')
+		FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid LEFT JOIN pg_class c ON c.oid = r.prrelid
+		WHERE p.pubname IN ($1, $2) GROUP BY p.pubname`, c.Publication, c.InsertPublication())
+	if err != nil {
+		return fmt.Errorf("read the publications: %w", err)
+	}
+	defer rows.Close()
+	found, published := map[string]bool{}, map[uint32]bool{}
+	for rows.Next() {
+		var name string
+		var oids []int64
+		if err := rows.Scan(&name, &oids); err != nil {
+			return fmt.Errorf("read the publications: %w", err)
+		}
+		found[name] = true
+		for _, o := range oids {
+			published[uint32(o)] = true
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read the publications: %w", err)
+	}
+	for _, n := range []string{c.Publication, c.InsertPublication()} {
+		if !found[n] {
+			return &eventlog.Problem{Err: fmt.Errorf("publication %s does not exist at the source", n), Hint: "Changes made since it was dropped are lost for the log. Run backstory init to make it again; then backstory init --accept-gap."}
+		}
+	}
+	var missing []string
+	for oid, t := range captured {
+		if !published[oid] {
+			var exists bool
+			if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1::bigint::oid)`, int64(oid)).Scan(&exists); err != nil {
+				return fmt.Errorf("read the catalogue: %w", err)
+			}
+			if exists {
+				missing = append(missing, t.String())
+			}
+		}
+	}
+	if len(missing) > 0 {
+		return &eventlog.Problem{Err: fmt.Errorf("the source does not publish %s any more", strings.Join(missing, ", ")),
+			Hint: "Changes of these tables are not in the stream. Run backstory init to publish them again (it marks them incomplete), or leave them out with BACKSTORY_EXCLUDE and run backstory init."}
+	}
+	return nil
+}
+
+// streamError sorts what the source says in the middle of the stream.
+func streamError(err error, c Config) error {
+	var pe *pgconn.PgError
+	if !errors.As(err, &pe) {
+		return fmt.Errorf("receive from the source: %w", err)
+	}
+	switch {
+	case pe.Code == "42704": // undefined_object: the publication did not exist at that point of the WAL
+		return &eventlog.Problem{Err: fmt.Errorf("the source cannot decode its WAL: %s", pe.Message),
+			Hint: "A publication was dropped and made again. The slot cannot pass that point: run backstory init --accept-gap, which makes a new slot."}
+	case pe.Code == "55000" && strings.Contains(pe.Message, "slot"):
+		return &Gap{Reason: pe.Message}
+	}
+	return fmt.Errorf("the source ended the stream: %w", err)
+}
+
+// retryable sorts errors: those that pass by themselves, and those that a person must look at.
+func retryable(err error) bool {
+	var g *Gap
+	if errors.As(err, &g) {
+		return false
+	}
+	state := eventlog.SQLState(err)
+	switch {
+	case errors.Is(err, errMalformed):
+		return false
+	case strings.HasPrefix(state, "08"), strings.HasPrefix(state, "57"), strings.HasPrefix(state, "53"), state == "55006":
+		return true
+	case state != "":
+		return false
+	}
+	var p *eventlog.Problem
+	if errors.As(err, &p) {
+		return strings.Contains(err.Error(), "connect to the source") || strings.Contains(err.Error(), "in use by another process")
+	}
+	return true
+}
+
+// Run streams until ctx ends, or, with until not zero, until everything before it has been handed over. It connects again,
+// with growing pauses, whenever that can help; another error, a *Gap among them, ends it. head gives the log's end as it
+// is at the moment.
+func (s *Stream) Run(ctx context.Context, until eventlog.LSN, head func() eventlog.Head) error {
+	defer close(s.out)
+	known := map[uint32]*eventlog.Relation{}
+	pause, first := 100*time.Millisecond, true
+	var last string
+	for {
+		began := time.Now()
+		err := s.session(ctx, head(), until, known)
+		if err == nil || ctx.Err() != nil {
+			s.setState("stopped", nil)
+			return nil
+		}
+		s.setState("waiting", err)
+		if !retryable(err) || first && until != 0 {
+			return err
+		}
+		first = false
+		if time.Since(began) > 30*time.Second {
+			pause = 100 * time.Millisecond
+		}
+		if err.Error() != last {
+			last = err.Error()
+			s.cfg.Logger.Warn("the stream was cut; trying again", "err", err, "hint", eventlog.Hint(err))
+		}
+		select {
+		case <-time.After(pause/2 + rand.N(pause)):
+		case <-ctx.Done():
+			return nil
+		}
+		pause = min(2*pause, 15*time.Second)
+	}
+}
+
+// CurrentLSN asks the source for the end of its WAL.
+func CurrentLSN(ctx context.Context, c Config) (eventlog.LSN, error) {
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var n int64
+	if err := conn.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0')::bigint`).Scan(&n); err != nil {
+		return 0, fmt.Errorf("ask the source for the end of its WAL: %w", err)
+	}
+	return eventlog.LSN(n), nil
+}

@@ -1,0 +1,252 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// Plan is what init found at the source and would do there.
+type Plan struct {
+	Server *Server
+	Slot   *Slot
+	Tables []*Table
+	// SQL prepares the source; empty if it is prepared. The slot is made by a replication command afterwards.
+	SQL []string
+	// NewSlot tells that the slot is to be made.
+	NewSlot bool
+	// WALPerDay is an estimate of the WAL written a day, in bytes; 0 if unknown.
+	WALPerDay int64
+	// AllTables are publications FOR ALL TABLES: they would publish the event log's own tables too.
+	AllTables []string
+	// NotOwned are selected tables that this role may not add to a publication.
+	NotOwned []*Table
+}
+
+// Prepare looks at the source and says what init would do. It changes nothing.
+func Prepare(ctx context.Context, c Config) (*Plan, error) {
+	c = c.WithDefaults()
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	repl, err := c.connectReplication(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer repl.Close(context.WithoutCancel(ctx))
+	p := &Plan{}
+	if p.Server, err = server(ctx, conn, repl); err != nil {
+		return nil, err
+	}
+	if err := checkServer(p.Server); err != nil {
+		return nil, err
+	}
+	if p.Slot, err = c.ReadSlot(ctx, conn); err != nil {
+		return nil, err
+	}
+	if p.Slot.Exists && (p.Slot.Plugin != "pgoutput" || p.Slot.Database != p.Server.Database) {
+		return nil, &eventlog.Problem{Err: fmt.Errorf("replication slot %s belongs to something else (plugin %q, database %q)", c.Slot, p.Slot.Plugin, p.Slot.Database),
+			Hint: "Choose another name with BACKSTORY_SLOT."}
+	}
+	p.NewSlot = !p.Slot.Exists
+	if p.Tables, err = c.tables(ctx, conn, p.Server.Version); err != nil {
+		return nil, err
+	}
+	if len(p.Tables) == 0 {
+		return nil, &eventlog.Problem{Err: fmt.Errorf("no table of %s matches %s", p.Server.Database, strings.Join(c.Tables, ", ")),
+			Hint: "Set BACKSTORY_TABLES to patterns such as public.* or billing.invoices; create the tables first."}
+	}
+	if err := conn.QueryRow(ctx, `SELECT coalesce(array_agg(pubname::text ORDER BY pubname), '{}') FROM pg_publication WHERE puballtables`).Scan(&p.AllTables); err != nil {
+		return nil, fmt.Errorf("list publications: %w", err)
+	}
+	// What the server has written since its start, by the clock, is the best guess there is of tomorrow.
+	_ = conn.QueryRow(ctx, `SELECT (wal_bytes / greatest(extract(epoch FROM now() - greatest(stats_reset, pg_postmaster_start_time())), 60) * 86400)::bigint FROM pg_stat_wal`).Scan(&p.WALPerDay)
+	return p, c.publicationSQL(ctx, conn, p)
+}
+
+// publicationSQL works out which statements bring the publications in line with the selection.
+func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
+	for _, pub := range []struct {
+		name, publish string
+		insertOnly    bool
+	}{
+		{c.Publication, "insert, update, delete, truncate", false},
+		{c.InsertPublication(), "insert, truncate", true},
+	} {
+		var exists, all, ins, upd, del, trunc bool
+		err := conn.QueryRow(ctx, `SELECT true, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = $1`, pub.name).
+			Scan(&exists, &all, &ins, &upd, &del, &trunc)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("read publication %s: %w", pub.name, err)
+		}
+		if all {
+			return &eventlog.Problem{Err: fmt.Errorf("publication %s is FOR ALL TABLES", pub.name), Hint: "backstory needs a publication of its own: choose another name with BACKSTORY_PUBLICATION."}
+		}
+		in := map[string]bool{}
+		rows, err := conn.Query(ctx, `SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1`, pub.name)
+		if err != nil {
+			return fmt.Errorf("read publication %s: %w", pub.name, err)
+		}
+		for rows.Next() {
+			var s, t string
+			if err := rows.Scan(&s, &t); err != nil {
+				return fmt.Errorf("read publication %s: %w", pub.name, err)
+			}
+			in[eventlog.QuoteQualified(s, t)] = true
+		}
+		if err := rows.Err(); err != nil {
+			return fmt.Errorf("read publication %s: %w", pub.name, err)
+		}
+		var add, drop []string
+		for _, t := range p.Tables {
+			q := eventlog.QuoteQualified(t.Schema, t.Name)
+			if t.InsertOnly != pub.insertOnly {
+				continue
+			}
+			if !in[q] {
+				add = append(add, q)
+				if !t.Owned {
+					p.NotOwned = append(p.NotOwned, t)
+				}
+			}
+			delete(in, q)
+		}
+		for q := range in {
+			drop = append(drop, q)
+		}
+		name := eventlog.QuoteIdent(pub.name)
+		switch {
+		case !exists && len(add) > 0:
+			p.SQL = append(p.SQL, "CREATE PUBLICATION "+name+" FOR TABLE "+strings.Join(add, ", ")+" WITH (publish = '"+pub.publish+"');")
+		case !exists: // pgoutput wants every publication it is told of to exist
+			p.SQL = append(p.SQL, "CREATE PUBLICATION "+name+" WITH (publish = '"+pub.publish+"');")
+		default:
+			if !ins || !trunc || upd == pub.insertOnly || del == pub.insertOnly {
+				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" SET (publish = '"+pub.publish+"');")
+			}
+			if len(add) > 0 {
+				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" ADD TABLE "+strings.Join(add, ", ")+";")
+			}
+			if len(drop) > 0 {
+				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(drop, ", ")+";")
+			}
+		}
+	}
+	// A table must leave one publication before the application's next UPDATE, and enter the other in the same transaction.
+	return nil
+}
+
+// Result is what Apply did.
+type Result struct {
+	Start  eventlog.LSN // from where on everything is captured
+	Tables []eventlog.Captured
+}
+
+// Apply carries a plan out: the publications in one transaction, then the slot. It is idempotent. waiting is told, once a
+// second, for whom making the slot waits.
+func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, waiting func([]string)) (*Result, error) {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if len(p.SQL) > 0 {
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			for _, q := range p.SQL {
+				if _, err := tx.Exec(ctx, q); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if eventlog.SQLState(err) == "42501" {
+			return nil, &eventlog.Problem{Err: fmt.Errorf("prepare the publications: %w", err),
+				Hint: "The role must own the tables (or be a member of their owner) and may CREATE in the database. Let their owner run what backstory init --print-sql prints, then run backstory init again."}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("prepare the publications: %w", err)
+		}
+	}
+	was := map[uint32]eventlog.Captured{}
+	for _, b := range before {
+		was[b.OID] = b
+	}
+	res := &Result{}
+	record := func(start eventlog.LSN, empty map[uint32]bool) {
+		for _, t := range p.Tables {
+			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start}
+			if b, ok := was[t.OID]; ok {
+				cap.SinceLSN, cap.Complete = b.SinceLSN, b.Complete
+			}
+			if !t.InsertOnly && empty[t.OID] {
+				cap.Complete = true
+			}
+			res.Tables = append(res.Tables, cap)
+		}
+	}
+	if !p.NewSlot {
+		record(p.Server.FlushLSN, nil)
+		return res, nil
+	}
+	repl, err := c.connectReplication(ctx, func(cfg *pgconn.Config) { cfg.RuntimeParams["statement_timeout"] = "0" })
+	if err != nil {
+		return nil, err
+	}
+	defer repl.Close(context.WithoutCancel(ctx))
+	err = c.createSlot(ctx, conn, repl, p.Server.Version, waiting, func(snapshot string, start eventlog.LSN) error {
+		res.Start = start
+		empty := map[uint32]bool{}
+		// A table that is empty in the slot's own snapshot is complete: every row it will ever have is in the stream.
+		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback(context.WithoutCancel(ctx))
+		if _, err := tx.Exec(ctx, "SET TRANSACTION SNAPSHOT '"+snapshot+"'"); err != nil {
+			return fmt.Errorf("use the slot's snapshot: %w", err)
+		}
+		for _, t := range p.Tables {
+			// Without the right to look, a table is not known to be empty.
+			var some bool
+			err := tx.QueryRow(ctx, "SELECT has_table_privilege($1::bigint::oid, 'SELECT')", int64(t.OID)).Scan(&some)
+			if err == nil && some {
+				err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM ONLY "+eventlog.QuoteQualified(t.Schema, t.Name)+" LIMIT 1)").Scan(&some)
+			} else {
+				some = true
+			}
+			if err != nil {
+				return fmt.Errorf("look whether %s is empty: %w", t, err)
+			}
+			empty[t.OID] = !some
+		}
+		record(start, empty)
+		return nil
+	})
+	return res, err
+}
+
+// DropSlot removes the slot from the source.
+func DropSlot(ctx context.Context, c Config) error {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, c.Slot); err != nil {
+		return fmt.Errorf("drop the replication slot: %w", err)
+	}
+	return nil
+}

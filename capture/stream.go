@@ -1,0 +1,537 @@
+package capture
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// Paces of the stream.
+const (
+	statusEvery = time.Second      // how often a flushed position that has moved is told to the source
+	aliveEvery  = 10 * time.Second // how often the source hears from us at least
+	handEvery   = 2 * time.Millisecond
+	// handEvery is the shortest time between two small batches: under load many transactions share a commit of the log.
+	behindBytes = 1 << 20 // of WAL not yet received make the reader gather
+)
+
+// Stream receives the row changes of a source from its replication slot. One goroutine, that of Run, owns the connection.
+type Stream struct {
+	cfg Config
+
+	// Captured tells of a table whether the log has all its rows and whether it is insert-only.
+	captured map[uint32]eventlog.Captured
+	// out takes batches; its receiver releases them.
+	out  chan *eventlog.Batch
+	free chan *eventlog.Batch
+
+	flushed  atomic.Uint64 // what the log holds durably: told to the source
+	received atomic.Uint64
+	serverAt atomic.Uint64 // the end of the source's WAL as last heard
+	lastSeen atomic.Int64  // unix nanoseconds of the last message
+
+	state atomic.Pointer[State]
+}
+
+// State is what the stream is doing now.
+type State struct {
+	Doing string    // connecting, streaming, waiting
+	Since time.Time // from when on
+	Error string    // why it does not stream
+	Hint  string
+}
+
+// NewStream prepares a stream. from is what the log holds durably.
+func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Stream {
+	s := &Stream{cfg: cfg.WithDefaults(), captured: map[uint32]eventlog.Captured{}, out: make(chan *eventlog.Batch), free: make(chan *eventlog.Batch, 4)}
+	for _, c := range captured {
+		s.captured[c.OID] = c
+	}
+	s.flushed.Store(uint64(from))
+	s.setState("starting", nil)
+	return s
+}
+
+// Batches gives what is received, in order. The channel is closed when Run returns.
+func (s *Stream) Batches() <-chan *eventlog.Batch { return s.out }
+
+// Flushed tells the stream up to where the log holds everything durably; the source may forget that.
+func (s *Stream) Flushed(l eventlog.LSN) { s.flushed.Store(uint64(l)) }
+
+// Received is how far the stream has received; Source is the end of the source's WAL as last heard.
+func (s *Stream) Received() eventlog.LSN { return eventlog.LSN(s.received.Load()) }
+
+// Source is the end of the source's WAL as last heard.
+func (s *Stream) Source() eventlog.LSN { return eventlog.LSN(s.serverAt.Load()) }
+
+// LastSeen is when the source was last heard.
+func (s *Stream) LastSeen() time.Time { return time.Unix(0, s.lastSeen.Load()) }
+
+// State tells what the stream is doing.
+func (s *Stream) State() State { return *s.state.Load() }
+
+func (s *Stream) setState(doing string, err error) {
+	st := &State{Doing: doing, Since: time.Now()}
+	if err != nil {
+		st.Error, st.Hint = err.Error(), eventlog.Hint(err)
+	}
+	if old := s.state.Load(); old != nil && old.Doing == doing && old.Error == st.Error {
+		st.Since = old.Since
+	}
+	s.state.Store(st)
+}
+
+// session is one connection's worth of streaming.
+type session struct {
+	*Stream
+	net       *conn
+	repl      *pgconn.PgConn
+	sql       *pgx.Conn // for the catalogue; opened when it is needed
+	server    *Server
+	relations map[uint32]*eventlog.Relation
+	batch     *eventlog.Batch
+	ctx       context.Context
+	inTx      bool
+	skipped   eventlog.LSN // a keepalive's position, not yet in a batch
+	lastEnd   eventlog.LSN // of the last commit or progress handed over
+	walEnd    eventlog.LSN // of the source, as last heard
+	lastHand  time.Time
+	lastTold  time.Time
+	told      eventlog.LSN
+	until     eventlog.LSN // 0, or where Run ends
+	done      bool
+	err       error
+}
+
+// Stream connects and streams until ctx ends, the connection breaks, or, with until not zero, everything before until
+// has been handed over. It returns nil in the first and the last case. known are relations of earlier sessions, so that
+// unchanged ones keep their identity.
+func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog.LSN, known map[uint32]*eventlog.Relation) (err error) {
+	s.setState("connecting", nil)
+	x := &session{Stream: s, ctx: ctx, relations: map[uint32]*eventlog.Relation{}, until: until}
+	if x.sql, err = s.cfg.Connect(ctx); err != nil {
+		return err
+	}
+	defer func() { _ = x.sql.Close(context.WithoutCancel(ctx)) }()
+	x.repl, err = s.cfg.connectReplication(ctx, func(cfg *pgconn.Config) {
+		dial := cfg.DialFunc
+		cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			x.net = newConn(c)
+			return x.net, nil
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		c, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = x.repl.Close(c)
+	}()
+	if x.server, err = server(ctx, x.sql, x.repl); err != nil {
+		return err
+	}
+	if err := checkServer(x.server); err != nil {
+		return err
+	}
+	slot, err := s.cfg.ReadSlot(ctx, x.sql)
+	if err != nil {
+		return err
+	}
+	if err := checkStart(x.server, slot, &head, s.cfg.Slot); err != nil {
+		return err
+	}
+	if err := s.cfg.checkPublications(ctx, x.sql, s.captured); err != nil {
+		return err
+	}
+	start := pglogrepl.LSN(head.EndLSN)
+	args := []string{"proto_version '1'", "publication_names '" + strings.ReplaceAll(eventlog.QuoteIdent(s.cfg.Publication)+","+eventlog.QuoteIdent(s.cfg.InsertPublication()), "'", "''") + "'", "messages 'true'"}
+	if err := pglogrepl.StartReplication(ctx, x.repl, s.cfg.Slot, start, pglogrepl.StartReplicationOptions{PluginArgs: args}); err != nil {
+		if eventlog.SQLState(err) == "55006" { // object_in_use
+			return &eventlog.Problem{Err: fmt.Errorf("replication slot %s is in use by another process (pid %d)", s.cfg.Slot, slot.ActivePID),
+				Hint: "Stop the other backstory, or wait: the server frees a slot when its connection has timed out (wal_sender_timeout)."}
+		}
+		return fmt.Errorf("start replication: %w", err)
+	}
+	x.told, x.lastEnd = head.EndLSN, head.EndLSN
+	s.received.Store(uint64(head.EndLSN))
+	s.setState("streaming", nil)
+	s.cfg.Logger.Info("streaming", "slot", s.cfg.Slot, "lsn", head.EndLSN.String(), "timeline", x.server.Timeline)
+	err = x.run(known)
+	for oid, r := range x.relations {
+		known[oid] = r
+	}
+	return err
+}
+
+// run receives until the end. A cut leaves an ItemReset behind, so that the log forgets a transaction that was coming in.
+func (x *session) run(known map[uint32]*eventlog.Relation) error {
+	x.batch = x.fresh()
+	x.net.beforeRead = x.pause
+	for oid, r := range known {
+		x.relations[oid] = r
+	}
+	current := map[uint32]bool{} // relations that this session has heard of
+	for {
+		msg, err := x.repl.ReceiveMessage(context.Background())
+		if x.err != nil {
+			return x.end(x.err)
+		}
+		if x.done {
+			return x.end(nil)
+		}
+		if err != nil {
+			if isTimeout(err) {
+				continue
+			}
+			if x.ctx.Err() != nil {
+				return x.end(nil)
+			}
+			return x.end(streamError(err, x.cfg))
+		}
+		switch m := msg.(type) {
+		case *pgproto3.CopyData:
+			if err := x.data(m.Data, current); err != nil {
+				return x.end(err)
+			}
+		case *pgproto3.ErrorResponse:
+			return x.end(streamError(pgconn.ErrorResponseToPgError(m), x.cfg))
+		case *pgproto3.CopyDone, *pgproto3.CommandComplete:
+			return x.end(errors.New("the source ended the stream"))
+		}
+	}
+}
+
+// end hands over what is whole and says goodbye.
+func (x *session) end(err error) error {
+	x.net.beforeRead = nil
+	_ = x.net.SetReadDeadline(time.Time{})
+	if x.inTx {
+		x.batch.Add(eventlog.Item{Kind: eventlog.ItemReset})
+	}
+	x.progress()
+	x.batch.Final = true
+	x.batch.Backlog = 0
+	select {
+	case x.out <- x.batch:
+	case <-time.After(30 * time.Second):
+		if err == nil {
+			err = errors.New("the event log did not take the last batch")
+		}
+	}
+	return err
+}
+
+// pause runs before each wait for the network, when everything received has been looked at. It hands the batch over if
+// somebody is there to take it, tells the source how far we are, and says how long to wait.
+func (x *session) pause() time.Duration {
+	now := time.Now()
+	if x.ctx.Err() != nil {
+		x.done = true
+		return 0
+	}
+	x.net.behind = x.serverAt.Load() > uint64(x.received.Load())+behindBytes
+	wait := 500 * time.Millisecond
+	if x.until != 0 && !x.inTx && max(x.lastEnd, x.skipped) >= x.until {
+		x.done = true
+		return 0
+	}
+	if len(x.batch.Items) > 0 || x.skipped > x.lastEnd && now.Sub(x.lastHand) > time.Second {
+		switch since := now.Sub(x.lastHand); {
+		case x.net.behind && x.batch.Bytes() < x.cfg.MaxBatchBytes/2:
+			wait = time.Millisecond
+		case since < handEvery:
+			wait = handEvery - since
+		default:
+			x.progress()
+			x.batch.Backlog = x.backlog()
+			select {
+			case x.out <- x.batch:
+				x.batch, x.lastHand = x.fresh(), now
+			default:
+				wait = time.Millisecond // the log is busy: more goes into this batch meanwhile
+			}
+		}
+	}
+	if err := x.tell(now, false); err != nil {
+		x.err = err
+		return 0
+	}
+	return wait
+}
+
+func (x *session) backlog() eventlog.LSN {
+	if r := eventlog.LSN(x.received.Load()); x.walEnd > r {
+		return x.walEnd - r
+	}
+	return 0
+}
+
+// progress notes that nothing is outstanding up to the last keepalive.
+func (x *session) progress() {
+	if !x.inTx && x.skipped > x.lastEnd {
+		x.batch.Add(eventlog.Item{Kind: eventlog.ItemProgress, EndLSN: x.skipped, Timeline: x.server.timelineOf(x.skipped)})
+		x.lastEnd = x.skipped
+	}
+}
+
+// hand gives a full batch away, however long that takes; the source hears from us meanwhile.
+func (x *session) hand() error {
+	x.batch.Backlog = x.backlog()
+	tick := time.NewTicker(statusEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case x.out <- x.batch:
+			x.batch, x.lastHand = x.fresh(), time.Now()
+			return nil
+		case <-tick.C:
+			if err := x.tell(time.Now(), false); err != nil {
+				return err
+			}
+		case <-x.ctx.Done():
+			x.done = true
+			return nil
+		}
+	}
+}
+
+// tell sends a standby status update if one is due (PostgreSQL manual, Streaming Replication Protocol).
+func (x *session) tell(now time.Time, must bool) error {
+	flushed := eventlog.LSN(x.flushed.Load())
+	since := now.Sub(x.lastTold)
+	if !must && since < aliveEvery && (flushed == x.told || since < statusEvery) {
+		return nil
+	}
+	x.lastTold, x.told = now, flushed
+	write := max(eventlog.LSN(x.received.Load()), flushed)
+	b := make([]byte, 0, 34)
+	b = append(b, 'r')
+	b = binary.BigEndian.AppendUint64(b, uint64(write))
+	b = binary.BigEndian.AppendUint64(b, uint64(flushed))
+	b = binary.BigEndian.AppendUint64(b, uint64(flushed))
+	b = binary.BigEndian.AppendUint64(b, uint64(now.UnixMicro()-946684800*1000000))
+	b = append(b, 0)
+	_ = x.net.SetWriteDeadline(now.Add(30 * time.Second))
+	f := x.repl.Frontend()
+	f.Send(&pgproto3.CopyData{Data: b})
+	if err := f.Flush(); err != nil {
+		return fmt.Errorf("send a status update to the source: %w", err)
+	}
+	return nil
+}
+
+func (x *session) fresh() *eventlog.Batch {
+	select {
+	case b := <-x.free:
+		b.Reset()
+		return b
+	default:
+		return eventlog.NewBatch(func(b *eventlog.Batch) {
+			select {
+			case x.free <- b:
+			default:
+			}
+		})
+	}
+}
+
+// data takes one CopyData message: XLogData or a keepalive.
+func (x *session) data(b []byte, current map[uint32]bool) error {
+	c := cursor{b: b}
+	switch c.u8() {
+	case 'w':
+		c.u64()
+		end := eventlog.LSN(c.u64())
+		c.u64()
+		if c.bad || len(c.b) == 0 {
+			return errMalformed
+		}
+		if end > x.walEnd {
+			x.walEnd = end
+			x.serverAt.Store(uint64(end))
+		}
+		return x.message(c.b, current)
+	case 'k':
+		end, _, reply := eventlog.LSN(c.u64()), c.u64(), c.u8()
+		if c.bad {
+			return errMalformed
+		}
+		x.lastSeen.Store(time.Now().UnixNano())
+		if end > x.walEnd {
+			x.walEnd = end
+			x.serverAt.Store(uint64(end))
+		}
+		if !x.inTx && end > x.skipped {
+			x.skipped = end
+			if end > eventlog.LSN(x.received.Load()) {
+				x.received.Store(uint64(end))
+			}
+		}
+		if reply != 0 {
+			return x.tell(time.Now(), true)
+		}
+		return nil
+	}
+	return errMalformed
+}
+
+// message takes one message of pgoutput.
+func (x *session) message(b []byte, current map[uint32]bool) error {
+	kind := b[0]
+	switch kind {
+	case 'I', 'U', 'D':
+		if !x.inTx || len(b) < 5 {
+			return errMalformed
+		}
+		rel := x.relations[binary.BigEndian.Uint32(b[1:])]
+		if rel == nil {
+			return fmt.Errorf("row change of a relation that the source did not describe: %w", errMalformed)
+		}
+		it, err := decodeChange(kind, x.batch.Copy(b[5:]), rel, x.batch)
+		if err != nil {
+			return err
+		}
+		x.batch.Add(it)
+		if x.batch.Bytes() >= x.cfg.MaxBatchBytes {
+			return x.hand()
+		}
+		return nil
+	}
+	c := cursor{b: b[1:]}
+	switch kind {
+	case 'B':
+		lsn, at, xid := eventlog.LSN(c.u64()), c.time(), c.u32()
+		if c.bad || x.inTx {
+			return errMalformed
+		}
+		x.inTx = true
+		x.batch.Add(eventlog.Item{Kind: eventlog.ItemBegin, CommitLSN: lsn, Time: at, XID: xid, Timeline: x.server.timelineOf(lsn)})
+	case 'C':
+		c.u8()
+		c.u64()
+		end := eventlog.LSN(c.u64())
+		if c.bad || !x.inTx {
+			return errMalformed
+		}
+		x.inTx = false
+		if n := len(x.batch.Items); n > 0 && x.batch.Items[n-1].Kind == eventlog.ItemBegin { // nothing of ours in it
+			x.batch.Items[n-1] = eventlog.Item{Kind: eventlog.ItemProgress, EndLSN: end, Timeline: x.batch.Items[n-1].Timeline}
+		} else {
+			x.batch.Add(eventlog.Item{Kind: eventlog.ItemCommit, EndLSN: end})
+		}
+		x.lastEnd = end
+		x.received.Store(uint64(end))
+		x.lastSeen.Store(time.Now().UnixNano())
+		if x.batch.Bytes() >= x.cfg.MaxBatchBytes {
+			return x.hand()
+		}
+	case 'R':
+		m, err := decodeRelation(b[1:])
+		if err != nil {
+			return err
+		}
+		return x.relation(m, current)
+	case 'T':
+		n, _ := int(c.u32()), c.u8()
+		for i := 0; i < n && !c.bad; i++ {
+			rel := x.relations[c.u32()]
+			if rel == nil || c.bad {
+				return fmt.Errorf("TRUNCATE of a relation that the source did not describe: %w", errMalformed)
+			}
+			x.batch.Add(eventlog.Item{Kind: eventlog.ItemChange, Op: eventlog.OpTruncate, Relation: rel})
+		}
+		if c.bad {
+			return errMalformed
+		}
+	case 'M':
+		flags, _, prefix := c.u8(), c.u64(), c.str()
+		content := c.take(int(c.u32()))
+		if c.bad {
+			return errMalformed
+		}
+		if flags&1 == 0 || !x.inTx {
+			return nil // not transactional: anybody may send one, and it belongs to no row
+		}
+		if prefix == "backstory" || prefix == "_bemi" {
+			x.batch.Add(eventlog.Item{Kind: eventlog.ItemMessage, Text: x.batch.Copy(content)})
+		}
+	case 'Y', 'O':
+		// the name of a type, and the origin of a transaction: the catalogue tells the one, nobody asks for the other
+	default:
+		return fmt.Errorf("message %q: %w", kind, errMalformed)
+	}
+	return nil
+}
+
+// relation takes the description of a table, which comes before its first row in a session and after its shape changed.
+func (x *session) relation(m *relationMessage, current map[uint32]bool) error {
+	r := &eventlog.Relation{OID: m.oid, Schema: m.schema, Name: m.name, ReplicaIdentity: m.identity}
+	if cap, ok := x.captured[m.oid]; ok {
+		r.Complete, r.InsertOnly = cap.Complete, cap.InsertOnly
+	}
+	if err := describe(x.ctx, x.sql, r, m.columns); err != nil {
+		if !errors.Is(err, errGone) {
+			return err
+		}
+		if old := x.relations[m.oid]; old != nil && sameNames(old, m) {
+			current[m.oid] = true
+			return nil // dropped since; its shape was this one
+		}
+		x.cfg.Logger.Warn("a table was dropped before its rows were read; types are taken from the stream", "relation", r.String())
+		for i, c := range m.columns {
+			t, ok := eventlog.TypeKind(c.typeOID)
+			if !ok {
+				t = eventlog.Type{OID: c.typeOID, Name: "text"}
+			}
+			r.Columns = append(r.Columns, eventlog.Column{Name: c.name, Type: t, Identity: c.identity})
+			if c.identity && m.identity == 'd' {
+				r.Key = append(r.Key, i)
+			}
+		}
+	}
+	if old := x.relations[m.oid]; old == nil || !old.SameShape(r) {
+		x.relations[m.oid] = r
+	}
+	current[m.oid] = true
+	return nil
+}
+
+func sameNames(r *eventlog.Relation, m *relationMessage) bool {
+	if len(r.Columns) != len(m.columns) || r.ReplicaIdentity != m.identity {
+		return false
+	}
+	for i, c := range m.columns {
+		if r.Columns[i].Name != c.name || r.Columns[i].Type.OID != c.typeOID {
+			return false
+		}
+	}
+	return true
+}
+
+// senderTimeout reads wal_sender_timeout, for those who ask why a slot is still in use.
+func senderTimeout(v string) time.Duration {
+	for unit, d := range map[string]time.Duration{"ms": time.Millisecond, "s": time.Second, "min": time.Minute, "h": time.Hour} {
+		if n, err := strconv.Atoi(strings.TrimSuffix(v, unit)); err == nil && strings.HasSuffix(v, unit) {
+			return time.Duration(n) * d
+		}
+	}
+	return 0
+}

@@ -1,0 +1,113 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Captured is a table that is captured, in its present shape.
+type Captured struct {
+	*Relation
+	SinceLSN LSN // from where on its changes are in the stream
+}
+
+// Captured gives the tables that are captured, by name.
+func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
+	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, identity, insert_only, complete, (since_lsn - '0/0')::bigint
+		FROM backstory.captured ORDER BY schema, name`)
+	if err != nil {
+		return nil, fmt.Errorf("read the captured tables: %w", err)
+	}
+	defer rows.Close()
+	var out []Captured
+	for rows.Next() {
+		r := &Relation{}
+		var oid, since int64
+		var cols, ident string
+		var key []int32
+		if err := rows.Scan(&oid, &r.Schema, &r.Name, &cols, &key, &ident, &r.InsertOnly, &r.Complete, &since); err != nil {
+			return nil, fmt.Errorf("read the captured tables: %w", err)
+		}
+		if err := json.Unmarshal([]byte(cols), &r.Columns); err != nil {
+			return nil, fmt.Errorf("read the captured tables: %w", err)
+		}
+		for _, k := range key {
+			r.Key = append(r.Key, int(k))
+		}
+		r.OID, r.ReplicaIdentity = uint32(oid), ident[0]
+		out = append(out, Captured{r, LSN(since)})
+	}
+	return out, rows.Err()
+}
+
+// SetCaptured records the tables that are captured; others are forgotten (their history stays).
+func (l *Log) SetCaptured(ctx context.Context, tables []Captured) error {
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error { return setCaptured(ctx, tx, tables) })
+	if err != nil {
+		return fmt.Errorf("record the captured tables: %w", err)
+	}
+	return nil
+}
+
+func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
+	oids := []int64{}
+	for _, c := range tables {
+		cols, err := json.Marshal(c.Columns)
+		if err != nil {
+			return err
+		}
+		key := make([]int32, len(c.Key))
+		for i, k := range c.Key {
+			key[i] = int32(k)
+		}
+		oids = append(oids, int64(c.OID))
+		_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, identity, insert_only, complete, since_lsn)
+			VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9)
+			ON CONFLICT (oid) DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, identity = $6, insert_only = $7,
+				complete = $8, since_lsn = $9`,
+			int64(c.OID), c.Schema, c.Name, string(cols), key, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String())
+		if err != nil {
+			return err
+		}
+	}
+	_, err := tx.Exec(ctx, `DELETE FROM backstory.captured WHERE NOT oid::bigint = ANY ($1)`, oids)
+	return err
+}
+
+// Begin ties a new log to its source: from start on, everything is in the log. It is an error if the log has a source.
+func (l *Log) Begin(ctx context.Context, h Head, tables []Captured) error {
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO backstory.head (epoch, position, written, seal, system_id, database, incarnation, timeline, end_lsn, commit_lsn, slot)
+			VALUES (0, 0, 0, $1, $2, $3, $4, $5, $6, '0/0', $7)`,
+			genesis(h.SystemID, h.Database), h.SystemID, h.Database, h.Incarnation, int64(h.Timeline), h.EndLSN.String(), h.Slot)
+		if err != nil {
+			return err
+		}
+		return setCaptured(ctx, tx, tables)
+	})
+	if err != nil {
+		return fmt.Errorf("tie the event log to its source: %w", err)
+	}
+	return nil
+}
+
+// AcceptGap lets the log go on after a gap, from another point of the source. Rows of before may have changed or vanished
+// unseen, so no table counts as complete any more.
+func (l *Log) AcceptGap(ctx context.Context, h Head) error {
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE backstory.head SET epoch = epoch + 1, gap = NULL, incarnation = incarnation + 1, system_id = $1, database = $2,
+			timeline = $3, end_lsn = $4, commit_lsn = '0/0', slot = $5, updated_at = now()`, h.SystemID, h.Database, int64(h.Timeline), h.EndLSN.String(), h.Slot)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE backstory.captured SET complete = false`)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("accept the gap: %w", err)
+	}
+	return nil
+}

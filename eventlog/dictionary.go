@@ -1,0 +1,249 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// source is a row of backstory.source.
+type source struct {
+	id                 int
+	systemID, database string
+	incarnation        int
+	timeline           uint32
+	tag                uint32
+}
+
+// aggregate is a row of backstory.aggregate.
+type aggregate struct {
+	id     int32
+	name   string
+	idType string
+}
+
+// kind is a row of backstory.kind: what an event shares with others.
+type kind struct {
+	id           int32
+	source       *source
+	relation     *Relation
+	relationID   int
+	aggregate    *aggregate
+	typ          string
+	op           Op
+	quiet        bool
+	rulesVersion int
+}
+
+// dictionary holds the small tables that events refer to by number. Their rows never change, so a copy never goes stale;
+// it is only read again when a number is met that it does not have.
+type dictionary struct {
+	log *Log
+
+	mu         sync.Mutex // guards the following
+	sources    map[int]*source
+	aggregates map[int32]*aggregate
+	relations  map[int]*Relation
+	kinds      map[int32]*kind
+}
+
+func newDictionary(l *Log) *dictionary {
+	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, kinds: map[int32]*kind{}}
+}
+
+// reset forgets everything, after rows that were not yet final have been taken back.
+func (d *dictionary) reset() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.sources)
+	clear(d.aggregates)
+	clear(d.relations)
+	clear(d.kinds)
+}
+
+// cached finds a kind by number among those already read, or nil.
+func (d *dictionary) cached(id int32) *kind {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.kinds[id]
+}
+
+// kind finds a kind by number.
+func (d *dictionary) kind(ctx context.Context, id int32) (*kind, error) {
+	if k := d.cached(id); k != nil {
+		return k, nil
+	}
+	if err := d.load(ctx); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if k := d.kinds[id]; k != nil {
+		return k, nil
+	}
+	return nil, fmt.Errorf("the event log is damaged: an event refers to kind %d, which does not exist", id)
+}
+
+// aggregate finds an aggregate by number, or nil.
+func (d *dictionary) aggregate(id int32) *aggregate {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.aggregates[id]
+}
+
+// aggregateNamed finds an aggregate by name, or nil.
+func (d *dictionary) aggregateNamed(name string) *aggregate {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, a := range d.aggregates {
+		if a.name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+// load reads what is new in the small tables.
+func (d *dictionary) load(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := pgx.BeginTxFunc(ctx, d.log.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
+		func(tx pgx.Tx) error { return d.loadLocked(ctx, tx) })
+	if err != nil {
+		return fmt.Errorf("read the log's dictionary: %w", err)
+	}
+	return nil
+}
+
+func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
+	rows, err := p.Query(ctx, `SELECT id, system_id, database, incarnation, timeline, tag FROM backstory.source WHERE NOT id = ANY($1)`, keys(d.sources))
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		s := &source{}
+		var tl, tag int64
+		if err := rows.Scan(&s.id, &s.systemID, &s.database, &s.incarnation, &tl, &tag); err != nil {
+			return err
+		}
+		s.timeline, s.tag = uint32(tl), uint32(tag)
+		d.sources[s.id] = s
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	rows, err = p.Query(ctx, `SELECT id, name, id_type FROM backstory.aggregate WHERE NOT id = ANY($1)`, keys(d.aggregates))
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		a := &aggregate{}
+		if err := rows.Scan(&a.id, &a.name, &a.idType); err != nil {
+			return err
+		}
+		d.aggregates[a.id] = a
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1)`, keys(d.relations))
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		r := &Relation{}
+		var id int
+		var oid int64
+		var cols, ident string
+		var key []int32
+		if err := rows.Scan(&id, &oid, &r.Schema, &r.Name, &cols, &key, &ident, &r.InsertOnly, &r.Complete); err != nil {
+			return err
+		}
+		if err := json.Unmarshal([]byte(cols), &r.Columns); err != nil {
+			return fmt.Errorf("relation %d: %w", id, err)
+		}
+		for _, k := range key {
+			r.Key = append(r.Key, int(k))
+		}
+		r.OID, r.ReplicaIdentity = uint32(oid), ident[0]
+		d.relations[id] = r
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	rows, err = p.Query(ctx, `SELECT id, source, coalesce(relation, 0), aggregate, type, op, quiet, rules_version FROM backstory.kind WHERE NOT id = ANY($1)`, keys(d.kinds))
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		k := &kind{}
+		var src int
+		var agg int32
+		var op string
+		if err := rows.Scan(&k.id, &src, &k.relationID, &agg, &k.typ, &op, &k.quiet, &k.rulesVersion); err != nil {
+			return err
+		}
+		k.op, k.source, k.aggregate, k.relation = Op(op[0]), d.sources[src], d.aggregates[agg], d.relations[k.relationID]
+		d.kinds[k.id] = k
+	}
+	return rows.Err()
+}
+
+func keys[K comparable, V any](m map[K]V) []K {
+	out := make([]K, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	return out
+}
+
+// Aggregates gives the names of all aggregates in the log.
+func (l *Log) Aggregates(ctx context.Context) ([]string, error) {
+	if err := l.dict.load(ctx); err != nil {
+		return nil, err
+	}
+	l.dict.mu.Lock()
+	defer l.dict.mu.Unlock()
+	var out []string
+	for _, a := range l.dict.aggregates {
+		out = append(out, a.name)
+	}
+	return out, nil
+}
+
+// RelationVersion is one version of a captured table in the schema history.
+type RelationVersion struct {
+	ID int
+	*Relation
+	AfterLSN, AtLSN LSN // it holds from some point after AfterLSN, from AtLSN at the latest
+}
+
+// Relations gives the schema history, oldest first.
+func (l *Log) Relations(ctx context.Context) ([]RelationVersion, error) {
+	if err := l.dict.load(ctx); err != nil {
+		return nil, err
+	}
+	rows, err := l.pool.Query(ctx, `SELECT id, (after_lsn - '0/0')::bigint, (at_lsn - '0/0')::bigint FROM backstory.relation ORDER BY id`)
+	if err != nil {
+		return nil, fmt.Errorf("read the schema history: %w", err)
+	}
+	defer rows.Close()
+	var out []RelationVersion
+	l.dict.mu.Lock()
+	defer l.dict.mu.Unlock()
+	for rows.Next() {
+		var v RelationVersion
+		var after, at int64
+		if err := rows.Scan(&v.ID, &after, &at); err != nil {
+			return nil, fmt.Errorf("read the schema history: %w", err)
+		}
+		v.AfterLSN, v.AtLSN = LSN(after), LSN(at)
+		if v.Relation = l.dict.relations[v.ID]; v.Relation != nil {
+			out = append(out, v)
+		}
+	}
+	return out, rows.Err()
+}

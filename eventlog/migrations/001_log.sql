@@ -1,0 +1,209 @@
+-- The event log. Design and figures: package eventlog, doc.go.
+CREATE SCHEMA IF NOT EXISTS backstory;
+
+CREATE TABLE backstory.migration (
+  number     int PRIMARY KEY,
+  applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Where events come from: one row per lineage (system, database, incarnation) and timeline. tag is the part of the
+-- event id that keeps lineages apart.
+CREATE TABLE backstory.source (
+  id          int PRIMARY KEY,
+  system_id   text NOT NULL,
+  database    text NOT NULL,
+  incarnation int NOT NULL,
+  timeline    bigint NOT NULL,
+  tag         int NOT NULL UNIQUE,
+  sealed_at   bigint NOT NULL,
+  UNIQUE (system_id, database, incarnation, timeline)
+);
+
+-- Schema history: every version of a captured table. It holds from some point after after_lsn, and at at_lsn at the
+-- latest (the stream tells of a change of shape only with the next row).
+CREATE TABLE backstory.relation (
+  id          int PRIMARY KEY,
+  oid         oid NOT NULL,
+  schema      text NOT NULL,
+  name        text NOT NULL,
+  columns     json NOT NULL,
+  key         int[] NOT NULL,
+  identity    text NOT NULL,
+  insert_only boolean NOT NULL,
+  complete    boolean NOT NULL,
+  after_lsn   pg_lsn NOT NULL,
+  at_lsn      pg_lsn NOT NULL,
+  sealed_at   bigint NOT NULL
+);
+
+CREATE TABLE backstory.aggregate (
+  id        int PRIMARY KEY,
+  name      text NOT NULL UNIQUE,
+  id_type   text NOT NULL,       -- of its entities' keys: bigint for every integer key, the key's own type, or text
+  sealed_at bigint NOT NULL
+);
+
+-- What events have in common, so that the event itself stays small.
+CREATE TABLE backstory.kind (
+  id            int PRIMARY KEY,
+  source        int NOT NULL REFERENCES backstory.source,
+  relation      int REFERENCES backstory.relation,
+  aggregate     int NOT NULL REFERENCES backstory.aggregate,
+  type          text NOT NULL,
+  op            text NOT NULL,
+  quiet         boolean NOT NULL,
+  rules_version int NOT NULL,
+  sealed_at     bigint NOT NULL
+);
+
+CREATE TABLE backstory.event (
+  position    bigint NOT NULL,
+  kind        int NOT NULL,
+  stream      int NOT NULL,      -- aggregate.id
+  id          bigint NOT NULL,   -- the entity's key where that is an integer, otherwise key_hash(id_text)
+  id_text     text,              -- NULL where the key is an integer
+  row_id      bigint,            -- identity of the row where it is not the entity's key (REPLICA IDENTITY USING INDEX)
+  row_text    text,
+  old_id      bigint,            -- the entity's key before, where this event changed it
+  old_text    text,
+  occurred_at timestamptz NOT NULL,
+  commit_lsn  pg_lsn NOT NULL,
+  xid         bigint NOT NULL,
+  change      bigint NOT NULL,
+  part        int NOT NULL,
+  data        json,
+  before      json,
+  rest        json,              -- the unchanged attributes, on some updates: so no look-up folds a history
+  meta        json,              -- what is known of this event alone: first_seen, unknown …
+  seal        bytea              -- on the last event of each append: SHA-256 over what was appended and the seal before
+) PARTITION BY RANGE (position);
+
+-- Who and why, by ranges of positions. The latest range that begins at or before an event and ends at or after it holds.
+CREATE TABLE backstory.context (
+  first_position bigint NOT NULL,
+  last_position  bigint NOT NULL,
+  sealed_at      bigint NOT NULL,
+  metadata       json NOT NULL
+);
+CREATE UNIQUE INDEX context_first ON backstory.context (first_position);
+CREATE INDEX context_sealed ON backstory.context USING brin (sealed_at);
+
+-- The end of the log, and how far the source is in it. Readers see events up to head.position and nothing beyond it;
+-- the writer moves it by compare-and-set on (epoch, position).
+CREATE TABLE backstory.head (
+  one         boolean PRIMARY KEY DEFAULT true CHECK (one),
+  epoch       bigint NOT NULL,
+  position    bigint NOT NULL,
+  written     bigint NOT NULL,   -- rows exist up to here: beyond position, parts of a transaction still coming in
+  seal        bytea NOT NULL,
+  system_id   text NOT NULL,
+  database    text NOT NULL,
+  incarnation int NOT NULL,
+  timeline    bigint NOT NULL,
+  end_lsn     pg_lsn NOT NULL,   -- everything before it is in the log
+  commit_lsn  pg_lsn NOT NULL,   -- of the last transaction in the log
+  occurred_at timestamptz,       -- its commit time
+  slot        text NOT NULL,
+  gap         text,              -- why the log must not go on without a person's word
+  updated_at  timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+
+-- The tables that are captured, in their present shape, and whether the log has every row of them. Not history: it is
+-- brought up to date by init and by the sidecar.
+CREATE TABLE backstory.captured (
+  oid         oid PRIMARY KEY,
+  schema      text NOT NULL,
+  name        text NOT NULL,
+  columns     json NOT NULL,
+  key         int[] NOT NULL,
+  identity    text NOT NULL,
+  insert_only boolean NOT NULL,
+  complete    boolean NOT NULL,
+  since_lsn   pg_lsn NOT NULL
+);
+
+-- How far each named reader (reactor, projection) is finished.
+CREATE TABLE backstory.checkpoint (
+  name       text PRIMARY KEY,
+  position   bigint NOT NULL,
+  epoch      bigint NOT NULL DEFAULT 0,
+  paused     boolean NOT NULL DEFAULT false,
+  error      text,
+  failed_at  timestamptz,
+  updated_at timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+
+CREATE FUNCTION backstory.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF current_setting('backstory.maintenance', true) = 'on' THEN
+    IF TG_LEVEL = 'STATEMENT' THEN RETURN NULL; END IF;
+    IF TG_OP = 'DELETE' THEN RETURN OLD; END IF;
+    RETURN NEW;
+  END IF;
+  RAISE EXCEPTION 'the event log is append-only: % on %.% refused', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME
+    USING ERRCODE = 'insufficient_privilege',
+          HINT = 'To add a fact, append an event. To erase a person''s data, use backstory forget.';
+END $$;
+
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON backstory.event FOR EACH ROW EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON backstory.event FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.context FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.kind FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.relation FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.aggregate FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.source FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+
+-- The writer's step: moves the head, or fails where another writer has moved it.
+CREATE FUNCTION backstory.advance(of_epoch bigint, from_written bigint, to_position bigint, to_written bigint, new_seal bytea,
+  new_timeline bigint, new_end pg_lsn, new_commit pg_lsn, new_occurred timestamptz) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  UPDATE backstory.head SET position = to_position, written = to_written, seal = new_seal, timeline = new_timeline,
+    end_lsn = new_end, commit_lsn = new_commit, occurred_at = new_occurred, updated_at = clock_timestamp()
+  WHERE one AND epoch = of_epoch AND written = from_written;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'another backstory has taken over the event log' USING ERRCODE = 'BS001';
+  END IF;
+END $$;
+
+-- The event's id: a UUID (version 8) that is a function of where the event comes from, and from which that place can be
+-- read again: tag 24 bits, commit LSN 56, change 34, part 8.
+CREATE FUNCTION backstory.event_id(tag int, commit_lsn pg_lsn, change bigint, part int) RETURNS uuid
+LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
+  SELECT (lpad(to_hex((tag::bigint << 40) | (((l >> 32) & 16777215) << 16) | 32768 | ((l >> 20) & 4095)), 16, '0') ||
+          to_hex((-9223372036854775808)::bigint | ((l & 1048575) << 42) | (change << 8) | part))::uuid
+  FROM (SELECT (commit_lsn OPERATOR(pg_catalog.-) '0/0'::pg_lsn)::bigint AS l) x
+$$;
+
+-- The number under which a key that is not an integer is indexed.
+CREATE FUNCTION backstory.key_hash(key text) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
+  SELECT ('x' || substr(md5(key), 1, 16))::bit(64)::bigint
+$$;
+
+CREATE VIEW backstory.events AS
+SELECT e.position,
+       backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS id,
+       a.name AS aggregate,
+       coalesce(e.id_text, e.id::text) AS aggregate_id,
+       k.type,
+       CASE k.op WHEN 'i' THEN 'insert' WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' WHEN 't' THEN 'truncate'
+                 WHEN 'b' THEN 'import' WHEN 'n' THEN 'note' WHEN 'g' THEN 'gap' END AS op,
+       e.data, e.before,
+       CASE WHEN e.meta IS NULL THEN c.metadata WHEN c.metadata IS NULL THEN e.meta
+            ELSE (c.metadata::jsonb || e.meta::jsonb)::json END AS metadata,
+       e.occurred_at,
+       CASE WHEN r.id IS NOT NULL THEN r.schema || '.' || r.name END AS relation,
+       CASE WHEN r.id IS NOT NULL THEN coalesce(e.id_text, e.id::text) END AS key,
+       k.source, e.xid, e.commit_lsn, e.change, e.part,
+       k.relation AS schema_version, k.rules_version, k.quiet
+FROM backstory.event e
+JOIN backstory.kind k ON k.id = e.kind
+JOIN backstory.aggregate a ON a.id = e.stream
+JOIN backstory.source s ON s.id = k.source
+LEFT JOIN backstory.relation r ON r.id = k.relation
+LEFT JOIN LATERAL (
+  SELECT x.last_position, x.metadata FROM backstory.context x
+  WHERE x.first_position <= e.position ORDER BY x.first_position DESC LIMIT 1
+) c ON c.last_position >= e.position
+WHERE e.position <= (SELECT h.position FROM backstory.head h);
+
+CREATE TRIGGER append_only INSTEAD OF INSERT OR UPDATE OR DELETE ON backstory.events FOR EACH ROW EXECUTE FUNCTION backstory.refuse();

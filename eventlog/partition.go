@@ -1,0 +1,154 @@
+package eventlog
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// partition is one table of events by position. While the writer is far behind, the newest partition has only a block range
+// index and gets its b-trees when it is full or the writer has caught up: building them at once costs a third of
+// inserting row by row.
+type partition struct {
+	first, last Position // last is inclusive
+	indexed     bool
+}
+
+func (p *partition) name() string { return fmt.Sprintf("event_p%d", p.first) }
+
+// partitions reads what partitions there are, in order.
+func (l *Log) partitions(ctx context.Context, q interface {
+	Query(context.Context, string, ...any) (pgx.Rows, error)
+}) ([]*partition, error) {
+	rows, err := q.Query(ctx, `
+		SELECT (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''?(\d+)''?\) TO \(''?(\d+)''?\)'))[1]::bigint,
+		       (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''?(\d+)''?\) TO \(''?(\d+)''?\)'))[2]::bigint - 1,
+		       EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisunique AND x.indisvalid)
+		FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+		WHERE i.inhparent = 'backstory.event'::regclass ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("read the log's partitions: %w", err)
+	}
+	defer rows.Close()
+	var out []*partition
+	for rows.Next() {
+		p := &partition{}
+		if err := rows.Scan(&p.first, &p.last, &p.indexed); err != nil {
+			return nil, fmt.Errorf("read the log's partitions: %w", err)
+		}
+		out = append(out, p)
+	}
+	return out, rows.Err()
+}
+
+// createPartition makes the partition that begins at first. It attaches rather than creates in place, since CREATE TABLE …
+// PARTITION OF would wait for every reader (PostgreSQL manual, Table Partitioning).
+func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Position) (*partition, error) {
+	p := &partition{first: first, last: first + Position(l.cfg.PartitionEvents) - 1}
+	n := "backstory." + p.name()
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, q := range []string{
+			fmt.Sprintf(`CREATE TABLE %s (LIKE backstory.event INCLUDING DEFAULTS, CHECK (position >= %d AND position <= %d))`, n, p.first, p.last),
+			fmt.Sprintf(`ALTER TABLE %s SET (toast_tuple_target = 4080)`, n),
+			fmt.Sprintf(`CREATE INDEX ON %s USING brin (position, commit_lsn, occurred_at) WITH (pages_per_range = 32)`, n),
+			fmt.Sprintf(`CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse()`, n),
+			fmt.Sprintf(`ALTER TABLE backstory.event ATTACH PARTITION %s FOR VALUES FROM (%d) TO (%d)`, n, p.first, p.last+1),
+		} {
+			if _, err := tx.Exec(ctx, q); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create a partition of the event log: %w", err)
+	}
+	return p, nil
+}
+
+// index gives a partition its b-tree indexes: by position, by entity, by what the entity was called before, by row where
+// that is not the entity; and one per aggregate whose key is not an integer, in the key's own type.
+func (l *Log) index(ctx context.Context, conn *pgx.Conn, p *partition) error {
+	n := p.name()
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, q := range []string{
+			`SET LOCAL maintenance_work_mem = '128MB'`,
+			fmt.Sprintf(`CREATE UNIQUE INDEX ON backstory.%s (position)`, n),
+			fmt.Sprintf(`CREATE INDEX ON backstory.%s (stream, id, position)`, n),
+			fmt.Sprintf(`CREATE INDEX ON backstory.%s (stream, old_id, position) WHERE old_id IS NOT NULL`, n),
+			fmt.Sprintf(`CREATE INDEX ON backstory.%s (stream, row_id, position) WHERE row_id IS NOT NULL`, n),
+		} {
+			if _, err := tx.Exec(ctx, q); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("index a partition of the event log: %w", err)
+	}
+	p.indexed = true
+	if err := l.dict.load(ctx); err != nil {
+		return err
+	}
+	l.dict.mu.Lock()
+	var aggs []*aggregate
+	for _, a := range l.dict.aggregates {
+		aggs = append(aggs, a)
+	}
+	l.dict.mu.Unlock()
+	for _, a := range aggs {
+		if err := l.indexKey(ctx, conn, p, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// indexKey adds the index by which the view of an aggregate whose key is not an integer is joined. A type whose text form
+// is not immutable cannot have one; its view then offers the key as text.
+func (l *Log) indexKey(ctx context.Context, conn *pgx.Conn, p *partition, a *aggregate) error {
+	if a.idType == "bigint" || !p.indexed {
+		return nil
+	}
+	_, err := conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %s ON backstory.%s ((id_text::%s), position) WHERE stream = %d`,
+		QuoteIdent(fmt.Sprintf("%s_key_%d", p.name(), a.id)), p.name(), a.idType, a.id))
+	if err != nil {
+		return fmt.Errorf("index the keys of %s: %w", a.name, err)
+	}
+	return nil
+}
+
+// createView makes the aggregate's view in the shape of an event table, order_events(id, event_id, aggregate_id, type,
+// data, metadata, created_at): id is the position, so that the last one is the newest.
+func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) error {
+	id := "e.id"
+	if a.idType != "bigint" {
+		id = "e.id_text::" + a.idType
+	}
+	name := snake(a.name) + "_events"
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE VIEW backstory.%[1]s AS
+			SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %[2]s AS aggregate_id, k.type, e.data, e.before,
+			       CASE WHEN e.meta IS NULL THEN c.metadata WHEN c.metadata IS NULL THEN e.meta ELSE (c.metadata::jsonb || e.meta::jsonb)::json END AS metadata,
+			       e.occurred_at AS created_at
+			FROM backstory.event e
+			JOIN backstory.kind k ON k.id = e.kind
+			JOIN backstory.source s ON s.id = k.source
+			LEFT JOIN LATERAL (SELECT x.last_position, x.metadata FROM backstory.context x
+				WHERE x.first_position <= e.position ORDER BY x.first_position DESC LIMIT 1) c ON c.last_position >= e.position
+			WHERE e.stream = %[3]d AND e.position <= (SELECT h.position FROM backstory.head h) AND NOT k.quiet`,
+			QuoteIdent(name), id, a.id))
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE TRIGGER append_only INSTEAD OF INSERT OR UPDATE OR DELETE ON backstory.%s
+			FOR EACH ROW EXECUTE FUNCTION backstory.refuse()`, QuoteIdent(name)))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("create the view %s: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,303 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Selection says which events, in which order. The zero value selects the whole log, oldest first, without quiet events.
+type Selection struct {
+	After      Position // only later events
+	Until      Position // only this one and earlier; 0 means the head at the start of reading
+	Aggregates []string // only these
+	EntityID   string   // with exactly one aggregate: only this entity, by its id; events that moved it away count too
+	Types      []string // only these
+	Relations  []string // only row changes of these tables, public.orders
+	Ops        []Op     // only these
+	Quiet      bool     // quiet events too
+	Newest     bool     // newest first
+	Limit      int      // at most so many; 0 means all
+	// NoMetadata leaves Event.Metadata to what is known of the event alone, for readers that do not want who and why.
+	NoMetadata bool
+	// Unpublished reads beyond the head, as the writer does.
+	unpublished bool
+}
+
+// windowEvents is how many positions one statement reads, so that no statement on the log is a long one (G11).
+const windowEvents = 128 << 10
+
+// errStop ends a scan early.
+var errStop = errors.New("stop")
+
+// Read calls f for each selected event. The event is valid until f returns. An error of f ends the reading and is returned.
+func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) error {
+	if sel.Until == 0 {
+		h, err := l.Head(ctx)
+		if err != nil {
+			return err
+		}
+		sel.Until = h.Position
+	}
+	if err := l.dict.load(ctx); err != nil {
+		return err
+	}
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to the event log: %w", ConnError(err))
+	}
+	defer conn.Release()
+	left := sel.Limit
+	count := func(e *Event) error {
+		if err := f(e); err != nil {
+			return err
+		}
+		if left--; left == 0 {
+			return errStop
+		}
+		return nil
+	}
+	if sel.EntityID != "" {
+		return stopped(l.scan(ctx, conn.Conn(), sel, sel.After, sel.Until, sel.Limit, f))
+	}
+	window := Position(windowEvents)
+	if sel.Limit > 0 {
+		window = Position(min(windowEvents, max(1000, 4*sel.Limit)))
+	}
+	for lo, hi := sel.After, sel.Until; lo < hi; {
+		a, b := lo, min(hi, lo+window)
+		if sel.Newest {
+			a, b = max(lo, hi-window), hi
+		}
+		if err := l.scan(ctx, conn.Conn(), sel, a, b, max(left, 0), count); err != nil {
+			return stopped(err)
+		}
+		if sel.Newest {
+			hi = a
+		} else {
+			lo = b
+		}
+		window = min(windowEvents, 2*window)
+	}
+	return nil
+}
+
+func stopped(err error) error {
+	if errors.Is(err, errStop) {
+		return nil
+	}
+	return err
+}
+
+// eventColumns are what a seal covers, in this order, and what a scan reads.
+const eventColumns = `e.position, e.kind, e.stream, e.id, e.id_text, e.row_id, e.row_text, e.old_id, e.old_text, e.occurred_at, e.commit_lsn, e.xid,
+	e.change, e.part, e.data, e.before, e.rest, e.meta`
+
+// where gives the condition for a selection; the second result is false where nothing can match.
+func (l *Log) where(sel Selection, after, until Position) (string, bool) {
+	var w strings.Builder
+	fmt.Fprintf(&w, "e.position > %d AND e.position <= %d", after, until)
+	d := l.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(sel.Aggregates) > 0 || len(sel.Types) > 0 || len(sel.Relations) > 0 || len(sel.Ops) > 0 || !sel.Quiet {
+		var ids []string
+		for id, k := range d.kinds {
+			if len(sel.Aggregates) > 0 && !slices.Contains(sel.Aggregates, k.aggregate.name) ||
+				len(sel.Types) > 0 && !slices.Contains(sel.Types, k.typ) ||
+				len(sel.Relations) > 0 && (k.relation == nil || !slices.Contains(sel.Relations, k.relation.String())) ||
+				len(sel.Ops) > 0 && !slices.Contains(sel.Ops, k.op) ||
+				k.quiet && !sel.Quiet {
+				continue
+			}
+			ids = append(ids, itoa(id))
+		}
+		if len(ids) == 0 {
+			return "", false
+		}
+		if len(ids) < len(d.kinds) {
+			slices.Sort(ids)
+			fmt.Fprintf(&w, " AND e.kind = ANY ('{%s}')", strings.Join(ids, ","))
+		}
+	}
+	if sel.EntityID != "" {
+		var or []string
+		for _, a := range d.aggregates {
+			if !slices.Contains(sel.Aggregates, a.name) {
+				continue
+			}
+			hash, text := entityHash(a, sel.EntityID)
+			cond := func(id, txt string) string {
+				c := fmt.Sprintf("e.stream = %d AND e.%s = %d", a.id, id, hash)
+				if text {
+					return c + " AND e." + txt + " = " + quoteLiteral(sel.EntityID)
+				}
+				return c
+			}
+			or = append(or, "("+cond("id", "id_text")+")", "("+cond("old_id", "old_text")+")")
+		}
+		if len(or) == 0 {
+			return "", false
+		}
+		w.WriteString(" AND (" + strings.Join(or, " OR ") + ")")
+	}
+	return w.String(), true
+}
+
+// entityHash gives the number under which an entity is indexed, and whether its text is stored beside it.
+func entityHash(a *aggregate, id string) (hash int64, text bool) {
+	if a.idType == "bigint" {
+		if n, ok := parseInt([]byte(id)); ok {
+			return n, false
+		}
+	}
+	return keyHash([]byte(id)), true
+}
+
+func quoteLiteral(s string) string {
+	q := "'" + strings.ReplaceAll(s, "'", "''") + "'"
+	if strings.Contains(s, `\`) {
+		return " E" + strings.ReplaceAll(q, `\`, `\\`)
+	}
+	return q
+}
+
+// scan reads one range with one statement.
+func (l *Log) scan(ctx context.Context, conn *pgx.Conn, sel Selection, after, until Position, limit int, f func(*Event) error) error {
+	where, ok := l.where(sel, after, until)
+	if !ok {
+		return nil
+	}
+	s := scanner{log: l, ctx: ctx, f: f, contexts: !sel.NoMetadata}
+	var q strings.Builder
+	q.WriteString("COPY (SELECT " + eventColumns)
+	if s.contexts {
+		q.WriteString(", c.metadata FROM backstory.event e LEFT JOIN LATERAL (SELECT x.last_position, x.metadata FROM backstory.context x " +
+			"WHERE x.first_position <= e.position ORDER BY x.first_position DESC LIMIT 1) c ON c.last_position >= e.position")
+	} else {
+		q.WriteString(" FROM backstory.event e")
+	}
+	q.WriteString(" WHERE " + where + " ORDER BY e.position")
+	if sel.Newest {
+		q.WriteString(" DESC")
+	}
+	if limit > 0 {
+		fmt.Fprintf(&q, " LIMIT %d", limit)
+	}
+	q.WriteString(") TO STDOUT (FORMAT binary)")
+	return copyOut(ctx, conn.PgConn(), q.String(), s.emit)
+}
+
+// scanner makes events of the rows of one statement.
+type scanner struct {
+	log      *Log
+	ctx      context.Context
+	f        func(*Event) error
+	contexts bool
+	event    Event
+	merged   []byte
+	kind     *kind
+	kindID   int32
+}
+
+func i64(b []byte) int64 { return int64(binary.BigEndian.Uint64(b)) }
+func i32(b []byte) int32 { return int32(binary.BigEndian.Uint32(b)) }
+
+// pgEpoch is the zero of binary timestamps, in microseconds of Unix time.
+const pgEpoch = 946684800 * 1000000
+
+func (s *scanner) emit(_ []byte, f [][]byte) error {
+	if id := i32(f[1]); s.kind == nil || id != s.kindID {
+		k, err := s.log.dict.kind(s.ctx, id)
+		if err != nil {
+			return err
+		}
+		s.kind, s.kindID = k, id
+	}
+	k, e := s.kind, &s.event
+	e.Position = Position(i64(f[0]))
+	e.StreamID = i32(f[2])
+	e.EntityHash = i64(f[3])
+	e.Aggregate, e.Type, e.Op, e.Quiet, e.Relation = k.aggregate.name, k.typ, k.op, k.quiet, k.relation
+	e.Source, e.SchemaVersion, e.RulesVersion = k.source.id, k.relationID, k.rulesVersion
+	if f[4] != nil {
+		e.AggregateID = string(f[4])
+	} else {
+		e.AggregateID = itoa(e.EntityHash)
+	}
+	switch {
+	case f[8] != nil:
+		e.PreviousID = string(f[8])
+	case f[7] != nil:
+		e.PreviousID = itoa(i64(f[7]))
+	default:
+		e.PreviousID = ""
+	}
+	us := i64(f[9]) + pgEpoch
+	e.OccurredAt = time.UnixMicro(us).UTC()
+	e.CommitLSN = LSN(i64(f[10]))
+	e.XID = uint32(i64(f[11]))
+	e.Change, e.Part = i64(f[12]), int(i32(f[13]))
+	e.ID = makeID(k.source.tag, e.CommitLSN, e.Change, e.Part)
+	e.Data, e.Before, e.Rest, e.Metadata = f[14], f[15], f[16], f[17]
+	if s.contexts && len(f) > 18 && f[18] != nil {
+		if e.Metadata == nil {
+			e.Metadata = f[18]
+		} else {
+			s.merged = mergeObjects(s.merged[:0], f[18], e.Metadata)
+			e.Metadata = s.merged
+		}
+	}
+	return s.f(e)
+}
+
+// mergeObjects appends a JSON object with the members of a and then of b.
+func mergeObjects(dst, a, b []byte) []byte {
+	trim := func(o []byte) []byte {
+		o = []byte(strings.TrimSpace(string(o)))
+		if len(o) < 2 {
+			return nil
+		}
+		return o[1 : len(o)-1]
+	}
+	x, y := trim(a), trim(b)
+	dst = append(dst, '{')
+	dst = append(dst, x...)
+	if len(strings.TrimSpace(string(x))) > 0 && len(strings.TrimSpace(string(y))) > 0 {
+		dst = append(dst, ',')
+	}
+	dst = append(dst, y...)
+	return append(dst, '}')
+}
+
+// Get reads one event. It returns pgx.ErrNoRows in a Problem where there is none.
+func (l *Log) Get(ctx context.Context, p Position) (*Event, error) {
+	var found *Event
+	err := l.Read(ctx, Selection{After: p - 1, Until: p, Quiet: true}, func(e *Event) error { found = e.Clone(); return nil })
+	if err == nil && found == nil {
+		err = &Problem{fmt.Errorf("no event at position %d", p), "backstory log shows what there is; backstory status shows the last position."}
+	}
+	return found, err
+}
+
+// Find reads one event by its id.
+func (l *Log) Find(ctx context.Context, id ID) (*Event, error) {
+	tag, lsn, change, part := id.unpack()
+	var p *Position
+	err := l.pool.QueryRow(ctx, `SELECT e.position FROM backstory.event e JOIN backstory.kind k ON k.id = e.kind JOIN backstory.source s ON s.id = k.source
+		WHERE s.tag = $1 AND e.commit_lsn = $2::bigint::numeric + '0/0'::pg_lsn AND e.change = $3 AND e.part = $4
+		  AND e.position <= (SELECT position FROM backstory.head)`, int64(tag), int64(lsn), change, part).Scan(&p)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, &Problem{fmt.Errorf("no event with id %s", id), "backstory log --json shows the ids of events."}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find event %s: %w", id, err)
+	}
+	return l.Get(ctx, *p)
+}

@@ -1,0 +1,83 @@
+package eventlog
+
+import "strings"
+
+// Kind says how the text that Postgres prints for a value of a type is put into JSON, and back.
+// The stored form of each kind is specified beside AppendJSON.
+type Kind uint8
+
+// The kinds. A domain has the kind of its base type; every type not named here is KindText.
+const (
+	KindText        Kind = iota // a JSON string holding what Postgres prints
+	KindInt                     // int2, int4, int8, oid: a JSON number
+	KindFloat                   // float4, float8: a JSON number; NaN and ±Infinity are strings
+	KindBool                    // a JSON boolean
+	KindJSON                    // json, jsonb: nested, its text kept
+	KindTimestamp               // timestamp: ISO 8601 without zone
+	KindTimestampTZ             // timestamptz: RFC 3339 in UTC
+	KindBytea                   // bytea: a JSON string of hexadecimal digits as Postgres prints it, \x0102
+)
+
+// Type is what is known of a column's data type.
+type Type struct {
+	OID   uint32 `json:"oid"`             // of the type as the source has it, a domain's own OID included
+	Name  string `json:"name"`            // as format_type prints it, type modifier included: numeric(10,2), text[]
+	Kind  Kind   `json:"kind,omitempty"`  // of the value, or of the elements where Array is set
+	Array bool   `json:"array,omitempty"` // the value is an array of Kind
+	Delim byte   `json:"delim,omitempty"` // the array's delimiter; zero means a comma (only box uses another, ';')
+}
+
+// Column is one column of one version of a relation.
+type Column struct {
+	Name      string `json:"name"`
+	Type      Type   `json:"type"`
+	NotNull   bool   `json:"not_null,omitempty"`
+	Identity  bool   `json:"identity,omitempty"`  // part of the replica identity
+	Generated bool   `json:"generated,omitempty"` // GENERATED ALWAYS AS (…): computed by the source
+}
+
+// Relation is one version of a captured table: its shape from some position on. It is immutable once built.
+type Relation struct {
+	OID             uint32
+	Schema, Name    string
+	ReplicaIdentity byte // 'd' default (the primary key), 'i' using index, 'f' full, 'n' nothing: pg_class.relreplident
+	Columns         []Column
+	Key             []int // the primary key's columns, as indexes into Columns, in key order; empty: the table has none
+	// Complete says that every row of the table is in the log: it was empty at the slot's consistent point.
+	Complete bool
+	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
+	InsertOnly bool
+}
+
+// String gives the qualified name, public.orders, without quotes.
+func (r *Relation) String() string { return r.Schema + "." + r.Name }
+
+// IntegerKey tells whether the key is one integer column, so that entity ids are the integers themselves.
+func (r *Relation) IntegerKey() bool {
+	return len(r.Key) == 1 && r.Columns[r.Key[0]].Type.Kind == KindInt && !r.Columns[r.Key[0]].Type.Array
+}
+
+// SameShape tells whether two versions of a relation need no new entry in the schema history.
+func (r *Relation) SameShape(o *Relation) bool {
+	if r.OID != o.OID || r.Schema != o.Schema || r.Name != o.Name || r.ReplicaIdentity != o.ReplicaIdentity ||
+		r.InsertOnly != o.InsertOnly || r.Complete != o.Complete || len(r.Columns) != len(o.Columns) || len(r.Key) != len(o.Key) {
+		return false
+	}
+	for i := range r.Columns {
+		if r.Columns[i] != o.Columns[i] {
+			return false
+		}
+	}
+	for i := range r.Key {
+		if r.Key[i] != o.Key[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// QuoteIdent quotes a name for use in SQL.
+func QuoteIdent(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
+
+// QuoteQualified quotes a schema-qualified name for use in SQL.
+func QuoteQualified(schema, name string) string { return QuoteIdent(schema) + "." + QuoteIdent(name) }

@@ -1,0 +1,89 @@
+package eventlog
+
+import (
+	"strings"
+	"unicode"
+
+	"github.com/jinzhu/inflection"
+)
+
+// RulesVersion of the default rules: without backstory.yaml every table has them.
+const RulesVersion = 1
+
+// part is one event that a row change becomes.
+type part struct {
+	typ   string
+	quiet bool
+}
+
+// tableRules are the typing rules of one version of a table.
+type tableRules struct {
+	aggregate                                               string
+	idType                                                  string
+	quiet                                                   []bool // by column: a change of only such columns is not news
+	created, updated, touched, deleted, truncated, imported part
+}
+
+// defaultRules gives the rules of a table that no file speaks of: subscriptions becomes SubscriptionCreated,
+// SubscriptionUpdated (only the changed attributes), SubscriptionTouched (only quiet columns changed),
+// SubscriptionDeleted, SubscriptionTruncated, SubscriptionImported.
+func defaultRules(r *Relation) *tableRules {
+	name := AggregateName(r)
+	t := &tableRules{aggregate: name, idType: "text", quiet: make([]bool, len(r.Columns)),
+		created: part{typ: name + "Created"}, updated: part{typ: name + "Updated"}, touched: part{name + "Touched", true},
+		deleted: part{typ: name + "Deleted"}, truncated: part{typ: name + "Truncated"}, imported: part{typ: name + "Imported"}}
+	if len(r.Key) == 1 {
+		switch ty := r.Columns[r.Key[0]].Type; {
+		case r.IntegerKey():
+			t.idType = "bigint"
+		case ty.Name == "uuid" || ty.Name == "numeric":
+			t.idType = ty.Name // as these can be indexed in their own type: their text form is immutable
+		}
+	}
+	for i, c := range r.Columns {
+		t.quiet[i] = c.Name == "updated_at" || c.Name == "lock_version" || strings.HasSuffix(c.Name, "_count")
+	}
+	return t
+}
+
+// AggregateName gives the aggregate of a table by Rails' convention: order_items becomes OrderItem. Tables outside the
+// schema public carry their schema: billing.invoices becomes BillingInvoice.
+func AggregateName(r *Relation) string {
+	n := camel(inflection.Singular(r.Name))
+	if r.Schema != "public" {
+		n = camel(r.Schema) + n
+	}
+	if n == "" || !unicode.IsLetter([]rune(n)[0]) {
+		n = "T" + n
+	}
+	return n
+}
+
+func camel(s string) string {
+	var b strings.Builder
+	up := true
+	for _, r := range s {
+		switch {
+		case !unicode.IsLetter(r) && !unicode.IsDigit(r):
+			up = true
+		case up:
+			b.WriteRune(unicode.ToUpper(r))
+			up = false
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// snake gives the name of an aggregate in the form of a table's name: OrderItem becomes order_item.
+func snake(s string) string {
+	var b strings.Builder
+	for i, r := range s {
+		if unicode.IsUpper(r) && i > 0 {
+			b.WriteByte('_')
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	return b.String()
+}

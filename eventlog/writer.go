@@ -1,0 +1,617 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Sizes that bound the writer's memory and the log's transactions.
+const (
+	// flushBytes is how much is gathered before it is written although the batch has not ended: a log transaction stays
+	// far below logical_decoding_work_mem, so that the source's own decoding never spills because of us.
+	flushBytes = 4 << 20
+	// progressEvery is how often progress without events is recorded at most.
+	progressEvery = 10 * time.Second
+	// progressBytes of WAL without events are recorded sooner.
+	progressBytes = 16 << 20
+	// bulkBytes of backlog make a fresh partition wait for its indexes; it gets them when the backlog is below bulkEndBytes.
+	bulkBytes    = 64 << 20
+	bulkEndBytes = 8 << 20
+	// restBytes: an update carries its unchanged attributes if they are at most so many bytes …
+	restBytes = 256
+	// … or if it would be the restChain-th event in a row that does not.
+	restChain = 16
+)
+
+// Writer appends to the log. There is one at a time: a new one fences the one before by the epoch in the head. It belongs to
+// one goroutine, but Head, Wait and Stats may be called by any.
+type Writer struct {
+	log  *Log
+	conn *pgx.Conn
+	slog *slog.Logger
+
+	head    Head     // as in the database, after the last flush
+	pos     Position // of the last event made
+	seal    []byte   // chain, up to the last flush
+	endLSN  LSN      // everything before it is in the log once what is gathered is flushed
+	commit  LSN
+	whole   Position // of the last event of the last whole transaction
+	when    time.Time
+	tl      uint32
+	tx      openTx
+	parts   []*partition
+	tables  map[*Relation]*table
+	latest  map[uint32]*table  // by OID: the present shape
+	sources map[uint32]*source // by timeline
+	cur     *source
+	state   *stateCache
+
+	rows     []byte   // gathered events in COPY's binary form
+	wholeEnd int      // where in rows the open transaction begins
+	contexts []ctxRow // of whole transactions
+	news     []newRow // rows for the small tables
+	nextIDs  struct{ source, relation, aggregate, kind int }
+	scratch  scratch
+	lastOut  time.Time // of the last flush
+	lastDML  LSN
+
+	published atomic.Pointer[Head]
+	mu        sync.Mutex // guards the following
+	changed   chan struct{}
+
+	stats Stats
+}
+
+// Stats counts what a writer has done since it began.
+type Stats struct {
+	Events, Transactions, Flushes atomic.Int64
+	// Unattributed counts the events without who and why.
+	Unattributed atomic.Int64
+	// FirstSeen counts rows that existed before the log first saw them.
+	FirstSeen atomic.Int64
+	// MalformedContext counts context messages that are not a JSON object.
+	MalformedContext atomic.Int64
+	// Bytes counts the bytes sent to the log.
+	Bytes atomic.Int64
+	// Lookups counts rows whose last state was read from the log.
+	Lookups atomic.Int64
+}
+
+// openTx is the source transaction that is coming in.
+type openTx struct {
+	open, skip bool
+	xid        uint32
+	lsn        LSN
+	at         int64 // commit time, microseconds since 2000
+	time       time.Time
+	change     int64
+	first      Position // of its first event
+	ranges     []ctxRow // closed and open ranges of context
+	context    []byte   // what applies now; nil before the first message
+}
+
+type ctxRow struct {
+	first, last Position
+	meta        []byte
+}
+
+// newRow is a row for one of the small tables, written and sealed with the events that use it first.
+type newRow struct {
+	table smallTable
+	args  []any
+}
+
+// table is what the writer knows of one version of a table.
+type table struct {
+	rel      *Relation
+	id       int
+	rules    *tableRules
+	agg      *aggregate
+	keys     [][]byte // `"name":` of each column
+	identity []int    // the columns by which the source names a row
+	byRow    bool     // identity is not the key: state is looked up by row_id
+	intKey   bool
+	kinds    map[kindKey]int32
+}
+
+type kindKey struct {
+	source int
+	op     Op
+	typ    string
+}
+
+// NewWriter takes over the log: whoever wrote before is fenced, and what a transaction left unfinished is removed.
+func (l *Log) NewWriter(ctx context.Context) (*Writer, error) {
+	cfg, err := ConnConfig(l.cfg.URL, "backstory writer")
+	if err != nil {
+		return nil, err
+	}
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the event log: %w", ConnError(err))
+	}
+	w := &Writer{log: l, conn: conn, slog: l.log, tables: map[*Relation]*table{}, latest: map[uint32]*table{}, sources: map[uint32]*source{},
+		changed: make(chan struct{})}
+	w.state = newStateCache(l.cfg.MaxCacheBytes)
+	if err := w.begin(ctx); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	return w, nil
+}
+
+// Close ends the writer's connection.
+func (w *Writer) Close(ctx context.Context) error { return w.conn.Close(ctx) }
+
+func (w *Writer) begin(ctx context.Context) error {
+	// A role or database setting must not weaken the promise that what is confirmed is durable.
+	if _, err := w.conn.Exec(ctx, `SELECT set_config('synchronous_commit', 'on', false)
+		WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')`); err != nil {
+		return fmt.Errorf("set synchronous_commit: %w", err)
+	}
+	var ro string
+	if err := w.conn.QueryRow(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN 'a standby' WHEN current_setting('transaction_read_only')::bool THEN 'read-only' ELSE '' END`).Scan(&ro); err != nil {
+		return fmt.Errorf("ask the log's server: %w", err)
+	}
+	if ro != "" {
+		return &Problem{fmt.Errorf("the event log's server is %s", ro), "Point BACKSTORY_LOG_URL to the primary (or turn default_transaction_read_only off for the role)."}
+	}
+	var epoch int64
+	if err := w.conn.QueryRow(ctx, `UPDATE backstory.head SET epoch = epoch + 1, updated_at = now() RETURNING epoch`).Scan(&epoch); err != nil {
+		if errors.Is(err, pgx.ErrNoRows) {
+			return &Problem{errors.New("the event log has no source yet"), "Run backstory init."}
+		}
+		return fmt.Errorf("take over the event log: %w", err)
+	}
+	if err := w.reload(ctx); err != nil {
+		return err
+	}
+	var err error
+	if w.parts, err = w.log.partitions(ctx, w.conn); err != nil {
+		return err
+	}
+	if err := w.cleanUp(ctx); err != nil {
+		return err
+	}
+	q := `SELECT (SELECT coalesce(max(id), 0) FROM backstory.source), (SELECT coalesce(max(id), 0) FROM backstory.relation),
+		(SELECT coalesce(max(id), 0) FROM backstory.aggregate), (SELECT coalesce(max(id), 0) FROM backstory.kind)`
+	n := &w.nextIDs
+	if err := w.conn.QueryRow(ctx, q).Scan(&n.source, &n.relation, &n.aggregate, &n.kind); err != nil {
+		return fmt.Errorf("read the log's dictionary: %w", err)
+	}
+	return w.log.dict.load(ctx)
+}
+
+func (w *Writer) reload(ctx context.Context) error {
+	h, err := readHead(ctx, w.conn)
+	if err != nil {
+		return err
+	}
+	w.head = *h
+	w.pos, w.whole, w.seal, w.endLSN, w.commit, w.when, w.tl = h.Position, h.Position, h.Seal, h.EndLSN, h.CommitLSN, h.OccurredAt, h.Timeline
+	w.publish()
+	return nil
+}
+
+// cleanUp removes what an unfinished source transaction left beyond the head; it comes again from the source.
+func (w *Writer) cleanUp(ctx context.Context) error {
+	if w.head.Written > w.head.Position {
+		w.slog.Info("removing an unfinished transaction from the log", "position", w.head.Position, "written", w.head.Written)
+	}
+	err := pgx.BeginFunc(ctx, w.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL backstory.maintenance = 'on'`); err != nil {
+			return err
+		}
+		if w.head.Written > w.head.Position {
+			for _, p := range w.parts {
+				var err error
+				switch {
+				case p.first > w.head.Position:
+					_, err = tx.Exec(ctx, `TRUNCATE backstory.`+p.name())
+				case p.last > w.head.Position:
+					_, err = tx.Exec(ctx, `DELETE FROM backstory.`+p.name()+` WHERE position > $1`, w.head.Position)
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+		for _, t := range []string{"context", "kind", "aggregate", "relation", "source"} {
+			if _, err := tx.Exec(ctx, `DELETE FROM backstory.`+t+` WHERE sealed_at > $1`, w.head.Position); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, `UPDATE backstory.head SET written = position WHERE epoch = $1`, w.head.Epoch)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove an unfinished transaction from the log: %w", err)
+	}
+	w.head.Written = w.head.Position
+	w.publish()
+	return nil
+}
+
+// Head gives the end of the log as this writer knows it.
+func (w *Writer) Head() Head { return *w.published.Load() }
+
+// Stats gives the writer's counters.
+func (w *Writer) Stats() *Stats { return &w.stats }
+
+func (w *Writer) publish() {
+	h := w.head
+	w.published.Store(&h)
+	w.mu.Lock()
+	close(w.changed)
+	w.changed = make(chan struct{})
+	w.mu.Unlock()
+}
+
+// Wait returns the log's last position as soon as it lies beyond after.
+func (w *Writer) Wait(ctx context.Context, after Position) (Position, error) {
+	for {
+		w.mu.Lock()
+		ch := w.changed
+		w.mu.Unlock()
+		if p := w.published.Load().Position; p > after {
+			return p, nil
+		}
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return after, ctx.Err()
+		}
+	}
+}
+
+// Append puts a batch into the log. When it returns nil, every transaction whose commit the batch holds is durable and
+// visible. After an error nothing more may be appended: the writer must be closed and a new one opened, and the source
+// asked again from Head().EndLSN.
+func (w *Writer) Append(ctx context.Context, b *Batch) error {
+	if w.head.Gap != "" {
+		return &Problem{fmt.Errorf("the log has a gap: %s", w.head.Gap), GapHint}
+	}
+	if err := w.prefetch(ctx, b); err != nil {
+		return err
+	}
+	for i := range b.Items {
+		it := &b.Items[i]
+		switch it.Kind {
+		case ItemBegin:
+			w.beginTx(it)
+			if w.tx.skip {
+				continue
+			}
+			if err := w.setSource(it.Timeline); err != nil {
+				return err
+			}
+		case ItemChange:
+			if w.tx.skip {
+				continue
+			}
+			if !w.tx.open {
+				return errors.New("bug: a row change outside a transaction")
+			}
+			if err := w.change(ctx, it); err != nil {
+				return err
+			}
+			w.lastDML = w.tx.lsn
+			if len(w.rows) >= flushBytes {
+				if err := w.flush(ctx, b.Backlog, true); err != nil {
+					return err
+				}
+			}
+		case ItemMessage:
+			if !w.tx.skip && w.tx.open {
+				w.message(it.Text)
+			}
+		case ItemCommit:
+			w.commitTx(it)
+		case ItemProgress:
+			if !w.tx.open && it.EndLSN > w.endLSN {
+				w.endLSN = it.EndLSN
+				if it.Timeline != 0 {
+					w.tl = it.Timeline
+				}
+			}
+		case ItemReset:
+			if err := w.reset(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	if err := w.flush(ctx, b.Backlog, false); err != nil {
+		return err
+	}
+	// Progress without events is recorded rarely: recording it is WAL too.
+	if ahead := w.endLSN - w.head.EndLSN; ahead > 0 && !w.tx.open &&
+		(b.Final || ahead >= progressBytes || time.Since(w.lastOut) >= progressEvery) {
+		if err := w.write(ctx, step{position: w.pos}); err != nil {
+			return err
+		}
+	}
+	return w.settle(ctx, b.Backlog)
+}
+
+func (w *Writer) beginTx(it *Item) {
+	t := &w.tx
+	*t = openTx{open: true, xid: it.XID, lsn: it.CommitLSN, time: it.Time, at: it.Time.UnixMicro() - pgEpoch,
+		first: w.pos + 1, ranges: t.ranges[:0]}
+	// The source sends again what it does not know to be confirmed; what the log has, it skips.
+	t.skip = it.CommitLSN <= w.commit && w.commit != 0
+}
+
+func (w *Writer) commitTx(it *Item) {
+	t := &w.tx
+	if t.skip {
+		t.open, t.skip = false, false
+		return
+	}
+	w.closeContext()
+	if w.pos >= t.first {
+		if len(t.ranges) == 0 {
+			w.stats.Unattributed.Add(int64(w.pos - t.first + 1))
+		}
+		w.contexts = append(w.contexts, t.ranges...)
+		w.commit, w.when = t.lsn, t.time
+		w.stats.Transactions.Add(1)
+	}
+	w.whole, w.wholeEnd, w.endLSN = w.pos, len(w.rows), it.EndLSN
+	if w.cur != nil {
+		w.tl = w.cur.timeline
+	}
+	t.open = false
+}
+
+// reset forgets an open transaction, which the source will send again from its beginning.
+func (w *Writer) reset(ctx context.Context) error {
+	if !w.tx.open {
+		return nil
+	}
+	w.tx.open = false
+	if w.tx.skip {
+		w.tx.skip = false
+		return nil
+	}
+	// What is whole goes out first, so that only the open transaction is lost.
+	w.state.clear()
+	return w.rewind(ctx)
+}
+
+// rewind goes back to the log as it is in the database.
+func (w *Writer) rewind(ctx context.Context) error {
+	w.rows, w.wholeEnd, w.contexts, w.news = w.rows[:0], 0, w.contexts[:0], w.news[:0]
+	w.tables, w.latest, w.sources, w.cur = map[*Relation]*table{}, map[uint32]*table{}, map[uint32]*source{}, nil
+	w.tx = openTx{}
+	if err := w.reload(ctx); err != nil {
+		return err
+	}
+	if err := w.cleanUp(ctx); err != nil {
+		return err
+	}
+	w.log.dict.reset()
+	return w.log.dict.load(ctx)
+}
+
+// message begins a range of context: the latest message before a row applies to it, and rows before any message take
+// the transaction's first.
+func (w *Writer) message(text []byte) {
+	meta := cleanContext(text, &w.stats)
+	t := &w.tx
+	if t.context != nil {
+		w.closeContext()
+		t.ranges = append(t.ranges, ctxRow{first: w.pos + 1, meta: meta})
+	} else {
+		t.ranges = append(t.ranges, ctxRow{first: t.first, meta: meta})
+	}
+	t.context = meta
+}
+
+// closeContext ends the open range at the last event made; a range without events vanishes.
+func (w *Writer) closeContext() {
+	t := &w.tx
+	if n := len(t.ranges); n > 0 && t.ranges[n-1].last == 0 {
+		t.ranges[n-1].last = w.pos
+		if t.ranges[n-1].last < t.ranges[n-1].first {
+			t.ranges = t.ranges[:n-1]
+		}
+	}
+}
+
+// cleanContext makes sure that a context is a JSON object that Postgres can store; anything else is kept raw.
+func cleanContext(text []byte, st *Stats) []byte {
+	var m map[string]json.RawMessage
+	if json.Unmarshal(text, &m) == nil && m != nil && !hasNulEscape(text) {
+		return append([]byte(nil), text...)
+	}
+	st.MalformedContext.Add(1)
+	if len(text) > 8<<10 {
+		text = text[:8<<10]
+	}
+	return append(AppendString([]byte(`{"malformed":`), validUTF8(text)), '}')
+}
+
+// setSource finds the source's number for a timeline, or gives it one.
+func (w *Writer) setSource(timeline uint32) error {
+	if w.cur != nil && w.cur.timeline == timeline {
+		return nil
+	}
+	if s := w.sources[timeline]; s != nil {
+		w.cur = s
+		return nil
+	}
+	s, err := w.source(w.head.SystemID, w.head.Database, w.head.Incarnation, timeline)
+	if err != nil {
+		return err
+	}
+	w.sources[timeline], w.cur = s, s
+	return nil
+}
+
+func (w *Writer) source(system, database string, incarnation int, timeline uint32) (*source, error) {
+	d := w.log.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	used := map[uint32]bool{}
+	for _, s := range d.sources {
+		if s.systemID == system && s.database == database && s.incarnation == incarnation && s.timeline == timeline {
+			return s, nil
+		}
+		used[s.tag] = true
+	}
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s/%s/%d/%d", system, database, incarnation, timeline)
+	tag := uint32(h.Sum64() & 0xffffff)
+	for used[tag] { // two lineages of one log never share a tag
+		tag = (tag + 1) & 0xffffff
+	}
+	w.nextIDs.source++
+	s := &source{id: w.nextIDs.source, systemID: system, database: database, incarnation: incarnation, timeline: timeline, tag: tag}
+	w.news = append(w.news, newRow{sourceTable,
+		[]any{s.id, system, database, incarnation, int64(timeline), int64(tag)}})
+	d.sources[s.id] = s
+	return s, nil
+}
+
+// tableFor finds what the writer knows of a relation, registering a new version of it in the schema history.
+func (w *Writer) tableFor(r *Relation, at LSN) (*table, error) {
+	if t := w.tables[r]; t != nil {
+		return t, nil
+	}
+	t := &table{rel: r, rules: defaultRules(r), kinds: map[kindKey]int32{}, intKey: r.IntegerKey()}
+	for i, c := range r.Columns {
+		k := AppendString(nil, []byte(c.Name))
+		t.keys = append(t.keys, append(k, ':'))
+		if c.Identity && r.ReplicaIdentity != 'f' {
+			t.identity = append(t.identity, i)
+		}
+	}
+	t.byRow = r.ReplicaIdentity == 'i' && !sameColumns(t.identity, r.Key)
+	if !t.byRow {
+		t.identity = r.Key
+	}
+	d := w.log.dict
+	d.mu.Lock()
+	for id, o := range d.relations {
+		if id > t.id && o.OID == r.OID {
+			t.id = id // the newest version of this table
+		}
+	}
+	if t.id != 0 && !d.relations[t.id].SameShape(r) {
+		t.id = 0
+	}
+	d.mu.Unlock()
+	t.agg = d.aggregateNamed(t.rules.aggregate)
+	if t.id == 0 {
+		w.nextIDs.relation++
+		t.id = w.nextIDs.relation
+		cols, err := json.Marshal(r.Columns)
+		if err != nil {
+			return nil, err
+		}
+		key := make([]int32, len(r.Key))
+		for i, k := range r.Key {
+			key[i] = int32(k)
+		}
+		w.news = append(w.news, newRow{relationTable,
+			[]any{t.id, r.OID, r.Schema, r.Name, string(cols), key, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, w.lastDML.String(), at.String()}})
+		d.mu.Lock()
+		d.relations[t.id] = r
+		d.mu.Unlock()
+		w.state.clear() // what it holds is in the shape, or under the identity, of before
+	}
+	if t.agg == nil {
+		t.agg = w.newAggregate(t.rules.aggregate, t.rules.idType)
+	}
+	w.tables[r], w.latest[r.OID] = t, t
+	return t, nil
+}
+
+// known finds what the writer knows of a relation without registering anything: nil if its shape is new.
+func (w *Writer) known(r *Relation) *table {
+	if t := w.tables[r]; t != nil {
+		return t
+	}
+	d := w.log.dict
+	d.mu.Lock()
+	newest := 0
+	for id, o := range d.relations {
+		if o.OID == r.OID && id > newest {
+			newest = id
+		}
+	}
+	same := newest > 0 && d.relations[newest].SameShape(r)
+	d.mu.Unlock()
+	if !same || d.aggregateNamed(AggregateName(r)) == nil {
+		return nil
+	}
+	t, err := w.tableFor(r, 0)
+	if err != nil {
+		return nil
+	}
+	return t
+}
+
+func (w *Writer) newAggregate(name, idType string) *aggregate {
+	w.nextIDs.aggregate++
+	a := &aggregate{id: int32(w.nextIDs.aggregate), name: name, idType: idType}
+	w.news = append(w.news, newRow{aggregateTable, []any{int(a.id), a.name, a.idType}})
+	d := w.log.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.aggregates[a.id] = a
+	return a
+}
+
+func sameColumns(a, b []int) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	seen := map[int]bool{}
+	for _, x := range a {
+		seen[x] = true
+	}
+	for _, x := range b {
+		if !seen[x] {
+			return false
+		}
+	}
+	return true
+}
+
+// kindOf finds the number for what an event shares with others, or gives it one.
+func (w *Writer) kindOf(t *table, op Op, p part) int32 {
+	key := kindKey{w.cur.id, op, p.typ}
+	if id, ok := t.kinds[key]; ok {
+		return id
+	}
+	d := w.log.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, k := range d.kinds {
+		if k.source == w.cur && k.relationID == t.id && k.aggregate == t.agg && k.op == op && k.typ == p.typ && k.quiet == p.quiet && k.rulesVersion == RulesVersion {
+			t.kinds[key] = id
+			return id
+		}
+	}
+	w.nextIDs.kind++
+	k := &kind{id: int32(w.nextIDs.kind), source: w.cur, relation: t.rel, relationID: t.id, aggregate: t.agg, typ: p.typ, op: op, quiet: p.quiet, rulesVersion: RulesVersion}
+	var rel any
+	if t.id != 0 {
+		rel = t.id
+	}
+	w.news = append(w.news, newRow{kindTable,
+		[]any{k.id, k.source.id, rel, k.aggregate.id, k.typ, string(k.op), k.quiet, k.rulesVersion}})
+	d.kinds[k.id], t.kinds[key] = k, k.id
+	return k.id
+}
