@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"sync/atomic"
 	"time"
 )
 
@@ -12,7 +11,8 @@ import (
 const readBytes = 512 << 10
 
 // gatherPause is how long a reader that is behind waits before it reads again. The server sends each change by a send() of
-// its own, and on one machine each of them wakes the reader: data that gathers meanwhile costs neither side a wake-up.
+// its own, and on one machine each of them wakes whoever waits for the socket: data that gathers meanwhile costs neither
+// side a wake-up.
 const gatherPause = 400 * time.Microsecond
 
 // conn is the replication connection as pgconn sees it: large reads, and a hook before each wait for the network.
@@ -22,7 +22,6 @@ type conn struct {
 	r, w       int
 	behind     bool                 // owned by the reading goroutine
 	beforeRead func() time.Duration // how long the next read may wait; it may do other work first. nil: no limit
-	closed     atomic.Bool
 }
 
 func newConn(c net.Conn) *conn {
@@ -30,7 +29,7 @@ func newConn(c net.Conn) *conn {
 		_ = t.SetReadBuffer(4 << 20)
 		_ = t.SetKeepAlivePeriod(15 * time.Second)
 	}
-	return &conn{Conn: c, buf: make([]byte, readBytes)}
+	return &conn{Conn: detach(c), buf: make([]byte, readBytes)}
 }
 
 // Read gives what has been received; when that is used up it waits for more, at most as long as beforeRead allows.
@@ -41,7 +40,7 @@ func (c *conn) Read(p []byte) (int, error) {
 			if c.behind {
 				time.Sleep(gatherPause)
 			}
-			if err := c.Conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
+			if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
 				return 0, err
 			}
 		}
@@ -55,9 +54,6 @@ func (c *conn) Read(p []byte) (int, error) {
 	c.r += n
 	return n, nil
 }
-
-// empty tells whether everything received has been read.
-func (c *conn) empty() bool { return c.r == c.w }
 
 func isTimeout(err error) bool {
 	var ne net.Error

@@ -23,6 +23,7 @@ import (
 const (
 	statusEvery = time.Second      // how often a flushed position that has moved is told to the source
 	aliveEvery  = 10 * time.Second // how often the source hears from us at least
+	watchEvery  = time.Second      // how often the source is asked for the end of its WAL
 	handEvery   = 2 * time.Millisecond
 	// handEvery is the shortest time between two small batches: under load many transactions share a commit of the log.
 	behindBytes = 1 << 20 // of WAL not yet received make the reader gather
@@ -107,7 +108,6 @@ type session struct {
 	inTx      bool
 	skipped   eventlog.LSN // a keepalive's position, not yet in a batch
 	lastEnd   eventlog.LSN // of the last commit or progress handed over
-	walEnd    eventlog.LSN // of the source, as last heard
 	lastHand  time.Time
 	lastTold  time.Time
 	told      eventlog.LSN
@@ -171,6 +171,11 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 		return fmt.Errorf("start replication: %w", err)
 	}
 	x.told, x.lastEnd = head.EndLSN, head.EndLSN
+	s.serverAt.Store(uint64(x.server.FlushLSN))
+	watch, stop := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() { defer close(watched); s.watch(watch, x.server.InRecovery) }()
+	defer func() { stop(); <-watched }()
 	s.received.Store(uint64(head.EndLSN))
 	s.setState("streaming", nil)
 	s.cfg.Logger.Info("streaming", "slot", s.cfg.Slot, "lsn", head.EndLSN.String(), "timeline", x.server.Timeline)
@@ -179,6 +184,40 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 		known[oid] = r
 	}
 	return err
+}
+
+// watch asks the source, on a connection of its own, for the end of its WAL: the stream itself does not tell.
+func (s *Stream) watch(ctx context.Context, standby bool) {
+	q := `SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`
+	if standby {
+		q = `SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint`
+	}
+	var conn *pgx.Conn
+	defer func() {
+		if conn != nil {
+			_ = conn.Close(context.WithoutCancel(ctx))
+		}
+	}()
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var err error
+		if conn == nil || conn.IsClosed() {
+			if conn, err = s.cfg.Connect(ctx); err != nil {
+				conn = nil
+				continue // the stream will meet the same trouble and say so
+			}
+		}
+		var n int64
+		if err := conn.QueryRow(ctx, q).Scan(&n); err == nil {
+			s.serverAt.Store(uint64(n))
+		}
+	}
 }
 
 // run receives until the end. A cut leaves an ItemReset behind, so that the log forgets a transaction that was coming in.
@@ -247,7 +286,7 @@ func (x *session) pause() time.Duration {
 		x.done = true
 		return 0
 	}
-	x.net.behind = x.serverAt.Load() > uint64(x.received.Load())+behindBytes
+	x.net.behind = x.backlog() > behindBytes
 	wait := 500 * time.Millisecond
 	if x.until != 0 && !x.inTx && max(x.lastEnd, x.skipped) >= x.until {
 		x.done = true
@@ -278,8 +317,8 @@ func (x *session) pause() time.Duration {
 }
 
 func (x *session) backlog() eventlog.LSN {
-	if r := eventlog.LSN(x.received.Load()); x.walEnd > r {
-		return x.walEnd - r
+	if r, end := x.Received(), x.Source(); end > r {
+		return end - r
 	}
 	return 0
 }
@@ -358,15 +397,9 @@ func (x *session) data(b []byte, current map[uint32]bool) error {
 	c := cursor{b: b}
 	switch c.u8() {
 	case 'w':
-		c.u64()
-		end := eventlog.LSN(c.u64())
-		c.u64()
+		c.take(24) // start and end of what is sent, and the server's clock
 		if c.bad || len(c.b) == 0 {
 			return errMalformed
-		}
-		if end > x.walEnd {
-			x.walEnd = end
-			x.serverAt.Store(uint64(end))
 		}
 		return x.message(c.b, current)
 	case 'k':
@@ -375,10 +408,6 @@ func (x *session) data(b []byte, current map[uint32]bool) error {
 			return errMalformed
 		}
 		x.lastSeen.Store(time.Now().UnixNano())
-		if end > x.walEnd {
-			x.walEnd = end
-			x.serverAt.Store(uint64(end))
-		}
 		if !x.inTx && end > x.skipped {
 			x.skipped = end
 			if end > eventlog.LSN(x.received.Load()) {

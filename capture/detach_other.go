@@ -1,0 +1,8 @@
+//go:build !linux
+
+package capture
+
+import "net"
+
+// detach does nothing where sockets outside the network poller are not worth their while.
+func detach(c net.Conn) net.Conn { return c }
