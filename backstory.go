@@ -12,6 +12,7 @@ import (
 
 	"github.com/backstory-dev/backstory/capture"
 	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/sinks"
 )
 
 // Config of a sidecar.
@@ -20,6 +21,8 @@ type Config struct {
 	Log     eventlog.Config // an empty URL means the source's database
 	// Once ends Run when everything up to the source's WAL position at its start is in the log.
 	Once bool
+	// Reactors, if not nil, tells the dispatcher which reactor gets which events.
+	Reactors func(*sinks.Dispatcher) error
 	// Logger is told of changes of state. Default: none.
 	Logger *slog.Logger
 }
@@ -38,10 +41,15 @@ func (c Config) withDefaults() Config {
 
 // Sidecar captures a source into its event log.
 type Sidecar struct {
-	cfg Config
-	log *eventlog.Log
-	now atomic.Pointer[running]
-	bad atomic.Pointer[trouble]
+	cfg      Config
+	log      *eventlog.Log
+	dispatch *sinks.Dispatcher // nil without reactors
+	started  time.Time
+
+	now   atomic.Pointer[running]
+	bad   atomic.Pointer[trouble]
+	busy  atomic.Int64                    // since when, in unix nanoseconds, the log has been working on one batch; 0: it is not
+	ended atomic.Pointer[eventlog.Counts] // what writers that have ended counted
 }
 
 // running is one attempt: a writer and a stream.
@@ -66,7 +74,18 @@ func New(ctx context.Context, cfg Config) (*Sidecar, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Sidecar{cfg: cfg, log: log}, nil
+	s := &Sidecar{cfg: cfg, log: log, started: time.Now()}
+	if cfg.Reactors == nil {
+		return s, nil
+	}
+	if s.dispatch, err = sinks.New(sinks.Config{Log: log, Watcher: s, Logger: cfg.Logger}); err == nil {
+		err = cfg.Reactors(s.dispatch)
+	}
+	if err != nil {
+		log.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // Log gives the sidecar's event log.
@@ -104,6 +123,54 @@ func (s *Sidecar) Wait(ctx context.Context, after eventlog.Position) (eventlog.P
 // Run captures until ctx ends, then drains: what is whole is appended and confirmed. Errors that pass by themselves (a
 // server that restarts, a network that is cut) are waited out; any other is returned, with a hint what to do.
 func (s *Sidecar) Run(ctx context.Context) error {
+	if s.dispatch == nil {
+		return s.capture(ctx)
+	}
+	// The reactors outlive the capture, so that what it appended last is still sent.
+	reactCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	reacted := make(chan error, 1)
+	go func() { reacted <- s.dispatch.Run(reactCtx) }()
+	err := s.capture(ctx)
+	if err == nil && s.cfg.Once {
+		err = s.drain(ctx)
+	}
+	stop()
+	if e := <-reacted; err == nil {
+		err = e
+	}
+	return err
+}
+
+// drain waits until every reactor has sent what is in the log. One that cannot is an error.
+func (s *Sidecar) drain(ctx context.Context) error {
+	h, err := s.log.Head(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		done := true
+		for _, r := range s.dispatch.Status() {
+			switch {
+			case r.Position >= h.Position || r.State == sinks.StatePaused || r.State == sinks.StateStandby:
+			case r.State == sinks.StateStopped, r.State == sinks.StateRetrying && r.Retries >= 5:
+				return &eventlog.Problem{Err: fmt.Errorf("reactor %s stands at position %d of %d: %s", r.Name, r.Position, h.Position, r.Error), Hint: r.Hint}
+			default:
+				done = false
+			}
+		}
+		if done {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// capture runs attempts until one ends for good.
+func (s *Sidecar) capture(ctx context.Context) error {
 	var until eventlog.LSN
 	if s.cfg.Once {
 		var err error
@@ -115,7 +182,6 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	for {
 		began := time.Now()
 		err := s.attempt(ctx, until)
-		s.now.Store(nil)
 		if err == nil {
 			return nil
 		}
@@ -139,6 +205,18 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	}
 }
 
+// total counts over all writers of this process.
+func (s *Sidecar) total() eventlog.Counts {
+	var c eventlog.Counts
+	if e := s.ended.Load(); e != nil {
+		c = *e
+	}
+	if r := s.now.Load(); r != nil {
+		c.Add(r.writer.Stats().Counts())
+	}
+	return c
+}
+
 // attempt runs one writer and one stream until either ends.
 func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	captured, err := s.log.Captured(ctx)
@@ -157,6 +235,11 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	defer stop()
 	stream := capture.NewStream(s.cfg.Capture, captured, w.Head().EndLSN)
 	s.now.Store(&running{w, stream})
+	defer func() {
+		c := s.total()
+		s.now.Store(nil)
+		s.ended.Store(&c)
+	}()
 	done := make(chan error, 1)
 	go func() { done <- stream.Run(streamCtx, until, w.Head) }()
 	// Appending goes on after ctx has ended, until what was received is in the log; an operator's second signal ends the process.
@@ -164,8 +247,12 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	var failed error
 	for b := range stream.Batches() {
 		if failed == nil {
-			if failed = w.Append(appendCtx, b); failed == nil {
+			s.busy.Store(time.Now().UnixNano())
+			failed = w.Append(appendCtx, b)
+			s.busy.Store(0)
+			if failed == nil {
 				stream.Flushed(w.Head().EndLSN)
+				stream.Applied(w.Seen())
 				s.bad.Store(nil)
 			} else {
 				stop()

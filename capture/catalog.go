@@ -26,7 +26,7 @@ type Table struct {
 // whose UPDATE or DELETE Postgres would refuse must not be in a publication that publishes them (PostgreSQL manual,
 // Logical Replication, Publication, and ALTER TABLE … REPLICA IDENTITY).
 const tablesQuery = `
-SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident::text, greatest(c.reltuples, 0)::bigint, pg_table_size(c.oid), c.relrowsecurity,
+SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident::text, CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(pg_stat_get_live_tuples(c.oid), 0) END, pg_table_size(c.oid), c.relrowsecurity,
        pg_has_role(c.relowner, 'USAGE'),
        coalesce((SELECT array_agg(a.attname ORDER BY k.ord)::text[] FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord), pg_attribute a
          WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid AND a.attnum = k.num), '{}'),

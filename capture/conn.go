@@ -22,6 +22,7 @@ type conn struct {
 	r, w       int
 	behind     bool                 // owned by the reading goroutine
 	beforeRead func() time.Duration // how long the next read may wait; it may do other work first. nil: no limit
+	afterRead  func()               // something was received
 }
 
 func newConn(c net.Conn) *conn {
@@ -49,6 +50,9 @@ func (c *conn) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		c.r, c.w = 0, n
+		if c.afterRead != nil {
+			c.afterRead()
+		}
 	}
 	n := copy(p, c.buf[c.r:c.w])
 	c.r += n

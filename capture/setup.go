@@ -21,8 +21,11 @@ type Plan struct {
 	SQL []string
 	// NewSlot tells that the slot is to be made.
 	NewSlot bool
-	// WALPerDay is an estimate of the WAL written a day, in bytes; 0 if unknown.
-	WALPerDay int64
+	// ChangesPerDay is how many rows of the selected tables were inserted, updated and deleted a day since the server's
+	// statistics began; 0 if unknown.
+	ChangesPerDay int64
+	// Histories are tables in which a library keeps its own history.
+	Histories []History
 	// AllTables are publications FOR ALL TABLES: they would publish the event log's own tables too.
 	AllTables []string
 	// NotOwned are selected tables that this role may not add to a publication.
@@ -70,9 +73,44 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	if err := conn.QueryRow(ctx, `SELECT coalesce(array_agg(pubname::text ORDER BY pubname), '{}') FROM pg_publication WHERE puballtables`).Scan(&p.AllTables); err != nil {
 		return nil, fmt.Errorf("list publications: %w", err)
 	}
-	// What the server has written since its start, by the clock, is the best guess there is of tomorrow.
-	_ = conn.QueryRow(ctx, `SELECT (wal_bytes / greatest(extract(epoch FROM now() - greatest(stats_reset, pg_postmaster_start_time())), 60) * 86400)::bigint FROM pg_stat_wal`).Scan(&p.WALPerDay)
+	var oids []int64
+	for _, t := range p.Tables {
+		oids = append(oids, int64(t.OID))
+	}
+	// What happened since the statistics began, by the clock, is the best guess there is of tomorrow.
+	_ = conn.QueryRow(ctx, `SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del) / greatest(extract(epoch FROM now() -
+		(SELECT coalesce(stats_reset, pg_postmaster_start_time()) FROM pg_stat_database WHERE datname = current_database())), 3600) * 86400, 0)::bigint
+		FROM pg_stat_user_tables WHERE relid::bigint = ANY ($1)`, oids).Scan(&p.ChangesPerDay)
+	if p.Histories, err = histories(ctx, conn); err != nil {
+		return nil, err
+	}
 	return p, c.publicationSQL(ctx, conn, p)
+}
+
+// History is a table in which a library keeps a history of its own.
+type History struct{ Table, Library string }
+
+// histories finds the tables of PaperTrail, Audited, Logidze and Bemi by the columns they have.
+func histories(ctx context.Context, conn *pgx.Conn) ([]History, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT format('%I.%I', n.nspname, c.relname),
+		       CASE WHEN a.cols @> '{item_type,item_id,event,whodunnit}' THEN 'PaperTrail'
+		            WHEN a.cols @> '{auditable_type,auditable_id,audited_changes}' THEN 'Audited'
+		            WHEN a.cols @> '{log_data}' THEN 'Logidze'
+		            WHEN a.cols @> '{primary_key,before,after,context,committed_at}' THEN 'Bemi' END
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		CROSS JOIN LATERAL (SELECT array_agg(x.attname::text) AS cols FROM pg_attribute x WHERE x.attrelid = c.oid AND x.attnum > 0 AND NOT x.attisdropped) a
+		WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'backstory')
+		  AND (a.cols @> '{item_type,item_id,event,whodunnit}' OR a.cols @> '{auditable_type,auditable_id,audited_changes}'
+		       OR a.cols @> '{log_data}' OR a.cols @> '{primary_key,before,after,context,committed_at}') ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("look for other histories: %w", err)
+	}
+	h, err := pgx.CollectRows(rows, pgx.RowToStructByPos[History])
+	if err != nil {
+		return nil, fmt.Errorf("look for other histories: %w", err)
+	}
+	return h, nil
 }
 
 // publicationSQL works out which statements bring the publications in line with the selection.

@@ -27,6 +27,9 @@ const (
 	handEvery   = 2 * time.Millisecond
 	// handEvery is the shortest time between two small batches: under load many transactions share a commit of the log.
 	behindBytes = 1 << 20 // of WAL not yet received make the reader gather
+	// deadAfter is how long the source may be silent before the connection counts as dead: it is asked for a sign every
+	// aliveEvery.
+	deadAfter = 45 * time.Second
 )
 
 // Stream receives the row changes of a source from its replication slot. One goroutine, that of Run, owns the connection.
@@ -40,11 +43,13 @@ type Stream struct {
 	free chan *eventlog.Batch
 
 	flushed  atomic.Uint64 // what the log holds durably: told to the source
+	applied  atomic.Uint64 // everything captured up to here is in the log, recorded as such or not
 	received atomic.Uint64
 	serverAt atomic.Uint64 // the end of the source's WAL as last heard
 	lastSeen atomic.Int64  // unix nanoseconds of the last message
 
 	state atomic.Pointer[State]
+	slot  atomic.Pointer[Slot]
 }
 
 // State is what the stream is doing now.
@@ -72,6 +77,16 @@ func (s *Stream) Batches() <-chan *eventlog.Batch { return s.out }
 // Flushed tells the stream up to where the log holds everything durably; the source may forget that.
 func (s *Stream) Flushed(l eventlog.LSN) { s.flushed.Store(uint64(l)) }
 
+// Applied tells the stream up to where everything captured is in the log.
+func (s *Stream) Applied(l eventlog.LSN) {
+	if uint64(l) > s.applied.Load() {
+		s.applied.Store(uint64(l))
+	}
+}
+
+// Progress is up to where everything captured is in the log: nothing before it is outstanding.
+func (s *Stream) Progress() eventlog.LSN { return eventlog.LSN(s.applied.Load()) }
+
 // Received is how far the stream has received; Source is the end of the source's WAL as last heard.
 func (s *Stream) Received() eventlog.LSN { return eventlog.LSN(s.received.Load()) }
 
@@ -80,6 +95,9 @@ func (s *Stream) Source() eventlog.LSN { return eventlog.LSN(s.serverAt.Load()) 
 
 // LastSeen is when the source was last heard.
 func (s *Stream) LastSeen() time.Time { return time.Unix(0, s.lastSeen.Load()) }
+
+// SlotSeen is how the source described the slot a few seconds ago; nil before the first look.
+func (s *Stream) SlotSeen() *Slot { return s.slot.Load() }
 
 // State tells what the stream is doing.
 func (s *Stream) State() State { return *s.state.Load() }
@@ -193,6 +211,7 @@ func (s *Stream) watch(ctx context.Context, standby bool) {
 		q = `SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint`
 	}
 	var conn *pgx.Conn
+	var looked time.Time
 	defer func() {
 		if conn != nil {
 			_ = conn.Close(context.WithoutCancel(ctx))
@@ -217,6 +236,12 @@ func (s *Stream) watch(ctx context.Context, standby bool) {
 		if err := conn.QueryRow(ctx, q).Scan(&n); err == nil {
 			s.serverAt.Store(uint64(n))
 		}
+		if time.Since(looked) > 10*time.Second {
+			if sl, err := s.cfg.ReadSlot(ctx, conn); err == nil {
+				s.slot.Store(sl)
+				looked = time.Now()
+			}
+		}
 	}
 }
 
@@ -224,6 +249,8 @@ func (s *Stream) watch(ctx context.Context, standby bool) {
 func (x *session) run(known map[uint32]*eventlog.Relation) error {
 	x.batch = x.fresh()
 	x.net.beforeRead = x.pause
+	x.net.afterRead = func() { x.lastSeen.Store(time.Now().UnixNano()) }
+	x.net.afterRead()
 	for oid, r := range known {
 		x.relations[oid] = r
 	}
@@ -260,21 +287,22 @@ func (x *session) run(known map[uint32]*eventlog.Relation) error {
 
 // end hands over what is whole and says goodbye.
 func (x *session) end(err error) error {
-	x.net.beforeRead = nil
+	x.net.beforeRead, x.net.afterRead = nil, nil
 	_ = x.net.SetReadDeadline(time.Time{})
 	if x.inTx {
 		x.batch.Add(eventlog.Item{Kind: eventlog.ItemReset})
 	}
 	x.progress()
 	x.batch.Final = true
-	x.batch.Backlog = 0
-	select {
-	case x.out <- x.batch:
-	case <-time.After(30 * time.Second):
-		if err == nil {
-			err = errors.New("the event log did not take the last batch")
+	// The second one is only taken when the first has been dealt with; then the source can be told.
+	for _, b := range []*eventlog.Batch{x.batch, eventlog.NewBatch(nil)} {
+		select {
+		case x.out <- b:
+		case <-time.After(30 * time.Second):
+			return errors.Join(err, errors.New("the event log did not take the last batch"))
 		}
 	}
+	_ = x.tell(time.Now(), true) // if the connection is gone, it is told the next time
 	return err
 }
 
@@ -284,6 +312,10 @@ func (x *session) pause() time.Duration {
 	now := time.Now()
 	if x.ctx.Err() != nil {
 		x.done = true
+		return 0
+	}
+	if silent := now.Sub(x.LastSeen()); silent > deadAfter {
+		x.err = fmt.Errorf("the source has been silent for %s", silent.Round(time.Second))
 		return 0
 	}
 	x.net.behind = x.backlog() > behindBytes
@@ -359,6 +391,10 @@ func (x *session) tell(now time.Time, must bool) error {
 	if !must && since < aliveEvery && (flushed == x.told || since < statusEvery) {
 		return nil
 	}
+	ask := byte(0)
+	if since >= aliveEvery {
+		ask = 1 // for a sign of life
+	}
 	x.lastTold, x.told = now, flushed
 	write := max(eventlog.LSN(x.received.Load()), flushed)
 	b := make([]byte, 0, 34)
@@ -367,7 +403,7 @@ func (x *session) tell(now time.Time, must bool) error {
 	b = binary.BigEndian.AppendUint64(b, uint64(flushed))
 	b = binary.BigEndian.AppendUint64(b, uint64(flushed))
 	b = binary.BigEndian.AppendUint64(b, uint64(now.UnixMicro()-946684800*1000000))
-	b = append(b, 0)
+	b = append(b, ask)
 	_ = x.net.SetWriteDeadline(now.Add(30 * time.Second))
 	f := x.repl.Frontend()
 	f.Send(&pgproto3.CopyData{Data: b})
@@ -407,7 +443,6 @@ func (x *session) data(b []byte, current map[uint32]bool) error {
 		if c.bad {
 			return errMalformed
 		}
-		x.lastSeen.Store(time.Now().UnixNano())
 		if !x.inTx && end > x.skipped {
 			x.skipped = end
 			if end > eventlog.LSN(x.received.Load()) {
@@ -468,7 +503,6 @@ func (x *session) message(b []byte, current map[uint32]bool) error {
 		}
 		x.lastEnd = end
 		x.received.Store(uint64(end))
-		x.lastSeen.Store(time.Now().UnixNano())
 		if x.batch.Bytes() >= x.cfg.MaxBatchBytes {
 			return x.hand()
 		}

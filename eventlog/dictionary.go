@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -198,6 +199,23 @@ func keys[K comparable, V any](m map[K]V) []K {
 		out = append(out, k)
 	}
 	return out
+}
+
+// Types gives all event types in the log, sorted.
+func (l *Log) Types(ctx context.Context) ([]string, error) {
+	if err := l.dict.load(ctx); err != nil {
+		return nil, err
+	}
+	l.dict.mu.Lock()
+	defer l.dict.mu.Unlock()
+	var out []string
+	for _, k := range l.dict.kinds {
+		if !slices.Contains(out, k.typ) {
+			out = append(out, k.typ)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
 }
 
 // Aggregates gives the names of all aggregates in the log.

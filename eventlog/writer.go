@@ -65,6 +65,7 @@ type Writer struct {
 	lastDML  LSN
 
 	published atomic.Pointer[Head]
+	seen      atomic.Uint64
 	mu        sync.Mutex // guards the following
 	changed   chan struct{}
 
@@ -84,6 +85,28 @@ type Stats struct {
 	Bytes atomic.Int64
 	// Lookups counts rows whose last state was read from the log.
 	Lookups atomic.Int64
+}
+
+// Counts is what Stats stood at.
+type Counts struct {
+	Events, Transactions, Flushes, Unattributed, FirstSeen, MalformedContext, Bytes, Lookups int64
+}
+
+// Counts reads the counters.
+func (s *Stats) Counts() Counts {
+	return Counts{s.Events.Load(), s.Transactions.Load(), s.Flushes.Load(), s.Unattributed.Load(), s.FirstSeen.Load(), s.MalformedContext.Load(), s.Bytes.Load(), s.Lookups.Load()}
+}
+
+// Add adds what another writer counted.
+func (c *Counts) Add(o Counts) {
+	c.Events += o.Events
+	c.Transactions += o.Transactions
+	c.Flushes += o.Flushes
+	c.Unattributed += o.Unattributed
+	c.FirstSeen += o.FirstSeen
+	c.MalformedContext += o.MalformedContext
+	c.Bytes += o.Bytes
+	c.Lookups += o.Lookups
 }
 
 // openTx is the source transaction that is coming in.
@@ -245,6 +268,9 @@ func (w *Writer) cleanUp(ctx context.Context) error {
 // Head gives the end of the log as this writer knows it.
 func (w *Writer) Head() Head { return *w.published.Load() }
 
+// Seen is up to where everything that the source captured for this log is in it, recorded as such or not.
+func (w *Writer) Seen() LSN { return LSN(w.seen.Load()) }
+
 // Stats gives the writer's counters.
 func (w *Writer) Stats() *Stats { return &w.stats }
 
@@ -339,6 +365,9 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 		if err := w.write(ctx, step{position: w.pos}); err != nil {
 			return err
 		}
+	}
+	if len(w.rows) == 0 {
+		w.seen.Store(uint64(w.endLSN))
 	}
 	return w.settle(ctx, b.Backlog)
 }

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"reflect"
+	"regexp"
 	"strings"
 
 	"github.com/kelseyhightower/envconfig"
@@ -12,18 +15,36 @@ import (
 	"github.com/backstory-dev/backstory"
 	"github.com/backstory-dev/backstory/capture"
 	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/sinks"
+	"github.com/backstory-dev/backstory/sinks/jsonl"
+	"github.com/backstory-dev/backstory/sinks/kafka"
 )
 
-// settings is the environment, prefix BACKSTORY_. It is read here and nowhere else.
+// settings is the environment, prefix BACKSTORY_. It is read here and nowhere else; README, Settings, tells what each means.
 type settings struct {
-	SourceURL       string   `split_words:"true"` // the database to capture
-	SourceURLFile   string   `split_words:"true"`
-	LogURL          string   `split_words:"true"` // the database of the event log; default: the source
-	LogURLFile      string   `split_words:"true"`
-	Slot            string   `default:"backstory"`
-	Publication     string   `default:"backstory"`
-	Tables          []string `default:"public.*"`
-	Exclude         []string
+	SourceURL     string   `split_words:"true"` // the database to capture
+	SourceURLFile string   `split_words:"true"` // … or a file that holds it
+	LogURL        string   `split_words:"true"` // the database of the event log; default: the source
+	LogURLFile    string   `split_words:"true"`
+	Slot          string   `default:"backstory"`
+	Publication   string   `default:"backstory"`
+	Tables        []string `default:"public.*"`
+	Exclude       []string
+	HTTPAddr      string `split_words:"true" default:"127.0.0.1:8800"` // off: no HTTP
+	TZ            string // of dates and times without one
+
+	KafkaBrokers      []string `split_words:"true"`
+	KafkaTopic        string   `split_words:"true"` // shop, shop.{aggregate} …
+	KafkaCompression  string   `split_words:"true"`
+	KafkaCreateTopics bool     `split_words:"true"`
+	KafkaPartitions   int      `split_words:"true"`
+	KafkaTLS          bool     `split_words:"true"`
+	KafkaSASL         string   `split_words:"true"`
+	KafkaUser         string   `split_words:"true"`
+	KafkaPassword     string   `split_words:"true"`
+	KafkaPasswordFile string   `split_words:"true"`
+	JSONL             string   // a file, or - for standard output
+
 	LogLevel        string `split_words:"true" default:"info"`
 	LogFormat       string `split_words:"true" default:"text"`
 	MaxBatchBytes   int    `split_words:"true" default:"1048576"`
@@ -49,17 +70,47 @@ func readSettings() (*settings, error) {
 		value *string
 		file  string
 		name  string
-	}{{&s.SourceURL, s.SourceURLFile, "BACKSTORY_SOURCE_URL"}, {&s.LogURL, s.LogURLFile, "BACKSTORY_LOG_URL"}} {
+	}{{&s.SourceURL, s.SourceURLFile, "BACKSTORY_SOURCE_URL"}, {&s.LogURL, s.LogURLFile, "BACKSTORY_LOG_URL"}, {&s.KafkaPassword, s.KafkaPasswordFile, "BACKSTORY_KAFKA_PASSWORD"}} {
 		if f.file == "" {
 			continue
 		}
 		b, err := os.ReadFile(f.file)
 		if err != nil {
-			return nil, usage("It must be a readable file that holds the URL.", "read %s_FILE: %v", f.name, err)
+			return nil, usage("It must name a readable file that holds the value.", "read %s_FILE: %v", f.name, err)
 		}
 		*f.value = strings.TrimSpace(string(b))
 	}
+	if len(s.KafkaBrokers) > 0 && s.KafkaTopic == "" {
+		return nil, usage("Set it to a topic, or to a template such as shop.{aggregate}.", "BACKSTORY_KAFKA_BROKERS is set, BACKSTORY_KAFKA_TOPIC is not")
+	}
+	if len(s.KafkaBrokers) == 0 && s.KafkaTopic != "" {
+		return nil, usage("Set it to host:port of one broker or several, separated by commas.", "BACKSTORY_KAFKA_TOPIC is set, BACKSTORY_KAFKA_BROKERS is not")
+	}
 	return &s, nil
+}
+
+// unknown gives the names in the environment that begin with our prefix and mean nothing.
+func unknown() []string {
+	known := map[string]bool{}
+	t := reflect.TypeFor[settings]()
+	for i := range t.NumField() {
+		known[envName(t.Field(i).Name)] = true
+	}
+	var out []string
+	for _, e := range os.Environ() {
+		name, _, _ := strings.Cut(e, "=")
+		if strings.HasPrefix(name, "BACKSTORY_") && !known[name] && !strings.HasPrefix(name, "BACKSTORY_TEST_") && !strings.HasPrefix(name, "BACKSTORY_BENCH_") && !strings.HasPrefix(name, "BACKSTORY_CRASH_") {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+var words = regexp.MustCompile(`([A-Z]+)([A-Z][a-z])|([a-z])([A-Z])`)
+
+// envName is the environment's name of a field: KafkaTopic is BACKSTORY_KAFKA_TOPIC.
+func envName(field string) string {
+	return "BACKSTORY_" + strings.ToUpper(words.ReplaceAllString(field, "${1}${3}_${2}${4}"))
 }
 
 // config turns the environment into a sidecar's configuration.
@@ -69,6 +120,43 @@ func (s *settings) config(log *slog.Logger) backstory.Config {
 		Log:     eventlog.Config{URL: s.LogURL, PartitionEvents: s.PartitionEvents, MaxCacheBytes: s.MaxCacheBytes},
 		Logger:  log,
 	}
+}
+
+// reactors gives the dispatcher the sinks that the environment names.
+func (s *settings) reactors(log *slog.Logger) (func(*sinks.Dispatcher) error, error) {
+	var list []*sinks.Reactor
+	if len(s.KafkaBrokers) > 0 {
+		cfg := kafka.Config{Brokers: s.KafkaBrokers, Topic: s.KafkaTopic, Compression: s.KafkaCompression, SASL: s.KafkaSASL, User: s.KafkaUser, Password: s.KafkaPassword, Logger: log}
+		if s.KafkaCreateTopics {
+			cfg.CreateTopics = &kafka.CreateTopics{Partitions: s.KafkaPartitions}
+		}
+		if s.KafkaTLS {
+			cfg.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		k, err := kafka.New(cfg)
+		if err != nil {
+			return nil, &exitError{exitUsage, err}
+		}
+		list = append(list, &sinks.Reactor{Name: "kafka", Sink: k})
+	}
+	if s.JSONL != "" {
+		j := jsonl.File(s.JSONL)
+		if s.JSONL == "-" {
+			j = jsonl.Stream(os.Stdout)
+		}
+		list = append(list, &sinks.Reactor{Name: "jsonl", Sink: j})
+	}
+	if len(list) == 0 {
+		return nil, nil
+	}
+	return func(d *sinks.Dispatcher) error {
+		for _, r := range list {
+			if err := d.On("*", r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil
 }
 
 // logger writes to standard error.

@@ -1,18 +1,37 @@
 package main
 
 import (
+	"bufio"
+	"context"
+	"errors"
 	"fmt"
+	"os"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/backstory-dev/backstory"
+	"github.com/backstory-dev/backstory/eventlog"
 )
 
+// What an event takes in the log, index included: 1 million events of a table of seven columns, half inserts and half
+// updates, took 395 MB.
+const eventBytes = 400
+
+// askAbove is the size of the log on the source's own disk above which init asks.
+const askAbove = 10 << 30
+
 func newInit() *cobra.Command {
+	var o struct{ printSQL, yes, acceptGap bool }
 	c := &cobra.Command{
-		Use:  "init",
+		Use:   "init",
+		Short: "Sets up: shows what it will cost, then makes the event log, the publications and the replication slot.",
+		Long: "Sets up: shows what it will cost, then makes the event log, the publications and the replication slot.\n" +
+			"Running it again changes only what is missing or different.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
 			s, err := readSettings()
 			if err != nil {
 				return err
@@ -21,18 +40,170 @@ func newInit() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, name := range unknown() {
+				log.Warn("unknown setting", "name", name)
+			}
 			cfg := s.config(log)
-			p, err := backstory.Prepare(cmd.Context(), cfg)
+			if err := cfg.Capture.WithDefaults().Validate(); err != nil {
+				return &exitError{exitUsage, err}
+			}
+			out := openScreen(cmd, false)
+			defer out.close()
+			if o.acceptGap {
+				return acceptGap(ctx, out, cfg)
+			}
+			p, err := backstory.Prepare(ctx, cfg)
 			if err != nil {
 				return err
 			}
-			d, err := backstory.Init(cmd.Context(), cfg, p, func(b []string) { fmt.Println("waiting for", b) })
+			if o.printSQL {
+				return printSQL(out, cfg, p)
+			}
+			size := showPlan(out, cfg, p)
+			if p.SameServer && size > askAbove && !o.yes {
+				_ = out.Flush()
+				if err := ask(fmt.Sprintf("The log may grow to %s within a year on the source's own disk. Go on?", bytesText(size))); err != nil {
+					return err
+				}
+			}
+			_ = out.Flush()
+			d, err := backstory.Init(ctx, cfg, p, waiting)
 			if err != nil {
 				return err
 			}
-			fmt.Printf("%+v\n", d)
+			showDone(out, cfg, p, d)
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&o.printSQL, "print-sql", false, "only print the SQL, for somebody with more rights to run")
+	c.Flags().BoolVar(&o.yes, "yes", false, "do not ask")
+	c.Flags().BoolVar(&o.acceptGap, "accept-gap", false, "go on after a gap: with a new slot; what happened in between stays unknown")
 	return c
+}
+
+func waiting(blockers []string) {
+	fmt.Fprintf(os.Stderr, "\rwaiting for open transactions to end: %s ", strings.Join(blockers, "; "))
+}
+
+// ask wants a yes on the terminal.
+func ask(question string) error {
+	if !isTerminal(os.Stdin) {
+		return &exitError{exitFailed, &eventlog.Problem{Err: errors.New(question), Hint: "Run backstory init --yes, or keep the log on another server with BACKSTORY_LOG_URL."}}
+	}
+	fmt.Fprintf(os.Stderr, "%s [y/N] ", question)
+	line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+	if l := strings.ToLower(strings.TrimSpace(line)); l != "y" && l != "yes" {
+		return &exitError{exitFailed, errors.New("nothing was changed")}
+	}
+	return nil
+}
+
+// showPlan says what there is, what will be made and what it will cost; it returns the expected size of the log after a
+// year.
+func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
+	v := p.Server.Version
+	fmt.Fprintf(s, "%s   PostgreSQL %d.%d, database %s. No restart is needed: wal_level is logical.\n", s.bold("source"), v/10000, v%10000, p.Server.Database)
+	fmt.Fprintf(s, "%s   %d match %s: %s rows, %s.\n", s.bold("tables"), len(p.Tables), strings.Join(cfg.Capture.WithDefaults().Tables, ", "), countText(p.Rows), bytesText(p.Bytes))
+	var existing int
+	for i, t := range p.Tables {
+		how := map[byte]string{'d': "before-values from the log's own memory of the row", 'i': "before-values from the log's own memory of the row", 'f': "before-values from the WAL (REPLICA IDENTITY FULL)"}[t.ReplicaIdentity]
+		if t.InsertOnly {
+			how = s.yellow("inserts only: " + t.Why)
+		}
+		if t.Rows > 0 {
+			existing++
+		}
+		if i < 20 || t.InsertOnly {
+			fmt.Fprintf(s, "           %-32s %12s rows  %10s  %s\n", t, countText(t.Rows), bytesText(t.Bytes), how)
+		} else if i == 20 {
+			fmt.Fprintf(s, "           … and %d more\n", len(p.Tables)-20)
+		}
+	}
+	day := p.ChangesPerDay * eventBytes
+	year := 365 * day
+	where := "another server"
+	if p.SameServer {
+		where = "the source's own server and disk"
+	}
+	fmt.Fprintf(s, "%s      schema backstory on %s. At the present %s changes a day it grows by about %s a day, %s a year.\n", s.bold("log"), where, countText(p.ChangesPerDay), bytesText(day), bytesText(year))
+	if p.Server.Settings["max_slot_wal_keep_size"] == "-1" {
+		fmt.Fprintf(s, "           %s max_slot_wal_keep_size is not set: while the sidecar does not run, the source keeps all its WAL.\n", s.yellow("warning:"))
+	}
+	for _, a := range p.AllTables {
+		fmt.Fprintf(s, "           %s publication %s is FOR ALL TABLES: it would publish the log's tables too. Keep the log in another database (BACKSTORY_LOG_URL).\n", s.yellow("warning:"), a)
+	}
+	for _, h := range p.Histories {
+		fmt.Fprintf(s, "           %s keeps a history of its own (%s); it stays as it is.\n", h.Table, h.Library)
+	}
+	if existing > 0 && p.NewSlot {
+		fmt.Fprintf(s, "           %d tables have rows already. Their history begins with their next change; a table that is empty now is complete.\n", existing)
+	}
+	return year
+}
+
+func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.Done) {
+	c := cfg.Capture.WithDefaults()
+	did := false
+	say := func(format string, a ...any) {
+		did = true
+		fmt.Fprintf(s, "%s     "+format+"\n", append([]any{s.bold("done")}, a...)...)
+	}
+	if d.Created {
+		say("made the event log (schema backstory)")
+	}
+	for _, q := range p.SQL {
+		if len(q) > 160 {
+			q = q[:157] + "…"
+		}
+		say("%s", q)
+	}
+	if p.NewSlot {
+		say("made replication slot %s; history begins at %s, %s", c.Slot, d.Start, time.Now().Format("2006-01-02 15:04:05 MST"))
+	}
+	if !did {
+		fmt.Fprintf(s, "%s     everything was there already; nothing was changed\n", s.bold("done"))
+	}
+	fmt.Fprintf(s, "%s     backstory run    (and backstory doctor, to see what could be safer)\n", s.bold("next"))
+}
+
+// printSQL prints what init would run, for somebody who may.
+func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
+	fmt.Fprintln(s, "-- In the database of the event log:")
+	if !p.LogExists {
+		sql, err := eventlog.Migration(1)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(s, "BEGIN;\n%s\nINSERT INTO backstory.migration (number) VALUES (1);\nCOMMIT;\n", strings.TrimSpace(sql))
+		fmt.Fprintln(s, "-- The role of the sidecar must own what was made here, or be a member of the role that does:")
+		fmt.Fprintln(s, "--   GRANT <owner> TO <sidecar role>;")
+	} else {
+		fmt.Fprintln(s, "-- nothing to do")
+	}
+	fmt.Fprintln(s, "\n-- In the source database, as the owner of the tables:")
+	for _, q := range p.SQL {
+		fmt.Fprintln(s, q)
+	}
+	if len(p.SQL) == 0 {
+		fmt.Fprintln(s, "-- nothing to do")
+	}
+	fmt.Fprintln(s, "\n-- Then run backstory init: it makes the replication slot"+slotNote(cfg, p)+".")
+	return nil
+}
+
+func slotNote(cfg backstory.Config, p *backstory.Plan) string {
+	if p.NewSlot {
+		return " " + cfg.Capture.WithDefaults().Slot + " (its role needs REPLICATION) and ties the log to it"
+	}
+	return ", if it is missing, and ties the log to it"
+}
+
+func acceptGap(ctx context.Context, s *screen, cfg backstory.Config) error {
+	d, err := backstory.AcceptGap(ctx, cfg, waiting)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(s, "%s     the gap is accepted; the history goes on at %s with a new replication slot %s\n", s.bold("done"), d.Start, cfg.Capture.WithDefaults().Slot)
+	fmt.Fprintln(s, "         No table counts as complete any more: a checkout wants --partial and says so.")
+	return nil
 }

@@ -1,12 +1,17 @@
 package main
 
 import (
-	"os"
-	"runtime/pprof"
+	"context"
+	"errors"
+	"log/slog"
+	"net/url"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/backstory-dev/backstory"
+	"github.com/backstory-dev/backstory/capture"
+	"github.com/backstory-dev/backstory/eventlog"
 )
 
 func newRun() *cobra.Command {
@@ -24,21 +29,76 @@ func newRun() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, name := range unknown() {
+				log.Warn("unknown setting", "name", name)
+			}
 			cfg := s.config(log)
 			cfg.Once = once
-			if f := os.Getenv("PROF"); f != "" {
-				w, _ := os.Create(f)
-				_ = pprof.StartCPUProfile(w)
-				defer pprof.StopCPUProfile()
-			}
-			sc, err := backstory.New(cmd.Context(), cfg)
-			if err != nil {
+			if cfg.Reactors, err = s.reactors(log); err != nil {
 				return err
 			}
-			defer sc.Close()
-			return sc.Run(cmd.Context())
+			if err := cfg.Capture.WithDefaults().Validate(); err != nil {
+				return &exitError{exitUsage, err}
+			}
+			return s.run(cmd.Context(), cfg, log)
 		},
 	}
-	c.Flags().BoolVar(&once, "once", false, "end when everything up to the source's WAL position at the start is in the log")
+	c.Flags().BoolVar(&once, "once", false, "end when everything up to the source's WAL position at the start is in the log and sent")
 	return c
+}
+
+// run captures and serves HTTP until either ends.
+func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logger) error {
+	logURL := s.LogURL
+	if logURL == "" {
+		logURL = s.SourceURL
+	}
+	log.Info("starting", "source", redacted(s.SourceURL), "log", redacted(logURL), "slot", s.Slot, "tables", strings.Join(s.Tables, ","),
+		"http", s.HTTPAddr, "kafka", strings.Join(s.KafkaBrokers, ","), "topic", s.KafkaTopic, "max_batch_bytes", s.MaxBatchBytes, "max_cache_bytes", s.MaxCacheBytes)
+	sc, err := backstory.New(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer sc.Close()
+	if found, err := capture.Examine(ctx, cfg.Capture); err == nil {
+		for _, f := range found {
+			if f.Severity != capture.Info {
+				log.Warn(f.What, "risk", f.Risk, "remedy", f.SQL)
+			}
+		}
+	}
+	if cfg.Once || s.HTTPAddr == "off" {
+		return finish(sc.Run(ctx), log)
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	served := make(chan error, 1)
+	go func() {
+		served <- sc.Serve(ctx, s.HTTPAddr)
+		stop()
+	}()
+	err = sc.Run(ctx)
+	stop()
+	return finish(errors.Join(err, <-served), log)
+}
+
+func finish(err error, log *slog.Logger) error {
+	if err == nil {
+		log.Info("stopped; everything received is in the log and confirmed")
+	}
+	return err
+}
+
+// redacted gives a database URL without its password, for the log of the process.
+func redacted(raw string) string {
+	cfg, err := eventlog.ConnConfig(raw, "")
+	if err != nil {
+		return "?"
+	}
+	u := url.URL{Scheme: "postgres", User: url.User(cfg.User), Host: cfg.Host, Path: cfg.Database}
+	if strings.HasPrefix(cfg.Host, "/") {
+		u.Host = ""
+		return u.String() + "?host=" + cfg.Host
+	}
+	return u.String()
 }

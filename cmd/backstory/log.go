@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+var errEnough = errors.New("enough")
+
+func newLog() *cobra.Command {
+	var o struct {
+		json, quiet, reverse bool
+		since, until, author string
+		types                []string
+		limit                int
+	}
+	c := &cobra.Command{
+		Use:   "log [ENTITY]",
+		Short: "What happened: one line per event, newest first. ENTITY is orders/17 or Order/17, or orders for the whole table.",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			if o.limit < 0 {
+				return usage("", "--limit must not be negative")
+			}
+			s, l, err := openLog(ctx)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			sel := eventlog.Selection{Types: o.types, Quiet: o.quiet, Newest: !o.reverse}
+			if len(args) == 1 {
+				e, err := l.Entity(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				sel.Aggregates, sel.EntityID = []string{e.Aggregate}, e.ID
+			}
+			if o.since != "" {
+				if sel.After, err = s.resolve(ctx, l, o.since, o.json); err != nil && !errors.Is(err, eventlog.ErrBeforeHistory) {
+					return err
+				}
+			}
+			if o.until != "" {
+				if sel.Until, err = s.resolve(ctx, l, o.until, o.json); err != nil {
+					return err
+				}
+			}
+			if o.author == "" {
+				sel.Limit = o.limit
+			}
+			if err := checkTypes(cmd, l, o.types); err != nil {
+				return err
+			}
+			out := openScreen(cmd, !o.json)
+			defer out.close()
+			now, n := time.Now(), 0
+			err = l.Read(ctx, sel, func(e *eventlog.Event) error {
+				if o.author != "" && !strings.Contains(strings.ToLower(eventlog.WhoOf(e.Metadata).Actor), strings.ToLower(o.author)) {
+					return nil
+				}
+				n++
+				var err error
+				if o.json {
+					_, err = out.Write(append(e.AppendJSON(nil), '\n'))
+				} else {
+					_, err = fmt.Fprintln(out, eventLine(out, e, now))
+				}
+				if err != nil || n == o.limit {
+					return errors.Join(err, errEnough)
+				}
+				return nil
+			})
+			if errors.Is(err, errEnough) {
+				err = nil
+			}
+			if err == nil && n == 0 && !o.json {
+				fmt.Fprintln(out, "No events.")
+			}
+			return err
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&o.json, "json", false, "one JSON object per line")
+	f.StringVar(&o.since, "since", "", "only events after this revision: a position, an LSN, a time, '2 hours ago', yesterday")
+	f.StringVar(&o.until, "until", "", "only events up to this revision")
+	f.StringVar(&o.author, "author", "", "only events of actors whose name contains this")
+	f.StringSliceVar(&o.types, "type", nil, "only these event types")
+	f.IntVar(&o.limit, "limit", 0, "at most so many")
+	f.BoolVar(&o.quiet, "quiet", false, "also events that are no news, such as a change of updated_at alone")
+	f.BoolVar(&o.reverse, "reverse", false, "oldest first")
+	return c
+}
+
+// checkTypes warns of types that the log has never seen.
+func checkTypes(cmd *cobra.Command, l *eventlog.Log, types []string) error {
+	if len(types) == 0 {
+		return nil
+	}
+	known, err := l.Types(cmd.Context())
+	if err != nil {
+		return err
+	}
+	for _, t := range types {
+		found := false
+		for _, k := range known {
+			found = found || k == t
+		}
+		if !found {
+			return usage("The log holds: "+strings.Join(known, ", ")+".", "the log has no event of type %s", t)
+		}
+	}
+	return nil
+}
+
+// eventLine tells an event in one line: position, age, actor, type, entity, what changed, why.
+func eventLine(s *screen, e *eventlog.Event, now time.Time) string {
+	w := eventlog.WhoOf(e.Metadata)
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s  %s  ", s.yellow(fmt.Sprintf("%7d", e.Position)), s.dim(fmt.Sprintf("%-15s", age(e.OccurredAt, now))))
+	if w.Actor != "" {
+		b.WriteString(s.cyan(fmt.Sprintf("%-20s  ", w.Actor)))
+	} else {
+		b.WriteString(s.dim(fmt.Sprintf("%-20s  ", "-")))
+	}
+	typ := s.bold(e.Type)
+	switch e.Op {
+	case eventlog.OpDelete, eventlog.OpTruncate, eventlog.OpGap:
+		typ = s.red(e.Type)
+	case eventlog.OpInsert:
+		typ = s.green(e.Type)
+	}
+	fmt.Fprintf(&b, "%s  %s", typ, e.Entity())
+	if d := changes(e, 100); d != "" {
+		b.WriteString("  " + d)
+	}
+	if w.Reason != "" {
+		b.WriteString("  " + s.dim("("+w.Reason+")"))
+	}
+	return b.String()
+}
+
+// changes tells what an event changed: status: pending → paid.
+func changes(e *eventlog.Event, width int) string {
+	var parts []string
+	add := func(p string) { parts = append(parts, p) }
+	switch e.Op {
+	case eventlog.OpUpdate:
+		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
+			if n := string(name); n != "updated_at" || len(parts) == 0 {
+				old := member(e.Before, n)
+				if old == nil {
+					old = []byte("?")
+				}
+				add(n + ": " + short(old) + " → " + short(value))
+			}
+			return nil
+		})
+	case eventlog.OpDelete:
+		_ = eventlog.EachMember(e.Before, func(name, value []byte) error {
+			if !dull(string(name), value) {
+				add(string(name) + ": " + short(value))
+			}
+			return nil
+		})
+	default:
+		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
+			if !dull(string(name), value) {
+				add(string(name) + ": " + short(value))
+			}
+			return nil
+		})
+	}
+	line := ""
+	for i, p := range parts {
+		if i > 0 && len(line)+len(p) > width {
+			return line + fmt.Sprintf(", … %d more", len(parts)-i)
+		}
+		if i > 0 {
+			line += ", "
+		}
+		line += p
+	}
+	return line
+}
+
+// dull members say nothing in one line: the key, what is NULL, when it was.
+func dull(name string, value []byte) bool {
+	return name == "id" || name == "created_at" || name == "updated_at" || bytes.Equal(value, []byte("null"))
+}
+
+// member finds a member of a JSON object, nil if there is none.
+func member(obj []byte, name string) (found []byte) {
+	if len(obj) == 0 {
+		return nil
+	}
+	_ = eventlog.EachMember(obj, func(n, v []byte) error {
+		if string(n) == name {
+			found = v
+		}
+		return nil
+	})
+	return found
+}
+
+// short prints a JSON value in little room: strings without quotes where that is clear.
+func short(v []byte) string {
+	t := strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return ' '
+		}
+		return r
+	}, string(v))
+	if len(t) >= 2 && t[0] == '"' {
+		if txt, _, err := eventlog.AppendText(nil, &eventlog.Type{}, v); err == nil && len(txt) > 0 && !bytes.ContainsAny(txt, "\"\n,:→") {
+			t = string(txt)
+		}
+	}
+	if r := []rune(t); len(r) > 48 {
+		t = string(r[:45]) + "…"
+	}
+	return t
+}

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/backstory-dev/backstory"
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+func newStatus() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "What each part is doing, and how far behind.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readSettings()
+			if err != nil {
+				return err
+			}
+			st, err := s.status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			out := openScreen(cmd, false)
+			defer out.close()
+			if asJSON {
+				return json.NewEncoder(out).Encode(st)
+			}
+			printStatus(out, st)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "as one JSON object")
+	return c
+}
+
+// status asks the log and the source, and the running sidecar for what only it knows.
+func (s *settings) status(ctx context.Context) (*backstory.Status, error) {
+	log, err := s.logger()
+	if err != nil {
+		return nil, err
+	}
+	cfg := s.config(log)
+	if cfg.Capture.URL == "" && cfg.Log.URL == "" {
+		return nil, usage("Set BACKSTORY_SOURCE_URL.", "no database is named")
+	}
+	st, err := backstory.ReadStatus(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if live := s.askSidecar(ctx); live != nil && live.Source.Slot == st.Source.Slot &&
+		live.Source.SystemID == st.Source.SystemID && live.Source.Database == st.Source.Database {
+		return live, nil
+	}
+	return st, nil
+}
+
+// askSidecar gives the status of a sidecar on this machine, nil if none answers.
+func (s *settings) askSidecar(ctx context.Context) *backstory.Status {
+	if s.HTTPAddr == "off" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 12*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.HTTPAddr+"/api/v1/status", nil)
+	if err != nil {
+		return nil
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil
+	}
+	defer resp.Body.Close()
+	var st backstory.Status
+	if resp.StatusCode != http.StatusOK || json.NewDecoder(resp.Body).Decode(&st) != nil {
+		return nil
+	}
+	return &st
+}
+
+func printStatus(s *screen, st *backstory.Status) {
+	now := time.Now()
+	state := st.Source.State
+	switch {
+	case st.Source.Error != "":
+		state = s.red(state)
+	case state == "streaming":
+		state = s.green(state)
+	}
+	fmt.Fprintf(s, "%s   %s", s.bold("source"), state)
+	if !st.Source.Since.IsZero() {
+		fmt.Fprintf(s, " since %s", age(st.Source.Since, now))
+	}
+	if st.CaughtUp {
+		fmt.Fprint(s, ", caught up")
+	} else {
+		fmt.Fprintf(s, ", %s behind", bytesText(st.Source.LagBytes))
+		if st.Source.LagSeconds > 1 {
+			fmt.Fprintf(s, " (%.0f s)", st.Source.LagSeconds)
+		}
+	}
+	fmt.Fprintln(s)
+	if st.Source.Error != "" {
+		fmt.Fprintf(s, "         %s\n", s.red(st.Source.Error))
+		if st.Source.Hint != "" {
+			fmt.Fprintf(s, "         → %s\n", st.Source.Hint)
+		}
+	}
+	fmt.Fprintf(s, "         slot %s: received %s, confirmed %s, the WAL ends at %s; the source keeps %s for us",
+		st.Source.Slot, st.Source.ReceivedLSN, st.Source.ConfirmedLSN, st.Source.WALLSN, bytesText(st.Source.RetainedBytes))
+	if st.Source.SafeBytes >= 0 {
+		fmt.Fprintf(s, " and may keep %s more", bytesText(st.Source.SafeBytes))
+	}
+	fmt.Fprintln(s)
+	fmt.Fprintf(s, "%s      %s events", s.bold("log"), countText(int64(st.Log.Position)))
+	if !st.Log.OccurredAt.IsZero() {
+		fmt.Fprintf(s, ", the last one %s", age(st.Log.OccurredAt, now))
+	}
+	fmt.Fprintln(s)
+	if st.Log.Gap != "" {
+		fmt.Fprintf(s, "         %s\n         → %s\n", s.red("gap: "+st.Log.Gap), eventlog.GapHint)
+	}
+	if st.Running && st.Log.Events > 0 {
+		fmt.Fprintf(s, "         since the start: %s events, %.0f %% without who and why\n", countText(st.Log.Events), 100*st.Log.UnattributedShare)
+	}
+	if !st.Baseline.Done {
+		fmt.Fprintf(s, "         %d tables have rows from before the history, which are not in the log:", len(st.Baseline.Incomplete))
+		for i, t := range st.Baseline.Incomplete {
+			if i == 5 {
+				fmt.Fprintf(s, " … (--json shows all)")
+				break
+			}
+			fmt.Fprintf(s, " %s", t)
+		}
+		fmt.Fprintln(s)
+	}
+	for _, r := range st.Reactors {
+		state := string(r.State)
+		if r.Error != "" {
+			state = s.red(state)
+		}
+		fmt.Fprintf(s, "%s  %s: %s, at position %s, %s events behind", s.bold("reactor"), r.Name, state, countText(int64(r.Position)), countText(r.LagEvents))
+		if r.LagSeconds >= 1 {
+			fmt.Fprintf(s, " (%.0f s)", r.LagSeconds)
+		}
+		fmt.Fprintln(s)
+		if r.Error != "" {
+			fmt.Fprintf(s, "         %s\n", s.red(r.Error))
+			if r.Hint != "" {
+				fmt.Fprintf(s, "         → %s\n", r.Hint)
+			}
+		}
+	}
+}

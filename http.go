@@ -1,0 +1,152 @@
+package backstory
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// Handler serves /livez, /readyz, /metrics and /api/v1/status.
+func (s *Sidecar) Handler() http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), (*metrics)(s))
+	if s.dispatch != nil {
+		reg.MustRegister(s.dispatch)
+	}
+	mux := http.NewServeMux()
+	check := func(f func() error) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			if err := f(); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			fmt.Fprintln(w, "ok")
+		}
+	}
+	mux.HandleFunc("GET /livez", check(s.Live))
+	mux.HandleFunc("GET /readyz", check(s.Ready))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
+		defer cancel()
+		st, err := s.Status(ctx)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(st)
+	})
+	return mux
+}
+
+// Serve answers HTTP on addr until ctx ends. There is no authentication, so only loopback addresses are taken.
+func (s *Sidecar) Serve(ctx context.Context, addr string) error {
+	l, err := listen(addr)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serve HTTP on %s: %w", addr, err)
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	_ = srv.Shutdown(stop)
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func listen(addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, &eventlog.Problem{Err: fmt.Errorf("listen for HTTP: %w", err),
+			Hint: "Another backstory may run on this machine. Choose another address with BACKSTORY_HTTP_ADDR, or switch HTTP off with BACKSTORY_HTTP_ADDR=off."}
+	}
+	return l, nil
+}
+
+// metrics collects what the parts count, when somebody asks.
+type metrics Sidecar
+
+var (
+	descEvents       = prometheus.NewDesc("backstory_events_appended_total", "Events appended to the log by this process.", nil, nil)
+	descTransactions = prometheus.NewDesc("backstory_transactions_appended_total", "Source transactions appended to the log by this process.", nil, nil)
+	descFlushes      = prometheus.NewDesc("backstory_log_commits_total", "Transactions of the log itself.", nil, nil)
+	descBytes        = prometheus.NewDesc("backstory_log_bytes_total", "Bytes of events sent to the log.", nil, nil)
+	descUnattributed = prometheus.NewDesc("backstory_events_unattributed_total", "Events without who and why.", nil, nil)
+	descFirstSeen    = prometheus.NewDesc("backstory_rows_first_seen_total", "Rows that existed before the log first saw them.", nil, nil)
+	descMalformed    = prometheus.NewDesc("backstory_context_malformed_total", "Context messages that are not a JSON object.", nil, nil)
+	descLookups      = prometheus.NewDesc("backstory_row_lookups_total", "Rows whose last state was read from the log.", nil, nil)
+	descPosition     = prometheus.NewDesc("backstory_log_position", "Position of the last event.", nil, nil)
+	descStreaming    = prometheus.NewDesc("backstory_streaming", "1 while the source is being streamed.", nil, nil)
+	descLagBytes     = prometheus.NewDesc("backstory_lag_bytes", "WAL of the source that may hold changes not yet in the log.", nil, nil)
+	descLagSeconds   = prometheus.NewDesc("backstory_lag_seconds", "Age of the last transaction in the log while there are changes outstanding, otherwise 0.", nil, nil)
+	descRetained     = prometheus.NewDesc("backstory_slot_retained_bytes", "WAL that the source keeps for the replication slot.", nil, nil)
+	descSafe         = prometheus.NewDesc("backstory_slot_safe_bytes", "WAL that may still be written before the slot is lost; -1 without limit.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descEvents, descTransactions, descFlushes, descBytes, descUnattributed, descFirstSeen, descMalformed,
+		descLookups, descPosition, descStreaming, descLagBytes, descLagSeconds, descRetained, descSafe} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	s := (*Sidecar)(m)
+	gauge := func(d *prometheus.Desc, v float64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v)
+	}
+	st := s.total()
+	for _, c := range []struct {
+		d *prometheus.Desc
+		v int64
+	}{{descEvents, st.Events}, {descTransactions, st.Transactions}, {descFlushes, st.Flushes}, {descBytes, st.Bytes},
+		{descUnattributed, st.Unattributed}, {descFirstSeen, st.FirstSeen}, {descMalformed, st.MalformedContext}, {descLookups, st.Lookups}} {
+		ch <- prometheus.MustNewConstMetric(c.d, prometheus.CounterValue, float64(c.v))
+	}
+	streaming := 0.0
+	if s.Ready() == nil {
+		streaming = 1
+	}
+	gauge(descStreaming, streaming)
+	r := s.now.Load()
+	if r == nil {
+		return
+	}
+	h := r.writer.Head()
+	gauge(descPosition, float64(h.Position))
+	lag, seconds := 0.0, 0.0
+	if end, done := r.stream.Source(), r.stream.Progress(); end > done {
+		lag = float64(end - done)
+		// Less than this is WAL that concerns nobody here, or is our own.
+		if lag > 64<<10 && !h.OccurredAt.IsZero() {
+			seconds = max(0, time.Since(h.OccurredAt).Seconds())
+		}
+	}
+	gauge(descLagBytes, lag)
+	gauge(descLagSeconds, seconds)
+	if sl := r.stream.SlotSeen(); sl != nil {
+		gauge(descRetained, float64(sl.RetainedBytes))
+		gauge(descSafe, float64(sl.SafeBytes))
+	}
+}

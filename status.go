@@ -1,0 +1,225 @@
+package backstory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/backstory-dev/backstory/capture"
+	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/sinks"
+)
+
+// Status is what every part is doing. Its JSON form is what `status --json` prints.
+type Status struct {
+	// Running tells whether a sidecar process answered; without one, what only a process knows is empty.
+	Running bool `json:"running"`
+	// CaughtUp: no captured change is outstanding.
+	CaughtUp bool           `json:"caught_up"`
+	Source   SourceStatus   `json:"source"`
+	Log      LogStatus      `json:"log"`
+	Baseline BaselineStatus `json:"baseline"`
+	// Reactors, by name. Without a running process: their checkpoints.
+	Reactors []sinks.Status `json:"reactors"`
+}
+
+// SourceStatus is how capture fares.
+type SourceStatus struct {
+	State        string    `json:"state"` // streaming, connecting, waiting, stopped
+	Since        time.Time `json:"since,omitzero"`
+	Error        string    `json:"error,omitempty"`
+	Hint         string    `json:"hint,omitempty"`
+	SystemID     string    `json:"system_id"`
+	Database     string    `json:"database"`
+	Slot         string    `json:"slot"`
+	SlotActive   bool      `json:"slot_active"`
+	WALLSN       string    `json:"wal_lsn"` // the end of the source's WAL
+	ReceivedLSN  string    `json:"received_lsn"`
+	ConfirmedLSN string    `json:"confirmed_lsn"`
+	RestartLSN   string    `json:"restart_lsn"`
+	// LagBytes of WAL may hold changes that are not in the log yet; LagSeconds is the age of the oldest of them as far as is known.
+	LagBytes      int64   `json:"lag_bytes"`
+	LagSeconds    float64 `json:"lag_seconds"`
+	RetainedBytes int64   `json:"retained_bytes"` // of WAL that the source keeps for the slot
+	SafeBytes     int64   `json:"safe_bytes"`     // that may still be written before the slot is lost; -1: without limit
+	WALStatus     string  `json:"wal_status"`
+}
+
+// LogStatus is the end of the log.
+type LogStatus struct {
+	Position   eventlog.Position `json:"position"`
+	OccurredAt time.Time         `json:"occurred_at,omitzero"` // commit time of the last transaction
+	EndLSN     string            `json:"end_lsn"`
+	Seal       string            `json:"seal"`
+	Gap        string            `json:"gap,omitempty"`
+	// Events and Unattributed count since the start of the process.
+	Events            int64   `json:"events"`
+	UnattributedShare float64 `json:"unattributed_share"`
+	FirstSeen         int64   `json:"first_seen"`
+	MalformedContext  int64   `json:"malformed_context"`
+}
+
+// BaselineStatus tells about rows that existed before the log.
+type BaselineStatus struct {
+	Done       bool     `json:"done"`                 // every captured table is complete
+	Incomplete []string `json:"incomplete,omitempty"` // tables with rows that the log has never seen
+}
+
+// ReadStatus asks the source and the log, without a sidecar process.
+func ReadStatus(ctx context.Context, cfg Config) (*Status, error) {
+	cfg = cfg.withDefaults()
+	log, err := eventlog.Open(ctx, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	return readStatus(ctx, cfg, log)
+}
+
+func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, error) {
+	h, err := log.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st := &Status{Reactors: []sinks.Status{}}
+	st.Log = LogStatus{Position: h.Position, OccurredAt: h.OccurredAt, EndLSN: h.EndLSN.String(), Seal: fmt.Sprintf("%x", h.Seal), Gap: h.Gap}
+	st.Source.Slot, st.Source.SystemID, st.Source.Database, st.Source.State = h.Slot, h.SystemID, h.Database, "stopped"
+	tables, err := log.Captured(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st.Baseline.Done = true
+	for _, t := range tables {
+		if !t.Complete && !t.InsertOnly {
+			st.Baseline.Done = false
+			st.Baseline.Incomplete = append(st.Baseline.Incomplete, t.String())
+		}
+	}
+	checkpoints, err := log.Checkpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range checkpoints {
+		r := sinks.Status{Name: c.Name, State: sinks.StateStopped, Position: c.Position, Checkpoint: c.Position, LagEvents: int64(h.Position - c.Position), Error: c.Error, Since: c.FailedAt}
+		switch {
+		case c.Paused:
+			r.State = sinks.StatePaused
+		case c.Running && c.Error != "":
+			r.State = sinks.StateRetrying
+		case c.Running:
+			r.State = sinks.StateRunning
+		}
+		st.Reactors = append(st.Reactors, r)
+	}
+	cfg.Capture.Slot = h.Slot
+	src, err := capture.Look(ctx, cfg.Capture)
+	if err != nil {
+		st.Source.State, st.Source.Error, st.Source.Hint = "unreachable", err.Error(), eventlog.Hint(err)
+		return st, nil
+	}
+	st.Source.fill(src, h)
+	if src.Slot.Active {
+		st.Source.State = "streaming"
+	}
+	st.CaughtUp = h.EndLSN >= src.WAL || src.Idle
+	return st, nil
+}
+
+func (s *SourceStatus) fill(src *capture.Sight, h *eventlog.Head) {
+	s.WALLSN, s.ConfirmedLSN, s.RestartLSN = src.WAL.String(), src.Slot.ConfirmedFlush.String(), src.Slot.Restart.String()
+	s.ReceivedLSN = max(src.Received, h.EndLSN).String()
+	s.SlotActive, s.RetainedBytes, s.SafeBytes, s.WALStatus = src.Slot.Active, src.Slot.RetainedBytes, src.Slot.SafeBytes, src.Slot.WALStatus
+	if !src.Slot.Exists {
+		s.Error, s.Hint = "the replication slot "+s.Slot+" does not exist", eventlog.GapHint
+	}
+	if src.WAL > h.EndLSN && !src.Idle {
+		s.LagBytes = int64(src.WAL - h.EndLSN)
+		if !h.UpdatedAt.IsZero() {
+			s.LagSeconds = max(0, time.Since(h.UpdatedAt).Seconds())
+		}
+	}
+}
+
+// Status tells what this process is doing. It waits up to a second and a half for changes that were made just before the
+// call.
+func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
+	st, err := readStatus(ctx, s.cfg, s.log)
+	if err != nil {
+		// The log cannot be read: what the process itself knows is still worth having.
+		st = &Status{Reactors: []sinks.Status{}}
+		st.Source.Error, st.Source.Hint = err.Error(), eventlog.Hint(err)
+	}
+	st.Running = true
+	if s.dispatch != nil {
+		st.Reactors = s.dispatch.Status()
+	}
+	c := s.total()
+	st.Log.Events, st.Log.FirstSeen, st.Log.MalformedContext = c.Events, c.FirstSeen, c.MalformedContext
+	if c.Events > 0 {
+		st.Log.UnattributedShare = float64(c.Unattributed) / float64(c.Events)
+	}
+	if r := s.now.Load(); r != nil {
+		ss := r.stream.State()
+		st.Source.State, st.Source.Since = ss.Doing, ss.Since
+		if ss.Error != "" {
+			st.Source.Error, st.Source.Hint = ss.Error, ss.Hint
+		}
+		st.Source.ReceivedLSN = r.stream.Received().String()
+		if wal, err := eventlog.ParseLSN(st.Source.WALLSN); err == nil && ss.Doing == "streaming" {
+			for i := 0; i < 15 && r.stream.Progress() < wal && ctx.Err() == nil; i++ {
+				time.Sleep(100 * time.Millisecond)
+			}
+			done := r.stream.Progress()
+			st.CaughtUp = done >= wal
+			st.Source.LagBytes, st.Source.LagSeconds = 0, 0
+			if !st.CaughtUp {
+				st.Source.LagBytes = int64(wal - done)
+				if at := r.writer.Head().OccurredAt; !at.IsZero() {
+					st.Source.LagSeconds = max(0, time.Since(at).Seconds())
+				}
+			}
+			st.Log.Position = r.writer.Head().Position
+		}
+	} else if b := s.bad.Load(); b != nil {
+		st.Source.State, st.Source.Since, st.Source.Error, st.Source.Hint = "waiting", b.since, b.err.Error(), eventlog.Hint(b.err)
+	}
+	return st, nil
+}
+
+// stuckAfter is how long one batch may take, or the source be silent, before the process counts as stuck.
+const stuckAfter = 2 * time.Minute
+
+// Live tells whether the process moves or has nothing to do. A source or a log that cannot be reached is no reason to
+// restart it; one batch that has not been finished for two minutes is.
+func (s *Sidecar) Live() error {
+	if since := s.busy.Load(); since != 0 {
+		if d := time.Since(time.Unix(0, since)); d > stuckAfter {
+			return fmt.Errorf("the event log has been working on one batch for %s", d.Round(time.Second))
+		}
+	}
+	if r := s.now.Load(); r != nil && r.stream.State().Doing == "streaming" {
+		if d := time.Since(r.stream.LastSeen()); d > stuckAfter && s.busy.Load() == 0 {
+			return fmt.Errorf("the source has been silent for %s", d.Round(time.Second))
+		}
+	}
+	return nil
+}
+
+// Ready tells whether row changes flow into the log.
+func (s *Sidecar) Ready() error {
+	r := s.now.Load()
+	if r == nil {
+		if b := s.bad.Load(); b != nil {
+			return b.err
+		}
+		return errors.New("starting")
+	}
+	if st := r.stream.State(); st.Doing != "streaming" {
+		if st.Error != "" {
+			return fmt.Errorf("%s: %s", st.Doing, st.Error)
+		}
+		return errors.New(st.Doing)
+	}
+	return nil
+}
