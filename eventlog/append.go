@@ -15,7 +15,6 @@ type scratch struct {
 	data, before, rest  []byte
 	frags               []byte
 	off                 []int
-	names               [][]byte
 	changed             []bool
 }
 

@@ -26,8 +26,6 @@ type Selection struct {
 	Limit      int      // at most so many; 0 means all
 	// NoMetadata leaves Event.Metadata to what is known of the event alone, for readers that do not want who and why.
 	NoMetadata bool
-	// Unpublished reads beyond the head, as the writer does.
-	unpublished bool
 }
 
 // windowEvents is how many positions one statement reads, so that no statement on the log is a long one (G11).

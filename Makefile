@@ -1,0 +1,64 @@
+# backstory. `make help` lists the targets.
+SHELL := /bin/bash
+GO ?= go
+BIN := bin/backstory
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash clean test-kafka java client
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/backstory
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN) ./cmd/backstory
+
+demo: build ## a shop at work on an embedded Postgres, with the sidecar on it
+	@$(BIN) demo $(ARGS)
+
+KAFKA := $(shell command -v java >/dev/null && command -v mvn >/dev/null && echo 1)
+
+test: ## all tests; they fetch and start their own servers
+	BACKSTORY_TEST_KAFKA=$(KAFKA) $(GO) test -timeout 20m ./...
+	@test -n "$(KAFKA)" || echo "Left out: the tests against a real Kafka, since Java and Maven are not installed. make test-kafka installs them and runs these tests."
+
+test-kafka: java ## the tests against a real Kafka
+	BACKSTORY_TEST_KAFKA=1 $(GO) test -count=1 -timeout 20m ./internal/kafkaserver ./sinks/... ./internal/e2e -run 'Kafka'
+
+test-race: ## all tests with the race detector
+	BACKSTORY_TEST_KAFKA=$(KAFKA) $(GO) test -race -timeout 40m ./...
+
+java: # Java and Maven, for a real Kafka
+	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "installing Java and Maven (Debian or Ubuntu packages)"; \
+	  if [ "$$(id -u)" = 0 ]; then S=; else S=sudo; fi; \
+	  $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends default-jre-headless maven >/dev/null; }
+
+client: # pg_recvlogical and pgbench, against which the benchmarks compare
+	@ls /usr/lib/postgresql/*/bin/pg_recvlogical >/dev/null 2>&1 || command -v pg_recvlogical >/dev/null || { echo "installing PostgreSQL's client programs (Debian or Ubuntu packages)"; \
+	  if [ "$$(id -u)" = 0 ]; then S=; else S=sudo; fi; \
+	  $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends postgresql-client >/dev/null; }
+
+test-matrix: ## the tests on PostgreSQL 14 to 18
+	@for v in 14 15 16 17 18; do echo "== PostgreSQL $$v"; BACKSTORY_TEST_PG_VERSION=$$v $(GO) test -count=1 ./... || exit 1; done
+
+crash: ## the crash tests for a minute each
+	BACKSTORY_CRASH_SECONDS=60 $(GO) test -count=1 -timeout 30m -run Crash ./internal/e2e
+
+bench: build client ## speed, as ratios against limits taken in the same run
+	$(GO) run ./internal/bench $(ARGS)
+
+fuzz: ## each fuzz test for 20 seconds
+	@for p in ./eventlog ./capture; do for f in $$($(GO) test -list 'Fuzz.*' $$p 2>/dev/null | grep ^Fuzz); do $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s $$p || exit 1; done; done
+
+lint: vet ## vet, format and staticcheck (staticcheck.conf gives the reason for what is off)
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run make fmt"; exit 1; }
+	$(GO) tool staticcheck ./...
+
+vet:
+	$(GO) vet ./...
+
+fmt: ## format the code
+	gofmt -w $$(git ls-files '*.go')
+
+clean: ## remove what was built
+	rm -rf bin build

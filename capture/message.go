@@ -1,0 +1,169 @@
+package capture
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// data takes one CopyData message: XLogData or a keepalive.
+func (x *session) data(b []byte) error {
+	c := cursor{b: b}
+	switch c.u8() {
+	case 'w':
+		c.take(24) // start and end of what is sent, and the server's clock
+		if c.bad || len(c.b) == 0 {
+			return errMalformed
+		}
+		return x.message(c.b)
+	case 'k':
+		end, _, reply := eventlog.LSN(c.u64()), c.u64(), c.u8()
+		if c.bad {
+			return errMalformed
+		}
+		if !x.inTx && end > x.skipped {
+			x.skipped = end
+			if end > eventlog.LSN(x.received.Load()) {
+				x.received.Store(uint64(end))
+			}
+		}
+		if reply != 0 {
+			return x.tell(time.Now(), true)
+		}
+		return nil
+	}
+	return errMalformed
+}
+
+// message takes one message of pgoutput.
+func (x *session) message(b []byte) error {
+	kind := b[0]
+	switch kind {
+	case 'I', 'U', 'D':
+		if !x.inTx || len(b) < 5 {
+			return errMalformed
+		}
+		rel := x.relations[binary.BigEndian.Uint32(b[1:])]
+		if rel == nil {
+			return fmt.Errorf("row change of a relation that the source did not describe: %w", errMalformed)
+		}
+		it, err := decodeChange(kind, x.batch.Copy(b[5:]), rel, x.batch)
+		if err != nil {
+			return err
+		}
+		x.batch.Add(it)
+		if x.batch.Bytes() >= x.cfg.MaxBatchBytes {
+			return x.hand()
+		}
+		return nil
+	}
+	c := cursor{b: b[1:]}
+	switch kind {
+	case 'B':
+		lsn, at, xid := eventlog.LSN(c.u64()), c.time(), c.u32()
+		if c.bad || x.inTx {
+			return errMalformed
+		}
+		x.inTx = true
+		x.batch.Add(eventlog.Item{Kind: eventlog.ItemBegin, CommitLSN: lsn, Time: at, XID: xid, Timeline: x.server.timelineOf(lsn)})
+	case 'C':
+		c.u8()
+		c.u64()
+		end := eventlog.LSN(c.u64())
+		if c.bad || !x.inTx {
+			return errMalformed
+		}
+		x.inTx = false
+		if n := len(x.batch.Items); n > 0 && x.batch.Items[n-1].Kind == eventlog.ItemBegin { // nothing of ours in it
+			x.batch.Items[n-1] = eventlog.Item{Kind: eventlog.ItemProgress, EndLSN: end, Timeline: x.batch.Items[n-1].Timeline}
+		} else {
+			x.batch.Add(eventlog.Item{Kind: eventlog.ItemCommit, EndLSN: end})
+		}
+		x.lastEnd = end
+		x.received.Store(uint64(end))
+		if x.batch.Bytes() >= x.cfg.MaxBatchBytes {
+			return x.hand()
+		}
+	case 'R':
+		m, err := decodeRelation(b[1:])
+		if err != nil {
+			return err
+		}
+		return x.relation(m)
+	case 'T':
+		n, _ := int(c.u32()), c.u8()
+		for i := 0; i < n && !c.bad; i++ {
+			rel := x.relations[c.u32()]
+			if rel == nil || c.bad {
+				return fmt.Errorf("TRUNCATE of a relation that the source did not describe: %w", errMalformed)
+			}
+			x.batch.Add(eventlog.Item{Kind: eventlog.ItemChange, Op: eventlog.OpTruncate, Relation: rel})
+		}
+		if c.bad {
+			return errMalformed
+		}
+	case 'M':
+		flags, _, prefix := c.u8(), c.u64(), c.str()
+		content := c.take(int(c.u32()))
+		if c.bad {
+			return errMalformed
+		}
+		if flags&1 == 0 || !x.inTx {
+			return nil // not transactional: anybody may send one, and it belongs to no row
+		}
+		if prefix == "backstory" || prefix == "_bemi" {
+			x.batch.Add(eventlog.Item{Kind: eventlog.ItemMessage, Text: x.batch.Copy(content)})
+		}
+	case 'Y', 'O':
+		// the name of a type, and the origin of a transaction: the catalogue tells the one, nobody asks for the other
+	default:
+		return fmt.Errorf("message %q: %w", kind, errMalformed)
+	}
+	return nil
+}
+
+// relation takes the description of a table, which comes before its first row in a session and after its shape changed.
+func (x *session) relation(m *relationMessage) error {
+	r := &eventlog.Relation{OID: m.oid, Schema: m.schema, Name: m.name, ReplicaIdentity: m.identity}
+	if cap, ok := x.captured[m.oid]; ok {
+		r.Complete, r.InsertOnly = cap.Complete, cap.InsertOnly
+	}
+	if err := describe(x.ctx, x.sql, r, m.columns); err != nil {
+		if !errors.Is(err, errGone) {
+			return err
+		}
+		if old := x.relations[m.oid]; old != nil && sameNames(old, m) {
+			return nil // dropped since; its shape was this one
+		}
+		x.cfg.Logger.Warn("a table was dropped before its rows were read; types are taken from the stream", "relation", r.String())
+		for i, c := range m.columns {
+			t, ok := eventlog.TypeKind(c.typeOID)
+			if !ok {
+				t = eventlog.Type{OID: c.typeOID, Name: "text"}
+			}
+			r.Columns = append(r.Columns, eventlog.Column{Name: c.name, Type: t, Identity: c.identity})
+			if c.identity && m.identity == 'd' {
+				r.Key = append(r.Key, i)
+			}
+		}
+	}
+	if old := x.relations[m.oid]; old == nil || !old.SameShape(r) {
+		x.relations[m.oid] = r
+	}
+	return nil
+}
+
+func sameNames(r *eventlog.Relation, m *relationMessage) bool {
+	if len(r.Columns) != len(m.columns) || r.ReplicaIdentity != m.identity {
+		return false
+	}
+	for i, c := range m.columns {
+		if r.Columns[i].Name != c.name || r.Columns[i].Type.OID != c.typeOID {
+			return false
+		}
+	}
+	return true
+}

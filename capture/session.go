@@ -1,0 +1,333 @@
+package capture
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// session is one connection's worth of streaming.
+type session struct {
+	*Stream
+	net       *conn
+	repl      *pgconn.PgConn
+	sql       *pgx.Conn // for the catalogue; opened when it is needed
+	server    *Server
+	relations map[uint32]*eventlog.Relation
+	batch     *eventlog.Batch
+	ctx       context.Context
+	inTx      bool
+	skipped   eventlog.LSN // a keepalive's position, not yet in a batch
+	lastEnd   eventlog.LSN // of the last commit or progress handed over
+	lastHand  time.Time
+	lastTold  time.Time
+	told      eventlog.LSN
+	until     eventlog.LSN // 0, or where Run ends
+	done      bool
+	err       error
+}
+
+// Stream connects and streams until ctx ends, the connection breaks, or, with until not zero, everything before until
+// has been handed over. It returns nil in the first and the last case. known are relations of earlier sessions, so that
+// unchanged ones keep their identity.
+func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog.LSN, known map[uint32]*eventlog.Relation) (err error) {
+	s.setState("connecting", nil)
+	x := &session{Stream: s, ctx: ctx, relations: map[uint32]*eventlog.Relation{}, until: until}
+	if x.sql, err = s.cfg.Connect(ctx); err != nil {
+		return err
+	}
+	defer func() { _ = x.sql.Close(context.WithoutCancel(ctx)) }()
+	x.repl, err = s.cfg.connectReplication(ctx, func(cfg *pgconn.Config) {
+		dial := cfg.DialFunc
+		cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			x.net = newConn(c)
+			return x.net, nil
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		c, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = x.repl.Close(c)
+	}()
+	if x.server, err = server(ctx, x.sql, x.repl); err != nil {
+		return err
+	}
+	if err := checkServer(x.server); err != nil {
+		return err
+	}
+	slot, err := s.cfg.ReadSlot(ctx, x.sql)
+	if err != nil {
+		return err
+	}
+	if err := checkStart(x.server, slot, &head, s.cfg.Slot); err != nil {
+		return err
+	}
+	if err := s.cfg.checkPublications(ctx, x.sql, s.captured); err != nil {
+		return err
+	}
+	start := pglogrepl.LSN(head.EndLSN)
+	args := []string{"proto_version '1'", "publication_names '" + strings.ReplaceAll(eventlog.QuoteIdent(s.cfg.Publication)+","+eventlog.QuoteIdent(s.cfg.InsertPublication()), "'", "''") + "'", "messages 'true'"}
+	if err := pglogrepl.StartReplication(ctx, x.repl, s.cfg.Slot, start, pglogrepl.StartReplicationOptions{PluginArgs: args}); err != nil {
+		if eventlog.SQLState(err) == "55006" { // object_in_use
+			return &eventlog.Problem{Err: fmt.Errorf("replication slot %s is in use by another process (pid %d)", s.cfg.Slot, slot.ActivePID),
+				Hint: "Stop the other backstory, or wait: the server frees a slot when its connection has timed out (wal_sender_timeout)."}
+		}
+		return fmt.Errorf("start replication: %w", err)
+	}
+	x.told, x.lastEnd = head.EndLSN, head.EndLSN
+	s.serverAt.Store(uint64(x.server.FlushLSN))
+	watch, stop := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() { defer close(watched); s.watch(watch, x.server.InRecovery) }()
+	defer func() { stop(); <-watched }()
+	s.received.Store(uint64(head.EndLSN))
+	s.setState("streaming", nil)
+	s.cfg.Logger.Info("streaming", "slot", s.cfg.Slot, "lsn", head.EndLSN.String(), "timeline", x.server.Timeline)
+	err = x.run(known)
+	for oid, r := range x.relations {
+		known[oid] = r
+	}
+	return err
+}
+
+// watch asks the source, on a connection of its own, for the end of its WAL: the stream itself does not tell.
+func (s *Stream) watch(ctx context.Context, standby bool) {
+	q := `SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`
+	if standby {
+		q = `SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint`
+	}
+	var conn *pgx.Conn
+	var looked time.Time
+	defer func() {
+		if conn != nil {
+			_ = conn.Close(context.WithoutCancel(ctx))
+		}
+	}()
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var err error
+		if conn == nil || conn.IsClosed() {
+			if conn, err = s.cfg.Connect(ctx); err != nil {
+				conn = nil
+				continue // the stream will meet the same trouble and say so
+			}
+		}
+		var n int64
+		if err := conn.QueryRow(ctx, q).Scan(&n); err == nil {
+			s.serverAt.Store(uint64(n))
+		}
+		if time.Since(looked) > 10*time.Second {
+			if sl, err := s.cfg.ReadSlot(ctx, conn); err == nil {
+				s.slot.Store(sl)
+				looked = time.Now()
+			}
+		}
+	}
+}
+
+// run receives until the end. A cut leaves an ItemReset behind, so that the log forgets a transaction that was coming in.
+func (x *session) run(known map[uint32]*eventlog.Relation) error {
+	x.batch = x.fresh()
+	x.net.beforeRead = x.pause
+	x.net.afterRead = func() { x.lastSeen.Store(time.Now().UnixNano()) }
+	x.net.afterRead()
+	for oid, r := range known {
+		x.relations[oid] = r
+	}
+	for {
+		msg, err := x.repl.ReceiveMessage(context.Background())
+		if x.err != nil {
+			return x.end(x.err)
+		}
+		if x.done {
+			return x.end(nil)
+		}
+		if err != nil {
+			if isTimeout(err) {
+				continue
+			}
+			if x.ctx.Err() != nil {
+				return x.end(nil)
+			}
+			return x.end(streamError(err, x.cfg))
+		}
+		switch m := msg.(type) {
+		case *pgproto3.CopyData:
+			if err := x.data(m.Data); err != nil {
+				return x.end(err)
+			}
+		case *pgproto3.ErrorResponse:
+			return x.end(streamError(pgconn.ErrorResponseToPgError(m), x.cfg))
+		case *pgproto3.CopyDone, *pgproto3.CommandComplete:
+			return x.end(errors.New("the source ended the stream"))
+		}
+	}
+}
+
+// end hands over what is whole and says goodbye.
+func (x *session) end(err error) error {
+	x.net.beforeRead, x.net.afterRead = nil, nil
+	_ = x.net.SetReadDeadline(time.Time{})
+	if x.inTx {
+		x.batch.Add(eventlog.Item{Kind: eventlog.ItemReset})
+	}
+	x.progress()
+	x.batch.Final = true
+	// The second one is only taken when the first has been dealt with; then the source can be told.
+	for _, b := range []*eventlog.Batch{x.batch, eventlog.NewBatch(nil)} {
+		select {
+		case x.out <- b:
+		case <-time.After(30 * time.Second):
+			return errors.Join(err, errors.New("the event log did not take the last batch"))
+		}
+	}
+	_ = x.tell(time.Now(), true) // if the connection is gone, it is told the next time
+	return err
+}
+
+// pause runs before each wait for the network, when everything received has been looked at. It hands the batch over if
+// somebody is there to take it, tells the source how far we are, and says how long to wait.
+func (x *session) pause() time.Duration {
+	now := time.Now()
+	if x.ctx.Err() != nil {
+		x.done = true
+		return 0
+	}
+	if silent := now.Sub(x.LastSeen()); silent > deadAfter {
+		x.err = fmt.Errorf("the source has been silent for %s", silent.Round(time.Second))
+		return 0
+	}
+	x.net.behind = x.backlog() > behindBytes
+	wait := 500 * time.Millisecond
+	if x.until != 0 && !x.inTx && max(x.lastEnd, x.skipped) >= x.until {
+		x.done = true
+		return 0
+	}
+	if len(x.batch.Items) > 0 || x.skipped > x.lastEnd && now.Sub(x.lastHand) > time.Second {
+		switch since := now.Sub(x.lastHand); {
+		case x.net.behind && x.batch.Bytes() < x.cfg.MaxBatchBytes/2:
+			wait = time.Millisecond
+		case since < handEvery:
+			wait = handEvery - since
+		default:
+			x.progress()
+			x.batch.Backlog = x.backlog()
+			select {
+			case x.out <- x.batch:
+				x.batch, x.lastHand = x.fresh(), now
+			default:
+				wait = time.Millisecond // the log is busy: more goes into this batch meanwhile
+			}
+		}
+	}
+	if err := x.tell(now, false); err != nil {
+		x.err = err
+		return 0
+	}
+	return wait
+}
+
+func (x *session) backlog() eventlog.LSN {
+	if r, end := x.Received(), x.Source(); end > r {
+		return end - r
+	}
+	return 0
+}
+
+// progress notes that nothing is outstanding up to the last keepalive.
+func (x *session) progress() {
+	if !x.inTx && x.skipped > x.lastEnd {
+		x.batch.Add(eventlog.Item{Kind: eventlog.ItemProgress, EndLSN: x.skipped, Timeline: x.server.timelineOf(x.skipped)})
+		x.lastEnd = x.skipped
+	}
+}
+
+// hand gives a full batch away, however long that takes; the source hears from us meanwhile.
+func (x *session) hand() error {
+	x.batch.Backlog = x.backlog()
+	tick := time.NewTicker(statusEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case x.out <- x.batch:
+			x.batch, x.lastHand = x.fresh(), time.Now()
+			return nil
+		case <-tick.C:
+			if err := x.tell(time.Now(), false); err != nil {
+				return err
+			}
+		case <-x.ctx.Done():
+			x.done = true
+			return nil
+		}
+	}
+}
+
+// tell sends a standby status update if one is due (PostgreSQL manual, Streaming Replication Protocol).
+func (x *session) tell(now time.Time, must bool) error {
+	flushed := eventlog.LSN(x.flushed.Load())
+	since := now.Sub(x.lastTold)
+	if !must && since < aliveEvery && (flushed == x.told || since < statusEvery) {
+		return nil
+	}
+	ask := byte(0)
+	if since >= aliveEvery {
+		ask = 1 // for a sign of life
+	}
+	x.lastTold, x.told = now, flushed
+	write := max(eventlog.LSN(x.received.Load()), flushed)
+	b := make([]byte, 0, 34)
+	b = append(b, 'r')
+	b = binary.BigEndian.AppendUint64(b, uint64(write))
+	b = binary.BigEndian.AppendUint64(b, uint64(flushed))
+	b = binary.BigEndian.AppendUint64(b, uint64(flushed))
+	b = binary.BigEndian.AppendUint64(b, uint64(now.UnixMicro()-946684800*1000000))
+	b = append(b, ask)
+	_ = x.net.SetWriteDeadline(now.Add(30 * time.Second))
+	f := x.repl.Frontend()
+	f.Send(&pgproto3.CopyData{Data: b})
+	if err := f.Flush(); err != nil {
+		return fmt.Errorf("send a status update to the source: %w", err)
+	}
+	return nil
+}
+
+func (x *session) fresh() *eventlog.Batch {
+	select {
+	case b := <-x.free:
+		b.Reset()
+		return b
+	default:
+		return eventlog.NewBatch(func(b *eventlog.Batch) {
+			select {
+			case x.free <- b:
+			default:
+			}
+		})
+	}
+}
+
