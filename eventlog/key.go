@@ -66,3 +66,26 @@ func appendKey(dst []byte, cols []int, row []Value) []byte {
 	}
 	return dst
 }
+
+// RowID gives the id under which a row, a JSON object in the form of the log, is filed.
+func RowID(r *Relation, object []byte) (string, error) {
+	row := make([]Value, len(r.Columns))
+	err := EachMember(object, func(name, value []byte) error {
+		for _, k := range r.Key {
+			if r.Columns[k].Name == string(name) {
+				t, null, err := AppendText(nil, &r.Columns[k].Type, value)
+				if err != nil {
+					return err
+				}
+				if !null {
+					row[k] = Value{StateText, t}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return string(appendKey(nil, r.Key, row)), nil
+}

@@ -80,6 +80,6 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &exitError{exitUsage, &eventlog.Problem{Err: err, Hint: "See " + c.CommandPath() + " --help."}}
 	})
-	root.AddCommand(newInit(), newRun(), newStatus(), newLog(), newVerify(), newDoctor())
+	root.AddCommand(newInit(), newRun(), newStatus(), newLog(), newShow(), newCheckout(), newVerify(), newDoctor())
 	return root
 }

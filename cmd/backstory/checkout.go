@@ -1,0 +1,105 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/rebuild"
+)
+
+func newCheckout() *cobra.Command {
+	var o struct {
+		at, schema, database, csv, jsonl string
+		partial, replace, json           bool
+		memory                           int64
+		workers                          int
+	}
+	c := &cobra.Command{
+		Use:   "checkout --at REV (--schema NAME | --database URL | --csv DIR | --jsonl DIR) [TABLE …]",
+		Short: "The tables as they were, into another schema, another database, or files.",
+		RunE: func(cmd *cobra.Command, tables []string) error {
+			ctx := cmd.Context()
+			if o.at == "" {
+				return usage("For instance --at '1 hour ago', --at yesterday, --at HEAD, --at 1234.", "--at is missing")
+			}
+			targets := 0
+			for _, t := range []string{o.schema, o.csv, o.jsonl} {
+				if t != "" {
+					targets++
+				}
+			}
+			if o.database != "" && o.schema == "" {
+				targets++
+			}
+			if targets != 1 || o.database != "" && (o.csv != "" || o.jsonl != "") {
+				return usage("Name one of --schema NAME, --database URL (with --schema, if you like), --csv DIR and --jsonl DIR.", "where should the tables go?")
+			}
+			s, l, err := openLog(ctx)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			zone, err := s.zone(ctx, l)
+			if err != nil {
+				return err
+			}
+			rev, err := l.Resolve(ctx, o.at, eventlog.RevisionOptions{Zone: zone})
+			if err != nil {
+				return err
+			}
+			if !o.json {
+				fmt.Fprintf(os.Stderr, "%s is %s\n", o.at, rev.How)
+			}
+			var into rebuild.Target
+			switch {
+			case o.csv != "":
+				into = rebuild.Files(rebuild.FilesConfig{Dir: o.csv, Format: rebuild.CSV, Replace: o.replace, Revision: rev})
+			case o.jsonl != "":
+				into = rebuild.Files(rebuild.FilesConfig{Dir: o.jsonl, Format: rebuild.JSONLines, Replace: o.replace, Revision: rev})
+			default:
+				url := o.database
+				if url == "" {
+					url = l.URL()
+				}
+				into = rebuild.Schema(rebuild.SchemaConfig{URL: url, Schema: o.schema, Replace: o.replace, Revision: rev})
+			}
+			bar := newProgress("")
+			rep, err := rebuild.Checkout(ctx, rebuild.Config{Log: l, Revision: rev, Tables: tables, Partial: o.partial, Into: into,
+				MaxMemoryBytes: o.memory << 20, Workers: o.workers,
+				Progress: func(p rebuild.Progress) { bar.what = p.Phase; bar.update(p.Done, p.Total) }})
+			bar.end()
+			if err != nil {
+				return err
+			}
+			out := openScreen(cmd, false)
+			defer out.close()
+			if o.json {
+				return json.NewEncoder(out).Encode(rep)
+			}
+			for _, t := range rep.Tables {
+				fmt.Fprintf(out, "%12s rows  %s → %s\n", countText(t.Rows), t.Table, t.Into)
+			}
+			for _, w := range rep.Warnings {
+				fmt.Fprintf(os.Stderr, "%s %s\n", out.yellow("warning:"), w)
+			}
+			fmt.Fprintf(out, "%s events in %.1f s, as of %s.\n", countText(rep.Events), rep.Seconds, rev.How)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.at, "at", "", "the moment: a position, an LSN, a time, '12 days ago', yesterday, HEAD")
+	f.StringVar(&o.schema, "schema", "", "build the tables in this schema")
+	f.StringVar(&o.database, "database", "", "build the tables in this database (URL), each in the schema of its own name, or in --schema")
+	f.StringVar(&o.csv, "csv", "", "write a CSV file for each table into this directory")
+	f.StringVar(&o.jsonl, "jsonl", "", "write a file of JSON lines for each table into this directory")
+	f.BoolVar(&o.partial, "partial", false, "also tables of which the log does not have all rows")
+	f.BoolVar(&o.replace, "replace", false, "replace an earlier checkout in the same place")
+	f.BoolVar(&o.json, "json", false, "report as one JSON object")
+	f.Int64Var(&o.memory, "memory", 128, "memory for rows, in MiB; what does not fit goes through temporary files")
+	f.IntVar(&o.workers, "workers", 0, "how many goroutines fold; default: one for each processor")
+	return c
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/rebuild"
+)
+
+func newShow() *cobra.Command {
+	var o struct {
+		json bool
+		at   string
+	}
+	c := &cobra.Command{
+		Use:   "show POSITION|ID|ENTITY",
+		Short: "An event in full, or an entity (orders/17) as it is or was (--at).",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			s, l, err := openLog(ctx)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			out := openScreen(cmd, false)
+			defer out.close()
+			what := args[0]
+			var e *eventlog.Event
+			if id, err := eventlog.ParseID(what); err == nil {
+				if e, err = l.Find(ctx, id); err != nil {
+					return err
+				}
+			} else if n, err := strconv.ParseInt(what, 10, 64); err == nil {
+				if e, err = l.Get(ctx, eventlog.Position(n)); err != nil {
+					return err
+				}
+			}
+			if e != nil {
+				if o.at != "" {
+					return usage("Leave it out, or name an entity such as orders/17.", "--at goes with an entity; %s is an event", what)
+				}
+				if o.json {
+					_, err := out.Write(append(e.AppendJSON(nil), '\n'))
+					return err
+				}
+				printEvent(out, e)
+				return nil
+			}
+			if !strings.Contains(what, "/") {
+				return usage("Use a position (1234), an event's id, or an entity (orders/17).", "%q names no event and no entity", what)
+			}
+			ent, err := l.Entity(ctx, what)
+			if err != nil {
+				return err
+			}
+			at := o.at
+			if at == "" {
+				at = "HEAD"
+			}
+			pos, err := s.resolve(ctx, l, at, o.json || o.at == "")
+			if err != nil && !(o.at == "" && errors.Is(err, eventlog.ErrBeforeHistory)) {
+				return err
+			}
+			st, err := rebuild.Entity(ctx, l, ent, pos)
+			if err != nil {
+				return err
+			}
+			name := ent.Aggregate + "/" + ent.ID
+			if st.Row == nil {
+				if st.Last == nil {
+					return &eventlog.Problem{Err: fmt.Errorf("the log knows nothing of %s at position %d", name, pos),
+						Hint: "backstory log " + ent.Aggregate + " shows what it knows of others. A row from before the history is known from its next change on."}
+				}
+				return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: %s at %s", name, pos, st.Last.Type, st.Last.OccurredAt.Format(time.RFC3339)),
+					Hint: fmt.Sprintf("backstory show %s --at %d shows it just before.", name, st.Last.Position-1)}
+			}
+			if o.json {
+				fmt.Fprintf(out, `{"aggregate":%q,"aggregate_id":%q,"position":%d,"row":%s}`+"\n", ent.Aggregate, ent.ID, pos, oneLine(st.Row))
+				return nil
+			}
+			fmt.Fprintf(out, "%s as of position %d, last changed %s", out.bold(name), pos, age(st.Last.OccurredAt, time.Now()))
+			if w := eventlog.WhoOf(st.Last.Metadata); w.Actor != "" {
+				fmt.Fprintf(out, " by %s", out.cyan(w.Actor))
+			}
+			fmt.Fprintf(out, " (%s)\n", st.Last.Type)
+			printObject(out, st.Row, st.Last.Data)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&o.json, "json", false, "as one JSON object")
+	c.Flags().StringVar(&o.at, "at", "", "the moment: a position, an LSN, a time, '12 days ago', yesterday")
+	return c
+}
+
+func oneLine(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\r' {
+			return ' '
+		}
+		return r
+	}, string(b))
+}
+
+// printEvent shows an event in full.
+func printEvent(s *screen, e *eventlog.Event) {
+	fmt.Fprintf(s, "%s  %s  %s\n", s.yellow(fmt.Sprintf("event %d", e.Position)), s.bold(e.Type), e.Entity())
+	line := func(k, v string) {
+		if v != "" {
+			fmt.Fprintf(s, "%-12s %s\n", k, v)
+		}
+	}
+	w := eventlog.WhoOf(e.Metadata)
+	line("id", e.ID.String())
+	line("when", e.OccurredAt.Format(time.RFC3339Nano)+" ("+age(e.OccurredAt, time.Now())+")")
+	line("who", w.Actor)
+	line("why", w.Reason)
+	line("request", w.Request)
+	if e.Relation != nil {
+		line("row", e.Relation.String()+" "+e.AggregateID)
+	}
+	line("was", e.PreviousID)
+	line("transaction", fmt.Sprintf("%d at %s, change %d", e.XID, e.CommitLSN, e.Change))
+	if len(e.Metadata) > 0 {
+		line("metadata", oneLine(e.Metadata))
+	}
+	fmt.Fprintln(s)
+	if e.Op == eventlog.OpUpdate {
+		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
+			old := member(e.Before, string(name))
+			if old == nil {
+				old = []byte("(not known)")
+			}
+			fmt.Fprintf(s, "  %s\n    %s\n    %s\n", name, s.red("- "+oneLine(old)), s.green("+ "+oneLine(value)))
+			return nil
+		})
+		return
+	}
+	obj := e.Data
+	if e.Op == eventlog.OpDelete {
+		obj = e.Before
+	}
+	printObject(s, obj, nil)
+}
+
+// printObject prints a JSON object member by member; those that are in fresh too are marked.
+func printObject(s *screen, obj, fresh []byte) {
+	width := 0
+	_ = eventlog.EachMember(obj, func(name, _ []byte) error { width = max(width, len(name)); return nil })
+	_ = eventlog.EachMember(obj, func(name, value []byte) error {
+		v := oneLine(value)
+		if member(fresh, string(name)) != nil {
+			v = s.green(v)
+		}
+		fmt.Fprintf(s, "  %-*s  %s\n", width, name, v)
+		return nil
+	})
+}

@@ -1,0 +1,99 @@
+package rebuild
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// EntityState is one row as it was.
+type EntityState struct {
+	Row      []byte          // a JSON object in the form of the log; nil if it was not there
+	Last     *eventlog.Event // the last event about it until then; nil if there was none
+	Relation *eventlog.Relation
+	Unknown  []string // columns whose value is not known
+}
+
+var errWhole = errors.New("the whole row is known")
+
+// Entity folds one entity until a revision. It begins at the last event that holds the whole row, so that its cost does not
+// grow with the length of the history.
+func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eventlog.Position) (*EntityState, error) {
+	st := &EntityState{}
+	if until == 0 {
+		return st, nil
+	}
+	sel := eventlog.Selection{Aggregates: []string{e.Aggregate}, EntityID: e.ID, Until: until, Quiet: true, Newest: true, Limit: 64}
+	for {
+		n, whole := 0, false
+		var oldest eventlog.Position
+		err := log.Read(ctx, sel, func(ev *eventlog.Event) error {
+			n++
+			oldest = ev.Position
+			if ev.Relation == nil {
+				return nil
+			}
+			if st.Last == nil {
+				st.Last, st.Relation = ev.Clone(), ev.Relation
+			}
+			if ev.Op == eventlog.OpInsert || ev.Op == eventlog.OpImport || ev.Op == eventlog.OpDelete || ev.Rest != nil {
+				whole = true
+				return errWhole
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, errWhole) {
+			return nil, err
+		}
+		if whole || n < sel.Limit {
+			sel.After = max(oldest-1, 0)
+			break
+		}
+		sel.Until = oldest - 1
+	}
+	if st.Last == nil {
+		return st, nil
+	}
+	versions, err := log.Relations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var mine []eventlog.RelationVersion
+	shape := 0
+	for _, v := range versions {
+		if v.OID == st.Relation.OID {
+			if v.Relation == st.Relation {
+				shape = len(mine)
+			}
+			mine = append(mine, v)
+		}
+	}
+	if len(mine) == 0 {
+		return nil, fmt.Errorf("the event log is damaged: no shape of %s is known", st.Relation)
+	}
+	sel.Until, sel.Newest, sel.Limit, sel.NoMetadata = until, false, 0, true
+	mem := &Memory{}
+	f := &Fold{Source: log, Selection: sel, Calculator: RowsOf([][]eventlog.RelationVersion{mine}, []int{shape}), Target: mem, Workers: 1}
+	res, err := f.Run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range res.Tables {
+		for i, n := range t.Tally.Unknown {
+			if n > 0 {
+				st.Unknown = append(st.Unknown, st.Relation.Columns[i].Name)
+			}
+		}
+	}
+	for _, t := range mem.Tables {
+		for _, row := range t.Rows {
+			// An event that gave the row another key brings the row under that key too.
+			if id, err := eventlog.RowID(st.Relation, row); err == nil && (id == e.ID || len(st.Relation.Key) == 0) {
+				st.Row = append([]byte(nil), row...)
+			}
+		}
+	}
+	return st, nil
+}
