@@ -114,18 +114,12 @@ func fetchBinaries(ctx context.Context, cfg Config) (binaries, error) {
 	if err != nil {
 		return binaries{}, err
 	}
-	cache := cfg.CacheDir
-	if cache == "" {
-		if cache, err = localserver.CacheDir(); err != nil {
-			return binaries{}, err
-		}
-	}
-	dir, err := localserver.Install(ctx, cache, "postgres/"+full, func(_ context.Context, stage string) error {
+	dir, err := localserver.Install(ctx, cfg.CacheDir, "postgres/"+full, func(_ context.Context, stage string) error {
 		cfg.log("fetching Postgres %s (about 15 MB)", full)
 		return fetch(full, stage)
 	})
 	if err != nil {
-		return binaries{}, fmt.Errorf("%w; or install Postgres %d to %d on this machine (Debian, Ubuntu: apt-get install postgresql)", err, oldest, newest)
+		return binaries{}, fmt.Errorf("%w; a local installation of Postgres %d to %d would do too (Debian, Ubuntu: apt-get install postgresql)", err, oldest, newest)
 	}
 	return inspect(ctx, filepath.Join(dir, "bin"))
 }

@@ -71,8 +71,8 @@ func TestAllMajorsStart(t *testing.T) {
 			if s.Major() != major {
 				t.Errorf("major is %d", s.Major())
 			}
-			exec1(t, s.URL("postgres"), `CREATE EXTENSION hstore; CREATE TABLE kept AS SELECT 42 AS n;
-				SELECT pg_create_logical_replication_slot('a', 'pgoutput')`)
+			exec1(t, s.URL("postgres"), `CREATE EXTENSION hstore; CREATE TABLE kept AS SELECT 42 AS n`)
+			exec1(t, s.URL("postgres"), `SELECT pg_create_logical_replication_slot('a', 'pgoutput')`)
 			if err := s.Kill(); err != nil {
 				t.Fatal(err)
 			}

@@ -55,19 +55,25 @@ func ownedBy(info fs.FileInfo, uid int) bool {
 }
 
 // Install returns the directory name (which may have slashes) in the cache directory cache, and has fetch fill it
-// first if it does not exist. An ordinary user is also given the one that root has installed on this machine.
+// first if it does not exist. If cache is empty it is CacheDir, and an ordinary user is also given what root has
+// installed on this machine.
 //
 // fetch fills stage, an empty directory. Where fetch cannot be interrupted and ctx ends, Install returns at once and
 // fetch goes on behind it.
 func Install(ctx context.Context, cache, name string, fetch func(ctx context.Context, stage string) error) (string, error) {
-	dir := filepath.Join(cache, name)
-	if isDir(dir) {
-		return dir, nil
-	}
-	if shared := filepath.Join(systemCacheDir(), name); os.Geteuid() != 0 {
+	if cache == "" {
+		shared := filepath.Join(systemCacheDir(), name)
 		if info, err := os.Stat(shared); err == nil && info.IsDir() && ownedBy(info, 0) {
 			return shared, nil
 		}
+		var err error
+		if cache, err = CacheDir(); err != nil {
+			return "", err
+		}
+	}
+	dir := filepath.Join(cache, name)
+	if isDir(dir) {
+		return dir, nil
 	}
 	done := make(chan error, 1)
 	go func() { done <- install(ctx, dir, fetch) }()

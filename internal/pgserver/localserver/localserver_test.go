@@ -210,23 +210,23 @@ func TestFreePortIsFreeAndGivenOnce(t *testing.T) {
 }
 
 func TestKillEndsTheWholeTree(t *testing.T) {
-	cmd := exec.Command("sh", "-c", `sh -c 'sleep 300 & sleep 300' & sleep 300 & echo; while :; do sleep 0.001; done`)
-	out, err := cmd.StdoutPipe()
+	// Two generations, and a process that never stops forking.
+	p, err := Start(exec.Command("sh", "-c", `sh -c 'sleep 300 & sleep 300; :' & sleep 300 & while :; do sleep 0.001; done`), syscall.SIGKILL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Start(cmd, syscall.SIGKILL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatal(err)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if tree, err := p.Tree(); err != nil || time.Now().After(end) {
+			t.Fatalf("the tree is %v, %v", tree, err)
+		} else if len(tree) >= 6 { // with the short-lived one
+			break
+		}
 	}
 	var pids []int
 	if err := p.Kill(func(tree []int) { pids = tree }); err != nil {
 		t.Fatal(err)
 	}
-	if len(pids) < 4 || !p.Ended() {
+	if len(pids) < 5 || !p.Ended() {
 		t.Errorf("killed %v, ended %v", pids, p.Ended())
 	}
 	for _, pid := range pids {

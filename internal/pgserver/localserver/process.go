@@ -98,7 +98,10 @@ func (p *Process) Tree() ([]int, error) {
 	return tree, nil
 }
 
-const killLimit = 10 * time.Second
+const (
+	killLimit   = 10 * time.Second
+	freezeLimit = time.Second // then they are killed as they are
+)
 
 // Kill ends the child and all that descend from it with SIGKILL, and waits until they are gone. before, unless nil, is
 // called with their process ids while they still exist.
@@ -106,8 +109,7 @@ func (p *Process) Kill(before func(pids []int)) error {
 	if p.Ended() {
 		return nil
 	}
-	deadline := time.Now().Add(killLimit)
-	tree, err := p.freeze(deadline)
+	tree, err := p.freeze()
 	if err == nil && before != nil {
 		before(tree)
 	}
@@ -117,7 +119,8 @@ func (p *Process) Kill(before func(pids []int)) error {
 	if killErr := p.Signal(syscall.SIGKILL); killErr != nil {
 		return killErr
 	}
-	if !p.WaitFor(time.Until(deadline)) {
+	deadline := time.Now().Add(killLimit)
+	if !p.WaitFor(killLimit) {
 		return fmt.Errorf("kill process %d: still there after %s", p.PID(), killLimit)
 	}
 	for _, pid := range tree[min(1, len(tree)):] {
@@ -133,8 +136,9 @@ func (p *Process) Kill(before func(pids []int)) error {
 
 // freeze stops the child and all that descend from it, so that none forks while they are being killed, and returns
 // them. A stop takes effect a moment after the signal; until then the process may still fork, hence the rounds.
-func (p *Process) freeze(deadline time.Time) ([]int, error) {
+func (p *Process) freeze() ([]int, error) {
 	stopped := map[int]bool{}
+	deadline := time.Now().Add(freezeLimit)
 	for {
 		tree, err := p.Tree()
 		if err != nil {

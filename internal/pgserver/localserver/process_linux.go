@@ -39,10 +39,11 @@ func alive(pid int) bool {
 	return ok && state != 'Z' && state != 'X'
 }
 
-// halted reports whether the process is stopped or has ended.
+// halted reports whether the process is stopped, has ended, or is asleep in the kernel: there it may wait for a stopped
+// child, which it made by vfork, and will stop before it comes back.
 func halted(pid int) bool {
 	state, _, ok := stat(pid)
-	return !ok || bytes.IndexByte([]byte("TtZX"), state) >= 0
+	return !ok || bytes.IndexByte([]byte("TtZXD"), state) >= 0
 }
 
 // stat reads the state and the parent from /proc/PID/stat: "pid (name) state parent …"; the name may hold anything.
