@@ -131,6 +131,13 @@ func (x *session) relation(m *relationMessage) error {
 	if cap, ok := x.captured[m.oid]; ok {
 		r.Complete, r.InsertOnly = cap.Complete, cap.InsertOnly
 	}
+	if x.sql.IsClosed() {
+		conn, err := x.cfg.Connect(x.ctx)
+		if err != nil {
+			return err
+		}
+		x.sql = conn
+	}
 	if err := describe(x.ctx, x.sql, r, m.columns); err != nil {
 		if !errors.Is(err, errGone) {
 			return err

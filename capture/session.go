@@ -330,4 +330,3 @@ func (x *session) fresh() *eventlog.Batch {
 		})
 	}
 }
-

@@ -100,4 +100,3 @@ func (s *Stream) setState(doing string, err error) {
 	}
 	s.state.Store(st)
 }
-

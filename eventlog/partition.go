@@ -120,6 +120,9 @@ func (l *Log) indexKey(ctx context.Context, conn *pgx.Conn, p *partition, a *agg
 	return nil
 }
 
+// viewName is the name of an aggregate's view: order_events.
+func viewName(a *aggregate) string { return snake(a.name) + "_events" }
+
 // createView makes the aggregate's view in the shape of an event table, order_events(id, event_id, aggregate_id, type,
 // data, metadata, created_at): id is the position, so that the last one is the newest.
 func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) error {
@@ -127,7 +130,7 @@ func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) erro
 	if a.idType != "bigint" {
 		id = "e.id_text::" + a.idType
 	}
-	name := snake(a.name) + "_events"
+	name := viewName(a)
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE VIEW backstory.%[1]s AS
 			SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %[2]s AS aggregate_id, k.type, e.data, e.before,

@@ -212,7 +212,33 @@ func (w *Writer) begin(ctx context.Context) error {
 	if err := w.conn.QueryRow(ctx, q).Scan(&n.source, &n.relation, &n.aggregate, &n.kind); err != nil {
 		return fmt.Errorf("read the log's dictionary: %w", err)
 	}
-	return w.log.dict.load(ctx)
+	if err := w.log.dict.load(ctx); err != nil {
+		return err
+	}
+	return w.createViews(ctx)
+}
+
+// createViews makes the views that a crash left unmade.
+func (w *Writer) createViews(ctx context.Context) error {
+	d := w.log.dict
+	d.mu.Lock()
+	var aggs []*aggregate
+	for _, a := range d.aggregates {
+		aggs = append(aggs, a)
+	}
+	d.mu.Unlock()
+	for _, a := range aggs {
+		var there bool
+		if err := w.conn.QueryRow(ctx, `SELECT to_regclass('backstory.' || quote_ident($1)) IS NOT NULL`, viewName(a)).Scan(&there); err != nil {
+			return fmt.Errorf("look for the view of %s: %w", a.name, err)
+		}
+		if !there {
+			if err := w.log.createView(ctx, w.conn, a); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (w *Writer) reload(ctx context.Context) error {
@@ -407,12 +433,15 @@ func (w *Writer) reset(ctx context.Context) error {
 	if !w.tx.open {
 		return nil
 	}
-	w.tx.open = false
 	if w.tx.skip {
-		w.tx.skip = false
+		w.tx = openTx{}
 		return nil
 	}
 	// What is whole goes out first, so that only the open transaction is lost.
+	if err := w.flush(ctx, 0, false); err != nil {
+		return err
+	}
+	w.tx.open = false
 	w.state.clear()
 	return w.rewind(ctx)
 }

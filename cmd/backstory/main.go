@@ -23,6 +23,9 @@ const (
 	exitConflict = 4
 )
 
+// version is set when the binary is built.
+var version = "unknown"
+
 // exitError ends the program with a code of its own.
 type exitError struct {
 	code int
@@ -72,6 +75,7 @@ func run(ctx context.Context, args []string) int {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
+		Version:       version,
 		Use:           "backstory",
 		Short:         "Gives an existing application its history: tails the write-ahead log of its Postgres database into an event log.",
 		SilenceErrors: true,
@@ -80,6 +84,6 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &exitError{exitUsage, &eventlog.Problem{Err: err, Hint: "See " + c.CommandPath() + " --help."}}
 	})
-	root.AddCommand(newInit(), newRun(), newStatus(), newLog(), newShow(), newCheckout(), newVerify(), newDoctor())
+	root.AddCommand(newInit(), newRun(), newStatus(), newLog(), newShow(), newCheckout(), newVerify(), newSink(), newDoctor())
 	return root
 }

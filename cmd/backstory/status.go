@@ -142,20 +142,6 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintln(s)
 	}
 	for _, r := range st.Reactors {
-		state := string(r.State)
-		if r.Error != "" {
-			state = s.red(state)
-		}
-		fmt.Fprintf(s, "%s  %s: %s, at position %s, %s events behind", s.bold("reactor"), r.Name, state, countText(int64(r.Position)), countText(r.LagEvents))
-		if r.LagSeconds >= 1 {
-			fmt.Fprintf(s, " (%.0f s)", r.LagSeconds)
-		}
-		fmt.Fprintln(s)
-		if r.Error != "" {
-			fmt.Fprintf(s, "         %s\n", s.red(r.Error))
-			if r.Hint != "" {
-				fmt.Fprintf(s, "         → %s\n", r.Hint)
-			}
-		}
+		printReactor(s, r)
 	}
 }
