@@ -13,6 +13,7 @@ func osAlloc(n int) []byte {
 	if err != nil {
 		panic(fmt.Sprintf("out of memory: mmap of %d bytes: %v", n, err))
 	}
+	advise(b)
 	return b
 }
 

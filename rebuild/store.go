@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math/bits"
 	"slices"
@@ -14,8 +15,10 @@ import (
 type store struct {
 	pool  *pagePool
 	used  *int64   // the owner's count of bytes
+	skip  int      // leading bits of the hash that all keys have in common
 	bytes int64    // of pages and slots
-	slots []uint64 // tag 24 bits, reference + 1: 40 bits; 0 is empty
+	slots []uint64 // tag 24 bits, reference + 1: 40 bits; 0 is empty. Their order is nearly that of the tags
+	bits  int      // of the number of slots
 	n     int
 	pages [][]byte
 	next  int          // in the last page of the ordinary kind
@@ -23,15 +26,16 @@ type store struct {
 	free  *[256]uint64 // by size class: reference + 1 of the first free record
 	own   map[int]bool // the pages that hold one big record
 	holes []int        // numbers of pages that are gone
+
+	touched byte // keeps the compiler from leaving out what only warms
 }
 
 // reference: page number, and the offset in the page in units of 8 bytes.
 const offsetBits = 15 // of pageBytes / 8
 
 const (
-	tagBits  = 24
+	tagBits  = 24 // the first bits of the hash that are not common
 	refBits  = 40
-	maxSlots = 1 << tagBits
 	header   = 8
 	ownClass = 255
 )
@@ -56,7 +60,9 @@ func classOf(n int) int {
 	return c
 }
 
-func newStore(pool *pagePool, used *int64) *store { return &store{pool: pool, used: used, cur: -1} }
+func newStore(pool *pagePool, used *int64, skip int) *store {
+	return &store{pool: pool, used: used, skip: skip, cur: -1}
+}
 
 // hashKey spreads keys; it is fixed, since the order of rows in files follows it.
 func hashKey(key []byte) uint64 {
@@ -87,36 +93,58 @@ func (s *store) record(ref uint64) []byte {
 	return s.pages[ref>>offsetBits][(ref&(1<<offsetBits-1))<<3:]
 }
 
-// find gives the slot in which a key is, or would be.
-func (s *store) find(hash uint64, key []byte) (slot int, ref uint64, ok bool) {
+func (s *store) tag(hash uint64) uint64 { return hash << s.skip >> (64 - tagBits) }
+
+// home is the slot in which a tag is put if it is free.
+func (s *store) home(tag uint64) int { return int(tag >> (tagBits - s.bits)) }
+
+// spot is where a key is in a store, or would be. It is valid until the next put or remove.
+type spot struct {
+	slot int
+	ref  uint64
+	ok   bool // it is there
+}
+
+func (s *store) find(hash uint64, key []byte) spot {
 	if len(s.slots) == 0 {
-		return 0, 0, false
+		return spot{}
 	}
-	mask := len(s.slots) - 1
-	tag := hash & (maxSlots - 1)
-	for slot = int(tag) & mask; ; slot = (slot + 1) & mask {
-		v := s.slots[slot]
+	tag := s.tag(hash)
+	for i := s.home(tag); ; i = (i + 1) & (len(s.slots) - 1) {
+		v := s.slots[i]
 		if v == 0 {
-			return slot, 0, false
+			return spot{slot: i}
 		}
 		if v>>refBits == tag {
-			ref = v&(1<<refBits-1) - 1
+			ref := v&(1<<refBits-1) - 1
 			r := s.record(ref)
 			n := int(binary.LittleEndian.Uint32(r) >> 8)
 			if n == len(key) && string(r[header:header+n]) == string(key) {
-				return slot, ref, true
+				return spot{i, ref, true}
 			}
 		}
 	}
 }
 
-// get gives the state of a key, nil if there is none. It is valid until the next put or remove.
-func (s *store) get(hash uint64, key []byte) []byte {
-	_, ref, ok := s.find(hash, key)
-	if !ok {
-		return nil
+// warm1 and warm2 bring near the processor what find will look at. Called for several keys before the first is looked for, they
+// wait for memory once instead of several times.
+func (s *store) warm1(hash uint64) uint64 {
+	if len(s.slots) == 0 {
+		return 0
 	}
-	_, state := split(s.record(ref))
+	return s.slots[s.home(s.tag(hash))]
+}
+
+func (s *store) warm2(slot uint64) byte {
+	if slot == 0 {
+		return 0
+	}
+	return s.record(slot&(1<<refBits-1) - 1)[0]
+}
+
+// state gives the state of a key that is there. It is valid until the next put or remove.
+func (s *store) state(at spot) []byte {
+	_, state := split(s.record(at.ref))
 	return state
 }
 
@@ -127,28 +155,27 @@ func split(r []byte) (key, state []byte) {
 }
 
 // put sets the state of a key; it must not be part of the store's memory. It is false if the store can take no further key.
-func (s *store) put(hash uint64, key, state []byte) bool {
-	slot, ref, ok := s.find(hash, key)
+func (s *store) put(at spot, hash uint64, key, state []byte) bool {
 	need := header + len(key) + len(state)
-	if ok {
-		r := s.record(ref)
+	if at.ok {
+		r := s.record(at.ref)
 		if c := int(r[0]); c == ownClass && need <= len(r) && need > len(r)/2 || c != ownClass && need <= classBytes[c] {
 			binary.LittleEndian.PutUint32(r[4:], uint32(len(state)))
 			copy(r[header+len(key):], state)
 			return true
 		}
-		s.release(ref)
+		s.release(at.ref)
 		need += need / 8 // what has grown may grow again
 	} else {
 		if len(key) >= 1<<24 {
 			return false
 		}
 		if (s.n+1)*4 > len(s.slots)*3 {
-			if len(s.slots) == maxSlots {
+			if s.bits == tagBits {
 				return false
 			}
 			s.grow()
-			slot, _, _ = s.find(hash, key)
+			at = s.find(hash, key)
 		}
 		s.n++
 	}
@@ -157,22 +184,18 @@ func (s *store) put(hash uint64, key, state []byte) bool {
 	binary.LittleEndian.PutUint32(r[4:], uint32(len(state)))
 	copy(r[header:], key)
 	copy(r[header+len(key):], state)
-	s.slots[slot] = hash<<refBits | (ref + 1)
+	s.slots[at.slot] = s.tag(hash)<<refBits | (ref + 1)
 	return true
 }
 
-// remove forgets a key.
-func (s *store) remove(hash uint64, key []byte) {
-	slot, ref, ok := s.find(hash, key)
-	if !ok {
-		return
-	}
-	s.release(ref)
+// remove forgets a key that is there.
+func (s *store) remove(at spot) {
+	s.release(at.ref)
 	s.n--
 	// Close the hole: move back what was put behind it for want of room.
-	mask := len(s.slots) - 1
+	slot, mask := at.slot, len(s.slots)-1
 	for i := (slot + 1) & mask; s.slots[i] != 0; i = (i + 1) & mask {
-		home := int(s.slots[i]>>refBits) & mask
+		home := s.home(s.slots[i] >> refBits)
 		if (i-home)&mask >= (i-slot)&mask {
 			s.slots[slot] = s.slots[i]
 			slot = i
@@ -183,16 +206,16 @@ func (s *store) remove(hash uint64, key []byte) {
 
 func (s *store) grow() {
 	old := s.slots
-	s.slots = make([]uint64, max(8, 2*len(old)))
+	s.bits = max(3, s.bits+1)
+	s.slots = make([]uint64, 1<<s.bits)
 	s.count(int64(8 * (len(s.slots) - len(old))))
-	mask := len(s.slots) - 1
 	for _, v := range old {
 		if v == 0 {
 			continue
 		}
-		i := int(v>>refBits) & mask
+		i := s.home(v >> refBits)
 		for s.slots[i] != 0 {
-			i = (i + 1) & mask
+			i = (i + 1) & (len(s.slots) - 1)
 		}
 		s.slots[i] = v
 	}
@@ -293,7 +316,7 @@ func (s *store) clear() {
 		}
 	}
 	s.count(-s.bytes)
-	*s = store{pool: s.pool, used: s.used, cur: -1}
+	*s = store{pool: s.pool, used: s.used, skip: s.skip, cur: -1}
 }
 
 // all calls f for every key, in no order.
@@ -311,30 +334,35 @@ func (s *store) all(f func(key, state []byte) error) error {
 // sorted calls f for every key in the order of their hashes, and of the keys where those are the same: an order that
 // depends on nothing but the keys.
 func (s *store) sorted(f func(key, state []byte) error) error {
-	type entry struct{ hash, ref uint64 }
-	list := make([]entry, 0, s.n)
+	list := make([]uint64, 0, s.n)
 	for _, v := range s.slots {
 		if v != 0 {
-			ref := v&(1<<refBits-1) - 1
-			key, _ := split(s.record(ref))
-			list = append(list, entry{hashKey(key), ref})
+			list = append(list, v)
 		}
 	}
-	slices.SortFunc(list, func(a, b entry) int {
-		switch {
-		case a.hash < b.hash:
-			return -1
-		case a.hash > b.hash:
-			return 1
+	const refMask = 1<<refBits - 1
+	slices.SortFunc(list, func(a, b uint64) int {
+		if a>>refBits != b>>refBits {
+			return cmp.Compare(a, b)
 		}
-		x, _ := split(s.record(a.ref))
-		y, _ := split(s.record(b.ref))
-		return slices.Compare(x, y)
+		x, _ := split(s.record(a&refMask - 1))
+		y, _ := split(s.record(b&refMask - 1))
+		return cmp.Or(cmp.Compare(hashKey(x), hashKey(y)), slices.Compare(x, y))
 	})
-	for _, e := range list {
-		if err := f(split(s.record(e.ref))); err != nil {
+	var touched byte
+	for i, v := range list {
+		if i%lookAhead == 0 {
+			for _, w := range list[i:min(i+lookAhead, len(list))] {
+				touched |= s.warm2(w)
+			}
+		}
+		if err := f(split(s.record(v&refMask - 1))); err != nil {
 			return err
 		}
 	}
+	s.touched = touched
 	return nil
 }
+
+// lookAhead is for how many keys memory is waited for at once.
+const lookAhead = 16

@@ -1,0 +1,401 @@
+package rebuild
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// Config says what to check out, and where to.
+type Config struct {
+	// Log holds the history. Required.
+	Log *eventlog.Log
+	// Revision is the moment; Log.Resolve makes it of what a person says.
+	Revision eventlog.Revision
+	// Tables are names or patterns: orders, public.orders, billing.*, public.order_*. Empty: all tables that there are at the revision.
+	Tables []string
+	// Partial allows tables of which the log does not have all rows.
+	Partial bool
+	// Into is where the tables go: Schema, Files, a Memory. Required.
+	Into Target
+	// MaxMemoryBytes, Workers, TempDir and Progress are those of Fold.
+	MaxMemoryBytes int64
+	Workers        int
+	TempDir        string
+	Progress       func(Progress)
+}
+
+func (c *Config) validate() error {
+	switch {
+	case c.Log == nil:
+		return errors.New("check out: no log is given")
+	case c.Into == nil:
+		return errors.New("check out: no target is given")
+	}
+	return nil
+}
+
+// Report tells what a checkout has made.
+type Report struct {
+	Revision     string            `json:"revision"`
+	Position     eventlog.Position `json:"position"`
+	Events       int64             `json:"events"` // folded
+	Tables       []TableReport     `json:"tables"`
+	Warnings     []string          `json:"warnings,omitempty"`
+	Seconds      float64           `json:"seconds"`
+	SpilledBytes int64             `json:"spilled_bytes,omitempty"`
+}
+
+// TableReport tells of one table.
+type TableReport struct {
+	Table string `json:"table"`          // in the source: public.orders
+	Into  string `json:"into,omitempty"` // where it is now
+	Rows  int64  `json:"rows"`
+	// Orphans are changes of rows that the log does not have.
+	Orphans int64 `json:"orphans,omitempty"`
+	// Unknown counts, by column, the rows in which its value is not known; it is NULL there, or left out.
+	Unknown map[string]int64 `json:"unknown,omitempty"`
+}
+
+// Met by Checkout.
+var (
+	// ErrNoSuchTable means that a table was asked for that the log does not have at the revision.
+	ErrNoSuchTable = errors.New("no such table at this revision")
+	// ErrIncomplete means that the log does not have all rows of a table.
+	ErrIncomplete = errors.New("the log does not have all rows")
+)
+
+// Checkout builds tables as they were at a revision. When it returns nil, the target holds all of them; after an error it
+// holds nothing new.
+func Checkout(ctx context.Context, cfg Config) (*Report, error) {
+	began := time.Now()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	all, err := tablesAt(ctx, cfg.Log, cfg.Revision.Position)
+	if err != nil {
+		return nil, err
+	}
+	tables, err := choose(all, cfg.Tables, cfg.Revision)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkComplete(tables, cfg.Partial); err != nil {
+		return nil, err
+	}
+	f := &Fold{Source: cfg.Log, Target: cfg.Into, MaxMemoryBytes: cfg.MaxMemoryBytes, Workers: cfg.Workers, TempDir: cfg.TempDir, Progress: cfg.Progress,
+		Selection: eventlog.Selection{Until: cfg.Revision.Position, Quiet: true, NoMetadata: true}}
+	if cfg.Revision.Position == 0 {
+		f.Source = nothing{}
+	}
+	var versions [][]eventlog.RelationVersion
+	var shape []int
+	for _, t := range tables {
+		versions, shape = append(versions, t.versions), append(shape, t.shape)
+		for _, v := range t.versions {
+			if n := v.Relation.String(); !slices.Contains(f.Selection.Relations, n) {
+				f.Selection.Relations = append(f.Selection.Relations, n)
+			}
+		}
+	}
+	if len(tables) == 0 {
+		f.Source = nothing{}
+	}
+	calc := RowsOf(versions, shape)
+	f.Calculator = calc
+	result, err := f.Run(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("check out %s: %w", cfg.Revision.How, err)
+	}
+	r := report(result, calc, tables, cfg)
+	r.Seconds = time.Since(began).Seconds()
+	return r, nil
+}
+
+// nothing is a source without events.
+type nothing struct{}
+
+func (nothing) Read(context.Context, eventlog.Selection, func(*eventlog.Event) error) error {
+	return nil
+}
+
+// history is a captured table as the log knows it at a revision.
+type history struct {
+	versions []eventlog.RelationVersion // all it has ever had, oldest first
+	shape    int                        // the one that holds at the revision; -1: the table is not there yet
+	captured bool                       // now
+}
+
+func (h *history) relation() *eventlog.Relation { return h.versions[max(h.shape, 0)].Relation }
+
+// tablesAt reads which tables there are at a position: those known by then, with or without rows. A table is known by its OID,
+// so that a new name is no new table; of several tables that have had one name the newest counts. That a table has been
+// dropped is not known: it keeps its last rows.
+func tablesAt(ctx context.Context, log *eventlog.Log, at eventlog.Position) ([]*history, error) {
+	versions, err := log.Relations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	head, err := log.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	until := eventlog.LSN(1<<64 - 1)
+	switch {
+	case at > head.Position:
+		return nil, fmt.Errorf("check out position %d: the log ends at %d", at, head.Position)
+	case at == 0:
+		until = 0
+	case at < head.Position:
+		e, err := log.Get(ctx, at)
+		if err != nil {
+			return nil, err
+		}
+		until = e.CommitLSN
+	}
+	if head.Position == 0 {
+		until = 1<<64 - 1 // an empty log's only moment is now
+	}
+	captured, err := log.Captured(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return group(versions, captured, until), nil
+}
+
+// group puts together the versions of each table, and finds the one that holds at an LSN. The schema history has a table's
+// first version only from its first event on; before that it is captured and empty.
+func group(versions []eventlog.RelationVersion, captured []eventlog.Captured, until eventlog.LSN) []*history {
+	var all []*history
+	byOID := map[uint32]*history{}
+	next := 1
+	for _, v := range versions {
+		next = max(next, v.ID+1)
+		h := byOID[v.OID]
+		if h == nil {
+			h = &history{shape: -1}
+			byOID[v.OID] = h
+			all = append(all, h)
+		}
+		if v.AtLSN <= until {
+			h.shape = len(h.versions)
+		}
+		h.versions = append(h.versions, v)
+	}
+	for _, c := range captured {
+		h := byOID[c.OID]
+		if h == nil {
+			h = &history{shape: -1, versions: []eventlog.RelationVersion{{ID: next, Relation: c.Relation, AtLSN: c.SinceLSN}}}
+			next++
+			all = append(all, h)
+		}
+		h.captured = true
+		if h.shape < 0 && c.SinceLSN <= until {
+			h.shape = 0
+		}
+	}
+	newest := map[string]int{}
+	for i, h := range all {
+		if h.shape < 0 {
+			continue
+		}
+		n := h.relation().String()
+		if j, ok := newest[n]; !ok || all[j].versions[all[j].shape].ID < h.versions[h.shape].ID {
+			newest[n] = i
+		}
+	}
+	var out []*history
+	for i, h := range all {
+		if h.shape < 0 || newest[h.relation().String()] == i {
+			out = append(out, h)
+		}
+	}
+	slices.SortFunc(out, func(a, b *history) int { return strings.Compare(a.relation().String(), b.relation().String()) })
+	return out
+}
+
+// choose finds the tables that names and patterns mean.
+func choose(all []*history, names []string, rev eventlog.Revision) ([]*history, error) {
+	var chosen []*history
+	var known []string
+	for _, h := range all {
+		if h.shape >= 0 {
+			known = append(known, h.relation().String())
+			if len(names) == 0 {
+				chosen = append(chosen, h)
+			}
+		}
+	}
+	for _, n := range names {
+		found, later := false, ""
+		for _, h := range all {
+			if !matches(n, h.relation()) {
+				continue
+			}
+			if h.shape < 0 {
+				later = h.relation().String()
+				continue
+			}
+			found = true
+			if !slices.Contains(chosen, h) {
+				chosen = append(chosen, h)
+			}
+		}
+		switch {
+		case found:
+		case later != "":
+			return nil, &eventlog.Problem{Err: fmt.Errorf("%s: %w (position %d): the log knows of %s only from a later position on", n, ErrNoSuchTable, rev.Position, later),
+				Hint: "Use a later revision, for instance HEAD."}
+		default:
+			hint := "The log has no table at this revision."
+			if near := nearest(n, known); len(near) > 0 {
+				hint = "Did you mean " + strings.Join(near, " or ") + "?"
+			} else if len(known) > 0 {
+				hint = "There are " + shorten(known) + "."
+			}
+			return nil, &eventlog.Problem{Err: fmt.Errorf("%s: %w (position %d)", n, ErrNoSuchTable, rev.Position), Hint: hint}
+		}
+	}
+	slices.SortFunc(chosen, func(a, b *history) int { return strings.Compare(a.relation().String(), b.relation().String()) })
+	return chosen, nil
+}
+
+// matches tells whether a name or pattern means a table. A name without a schema means tables of any.
+func matches(pattern string, r *eventlog.Relation) bool {
+	if pattern == r.Name || pattern == r.String() {
+		return true
+	}
+	schema, name, ok := strings.Cut(pattern, ".")
+	if !ok {
+		return wildcard(pattern, r.Name)
+	}
+	return wildcard(schema, r.Schema) && wildcard(name, r.Name)
+}
+
+// wildcard tells whether a name matches a pattern in which * stands for any run of characters.
+func wildcard(pattern, name string) bool {
+	pieces := strings.Split(pattern, "*")
+	if len(pieces) == 1 {
+		return pattern == name
+	}
+	name, ok := strings.CutPrefix(name, pieces[0])
+	for _, p := range pieces[1 : len(pieces)-1] {
+		_, name2, found := strings.Cut(name, p)
+		name, ok = name2, ok && found
+	}
+	return ok && strings.HasSuffix(name, pieces[len(pieces)-1])
+}
+
+func shorten(names []string) string {
+	if len(names) > 12 {
+		return strings.Join(names[:12], ", ") + fmt.Sprintf(" and %d more", len(names)-12)
+	}
+	return strings.Join(names, ", ")
+}
+
+// nearest finds the names that differ least from what was asked, if it is little.
+func nearest(asked string, names []string) []string {
+	best := 3
+	var near []string
+	for _, n := range names {
+		d := distance(asked, n)
+		if _, bare, ok := strings.Cut(n, "."); ok && !strings.Contains(asked, ".") {
+			d = distance(asked, bare)
+		}
+		if d < best {
+			best, near = d, nil
+		}
+		if d == best && d < 3 {
+			near = append(near, n)
+		}
+	}
+	return near
+}
+
+// distance is Levenshtein's.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i]|' ' == b[j]|' ' {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(diagonal+cost, row[j+1]+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// checkComplete refuses tables of which the log does not have all rows.
+func checkComplete(tables []*history, partial bool) error {
+	var names []string
+	for _, t := range tables {
+		if !t.relation().Complete {
+			names = append(names, t.relation().String())
+		}
+	}
+	if len(names) == 0 || partial {
+		return nil
+	}
+	return &eventlog.Problem{Err: fmt.Errorf("%w of %s: they existed before it began, and have not all been imported", ErrIncomplete, shorten(names)),
+		Hint: "Use --partial for the rows that the log knows of, or name other tables."}
+}
+
+// report says what people should know.
+func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
+	r := &Report{Revision: cfg.Revision.How, Position: cfg.Revision.Position, Events: res.Events, SpilledBytes: res.SpilledBytes, Tables: []TableReport{}}
+	placer, _ := cfg.Into.(interface{ Place(*Table) string })
+	warn := func(format string, args ...any) { r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...)) }
+	for i, t := range res.Tables {
+		rel := calc.Relation(i)
+		tr := TableReport{Table: t.String(), Rows: t.Rows, Orphans: t.Tally.Orphans}
+		if placer != nil {
+			tr.Into = placer.Place(t.Table)
+		}
+		if !rel.Complete {
+			warn("%s: the log does not have all rows", t)
+		}
+		if !tables[i].captured {
+			warn("%s is no longer captured, perhaps dropped: its rows are those that the log knew last", t)
+		}
+		if rel.InsertOnly {
+			warn("%s: the source tells only of inserts; updates and deletes since are missing", t)
+		}
+		if n := t.Tally.Orphans; n > 0 {
+			warn("%s: %d changes are of rows that the log does not have; what they say is kept", t, n)
+		}
+		if n := t.Tally.Replaced; n > 0 {
+			warn("%s: %d rows were put in the place of others whose end the log does not have", t, n)
+		}
+		for i, n := range t.Tally.Unknown {
+			c := &t.Columns[i]
+			switch {
+			case n == 0:
+			case c.Generated:
+				warn("%s: %s is generated by the source, which does not send it; it is empty here", t, c.Name)
+			default:
+				if tr.Unknown == nil {
+					tr.Unknown = map[string]int64{}
+				}
+				tr.Unknown[c.Name] = n
+				warn("%s: the value of %s is not known in %d rows; it is empty there", t, c.Name, n)
+			}
+		}
+		r.Tables = append(r.Tables, tr)
+	}
+	if w, ok := cfg.Into.(interface{ Warnings() []string }); ok {
+		r.Warnings = append(r.Warnings, w.Warnings()...)
+	}
+	return r
+}

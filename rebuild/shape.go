@@ -1,0 +1,87 @@
+package rebuild
+
+import (
+	"bytes"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// version is one version of a captured table, as the row calculator uses it.
+type version struct {
+	id    int // in the schema history
+	table int // index of the table
+	rel   *eventlog.Relation
+	names [][]byte
+	// emptyKey is what the members of an object hold if the key was the empty text; nil where it cannot be.
+	emptyKey []byte
+	// final gives for each column its place in the table's final shape, -1 where it has none.
+	final []int
+}
+
+func newVersion(v eventlog.RelationVersion, table int) *version {
+	x := &version{id: v.ID, table: table, rel: v.Relation}
+	for _, c := range v.Columns {
+		x.names = append(x.names, []byte(c.Name))
+	}
+	if len(v.Key) == 1 && v.Columns[v.Key[0]].Type.Kind == eventlog.KindText {
+		x.emptyKey = append(eventlog.AppendString(nil, x.names[v.Key[0]]), `:""`...)
+	}
+	return x
+}
+
+// column finds a column by name, looking from the place where it is expected, and -1 if there is none. Objects hold their
+// members in the order of the columns, so that one look usually is enough.
+func (v *version) column(name []byte, expected int) int {
+	for i := expected; i < len(v.names); i++ {
+		if bytes.Equal(v.names[i], name) {
+			return i
+		}
+	}
+	for i := 0; i < expected && i < len(v.names); i++ {
+		if bytes.Equal(v.names[i], name) {
+			return i
+		}
+	}
+	return -1
+}
+
+// each calls f for each member of an object with its column; members that are no columns are left out.
+func (v *version) each(object []byte, f func(column int, value []byte)) error {
+	next := 0
+	return eventlog.EachMember(object, func(name, value []byte) error {
+		if i := v.column(name, next); i >= 0 {
+			next = i + 1
+			f(i, value)
+		}
+		return nil
+	})
+}
+
+// keyWasEmpty tells whether the values before a change say that the row's key was the empty text, which an event's previous
+// id cannot say.
+func (v *version) keyWasEmpty(before []byte) bool {
+	if v.emptyKey == nil || !bytes.Contains(before, v.emptyKey) {
+		return false
+	}
+	was := false
+	_ = v.each(before, func(column int, value []byte) { was = was || column == v.rel.Key[0] && string(value) == `""` })
+	return was
+}
+
+// sameColumn tells whether a column of one version of a table is a column of another one. Columns are known by their
+// names: a renamed one is another one, and one that was dropped and added again is the same.
+func sameColumn(a, b *eventlog.Column) bool { return a.Name == b.Name }
+
+// mapTo finds the version's columns in the table's final shape.
+func (v *version) mapTo(columns []eventlog.Column) {
+	v.final = make([]int, len(v.rel.Columns))
+	for i := range v.rel.Columns {
+		v.final[i] = -1
+		for j := range columns {
+			if sameColumn(&v.rel.Columns[i], &columns[j]) {
+				v.final[i] = j
+				break
+			}
+		}
+	}
+}

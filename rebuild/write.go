@@ -1,0 +1,323 @@
+package rebuild
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// chunkBytes is how much each piece of encoded rows holds.
+const chunkBytes = 64 << 10
+
+// write makes rows of the states and gives them to the target, one table after the other. Rows come in the order of their
+// keys' hashes, whatever the memory and the number of workers were.
+func (e *engine) write(ctx context.Context, result *Result) (err error) {
+	tables := e.Calculator.Tables()
+	if len(tables) != len(e.tables) {
+		return fmt.Errorf("bug: the calculator has %d tables, and had %d", len(tables), len(e.tables))
+	}
+	rows, err := e.makeRoom()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			e.Target.Abort()
+		}
+	}()
+	if err := e.Target.Begin(ctx, tables); err != nil {
+		return err
+	}
+	w := &writing{engine: e, total: rows, began: time.Now(), tables: tables}
+	for range e.Workers {
+		w.emitters = append(w.emitters, &emitter{writing: w, file: spillFile{dir: e.TempDir}, folder: e.Calculator.NewFolder()})
+	}
+	defer func() {
+		for _, m := range w.emitters {
+			result.SpilledBytes += m.file.written
+			err = errors.Join(err, m.file.close())
+		}
+	}()
+	for i, t := range tables {
+		r := TableResult{Table: t}
+		for try := 0; ; try++ {
+			err := w.table(ctx, i)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, ErrAgain) || try == 8 {
+				return fmt.Errorf("write %s: %w", t, err)
+			}
+		}
+		for _, p := range e.parts[i*fanOut : (i+1)*fanOut] {
+			r.Rows += p.written
+			r.Tally.add(&p.tally)
+			r.Tally.add(&p.late)
+			p.forget()
+		}
+		w.before += r.Rows
+		result.Tables = append(result.Tables, r)
+	}
+	return e.Target.Commit(ctx)
+}
+
+// makeRoom prepares the memory for loading what was spilled. It tells how many rows there will be, or 0.
+func (e *engine) makeRoom() (rows int64, err error) {
+	spilled := 0
+	for _, w := range e.workers {
+		spilled += w.spilled
+	}
+	for _, w := range e.workers {
+		if spilled > 0 {
+			w.share /= 2
+			if err := w.relieve(); err != nil {
+				return 0, err
+			}
+		}
+		w.scratch, w.in, w.idle = nil, nil, nil
+	}
+	for _, p := range e.parts {
+		if p.run != nil {
+			if err := p.run.flush(); err != nil {
+				return 0, err
+			}
+			p.run.trim()
+		}
+		if p.store != nil {
+			rows += int64(p.store.n)
+		}
+	}
+	if spilled > 0 {
+		rows = 0
+	}
+	return rows, nil
+}
+
+// writing is the second phase of a fold.
+type writing struct {
+	*engine
+	tables   []*Table
+	emitters []*emitter
+	before   int64 // rows of the tables that are finished
+	total    int64 // of all rows, or 0
+	began    time.Time
+	idle     sync.Pool // of *[]byte
+}
+
+// piece is some encoded rows of a part.
+type piece struct {
+	bytes *[]byte
+	rows  int64
+}
+
+// table writes one table. The emitters take its parts in order and run ahead of the writer by a few pieces each; since the
+// part that the writer waits for has always been taken, none waits for ever.
+func (w *writing) table(ctx context.Context, i int) (err error) {
+	tw, err := w.Target.Table(ctx, w.tables[i])
+	if err != nil {
+		return err
+	}
+	inner, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	defer func() {
+		cancel(err)
+		wg.Wait()
+		err = tw.Close(err)
+	}()
+	parts := w.parts[i*fanOut : (i+1)*fanOut]
+	var out [fanOut]chan piece
+	for j := range out {
+		out[j] = make(chan piece, 2)
+	}
+	var next atomic.Int64
+	for _, m := range w.emitters {
+		m.encoder = tw.NewEncoder()
+		wg.Go(func() {
+			for {
+				j := int(next.Add(1)) - 1
+				if j >= fanOut {
+					return
+				}
+				if err := m.part(inner, parts[j], out[j]); err != nil {
+					cancel(err)
+					return
+				}
+				close(out[j])
+			}
+		})
+	}
+	rows := int64(0)
+	for _, ch := range out {
+		for open := true; open; {
+			select {
+			case p, ok := <-ch:
+				if open = ok; !ok {
+					break
+				}
+				if err := tw.Write(*p.bytes); err != nil {
+					return err
+				}
+				rows += p.rows
+				*p.bytes = (*p.bytes)[:0]
+				if cap(*p.bytes) <= 4*chunkBytes {
+					w.idle.Put(p.bytes)
+				}
+				w.progress.tell("writing", w.before+rows, w.total, w.began)
+			case <-inner.Done():
+				return context.Cause(inner)
+			}
+		}
+	}
+	return nil
+}
+
+// emitter makes rows of states.
+type emitter struct {
+	*writing
+	file    spillFile // for what has to be divided further
+	folder  Folder
+	encoder Encoder
+	used    int64
+	scratch []byte
+	reading [][]byte // by depth
+	step    Step
+	state   State
+
+	current *part // that is being written
+	ctx     context.Context
+	out     chan<- piece
+	piece   piece
+}
+
+// part makes the rows of one part.
+func (m *emitter) part(ctx context.Context, p *part, out chan<- piece) error {
+	p.late, p.written = Tally{}, 0
+	m.current, m.ctx, m.out, m.piece = p, ctx, out, piece{}
+	var err error
+	switch {
+	case p.store != nil:
+		err = m.emit(p.store)
+	case p.run != nil:
+		err = m.run(p.run, 1)
+		if e := m.file.reset(); err == nil {
+			err = e
+		}
+	}
+	if err == nil {
+		err = m.send()
+	}
+	return err
+}
+
+// run makes the rows of a spilled run: in memory if there is room, otherwise it is divided by the next bits of the hash.
+func (m *emitter) run(r *run, depth int) (err error) {
+	st := newStore(m.pool, &m.used, fanBits*depth)
+	defer st.clear()
+	budget := m.MaxMemoryBytes / 2 / int64(len(m.emitters))
+	limit := int(min(max(budget/4/fanOut, 1<<10), 64<<10))
+	var kids []*run
+	defer func() {
+		for _, k := range kids {
+			k.clear()
+		}
+	}()
+	kid := func(hash uint64) *run { return kids[hash>>(64-fanBits*(depth+1))&(fanOut-1)] }
+	n := 0
+	for len(m.reading) <= depth {
+		m.reading = append(m.reading, nil)
+	}
+	m.reading[depth], err = r.each(m.reading[depth], func(rec record) error {
+		if n++; n&0x3ff == 0 && m.ctx.Err() != nil {
+			return context.Cause(m.ctx)
+		}
+		if kids != nil {
+			return kid(rec.hash).add(rec.raw, limit)
+		}
+		var err error
+		m.scratch, err = fold(m.folder, &m.step, m.scratch, st, m.current.table, &rec, &m.current.late)
+		full := errors.Is(err, errStoreFull)
+		if err != nil && !full {
+			return err
+		}
+		if !full && (st.bytes <= budget || st.n < 2) || (depth+1)*fanBits >= 64 {
+			return err
+		}
+		for range fanOut {
+			kids = append(kids, &run{file: &m.file, used: &m.used})
+		}
+		if err := dump(st, func(raw []byte, hash uint64) error { return kid(hash).add(raw, limit) }); err != nil {
+			return err
+		}
+		st.clear()
+		if full {
+			return kid(rec.hash).add(rec.raw, limit)
+		}
+		return nil
+	})
+	if cap(m.reading[depth]) > 1<<20 {
+		m.reading[depth] = nil
+	}
+	if err != nil {
+		return err
+	}
+	if kids == nil {
+		return m.emit(st)
+	}
+	for _, k := range kids {
+		if err := k.flush(); err != nil {
+			return err
+		}
+		k.trim()
+	}
+	for _, k := range kids {
+		if err := m.run(k, depth+1); err != nil {
+			return err
+		}
+		k.clear()
+	}
+	return nil
+}
+
+// emit makes the rows of a store.
+func (m *emitter) emit(st *store) error {
+	p := m.current
+	row := func(r *Row) error {
+		if m.piece.bytes == nil {
+			if m.piece.bytes, _ = m.idle.Get().(*[]byte); m.piece.bytes == nil {
+				b := make([]byte, 0, chunkBytes+chunkBytes/4)
+				m.piece.bytes = &b
+			}
+		}
+		var err error
+		if *m.piece.bytes, err = m.encoder.AppendRow(*m.piece.bytes, r); err != nil {
+			return err
+		}
+		m.piece.rows++
+		p.written++
+		if len(*m.piece.bytes) >= chunkBytes {
+			return m.send()
+		}
+		return nil
+	}
+	return st.sorted(func(key, state []byte) error {
+		m.state = State{Table: p.table, Key: key, State: state, Tally: &p.late}
+		return m.folder.Rows(&m.state, row)
+	})
+}
+
+// send gives what has been encoded to the writer.
+func (m *emitter) send() error {
+	if m.piece.bytes == nil {
+		return nil
+	}
+	select {
+	case m.out <- m.piece:
+		m.piece = piece{}
+		return nil
+	case <-m.ctx.Done():
+		return context.Cause(m.ctx)
+	}
+}
