@@ -128,8 +128,12 @@ func (d *Dispatcher) follow(ctx context.Context) {
 			return
 		}
 		if err != nil {
+			d.head.fail(err)
 			sleep(ctx, wait)
 			wait = min(2*wait, 5*time.Second)
+			if h, err := d.cfg.Log.Head(ctx); err == nil { // Wait may have nothing to tell for long
+				d.head.set(h.Position)
+			}
 			continue
 		}
 		wait = 100 * time.Millisecond
@@ -163,8 +167,13 @@ func (d *Dispatcher) CaughtUp(ctx context.Context, p eventlog.Position) error {
 // Status tells how each reactor fares, in the order in which they were added.
 func (d *Dispatcher) Status() []Status {
 	out := make([]Status, 0, len(d.runners))
+	head, since, err := d.head.state()
 	for _, r := range d.runners {
-		out = append(out, r.status.snapshot(d.head.get()))
+		s := r.status.snapshot(head)
+		if err != nil && s.Error == "" && s.State == StateRunning {
+			s.State, s.Error, s.Hint, s.Since = StateRetrying, err.Error(), eventlog.Hint(err), since
+		}
+		out = append(out, s)
 	}
 	return out
 }
@@ -184,6 +193,8 @@ type headFollower struct {
 	mu      sync.Mutex // guards the following
 	head    eventlog.Position
 	changed chan struct{} // closed when head changes
+	err     error         // why the head is not known at present
+	since   time.Time     // of err
 }
 
 func (h *headFollower) init(p eventlog.Position) { h.head, h.changed = p, make(chan struct{}) }
@@ -197,11 +208,27 @@ func (h *headFollower) get() eventlog.Position {
 func (h *headFollower) set(p eventlog.Position) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.err = nil
 	if p != h.head {
 		h.head = p
 		close(h.changed)
 		h.changed = make(chan struct{})
 	}
+}
+
+func (h *headFollower) fail(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.err == nil {
+		h.since = time.Now().UTC()
+	}
+	h.err = err
+}
+
+func (h *headFollower) state() (head eventlog.Position, since time.Time, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.head, h.since, h.err
 }
 
 // wait returns the head as soon as it lies after a position.

@@ -88,9 +88,12 @@ func (s *Sink) explain(err error, doing, topic string) error {
 			"%s: not authorised in the Kafka cluster: %w", doing, code)
 	case has && code == kafka.SASLAuthenticationFailed:
 		return problem("Check user, password and mechanism (BACKSTORY_KAFKA_USER, _PASSWORD, _SASL).", "%s: Kafka refused the user: %w", doing, code)
-	case has && code == kafka.UnknownTopicOrPartition, errors.Is(err, protocol.ErrNoTopic):
+	case errors.Is(err, protocol.ErrNoTopic), errors.Is(err, protocol.ErrNoPartition), errors.Is(err, protocol.ErrNoLeader):
+		// The client does not know where to send; the next attempt asks again, and is told why.
+		return fmt.Errorf("%s: topic %s: %w: %w", doing, topic, sinks.ErrUnavailable, err)
+	case has && code == kafka.UnknownTopicOrPartition:
 		return problem("Create it: kafka-topics.sh --bootstrap-server "+s.cfg.Brokers[0]+" --create --topic "+topic+
-			" --partitions 12 — or let backstory create topics: BACKSTORY_KAFKA_CREATE_TOPICS=12. If it exists, grant Describe on it.",
+			" --partitions 12 — or let backstory create topics: BACKSTORY_KAFKA_CREATE_TOPICS=true. If it exists, grant Describe on it.",
 			"%s: Kafka topic %s does not exist", doing, topic)
 	case has && code == kafka.InvalidTopic:
 		return problem("Choose another BACKSTORY_KAFKA_TOPIC.", "%s: Kafka does not take the topic name %s", doing, topic)
@@ -99,7 +102,7 @@ func (s *Sink) explain(err error, doing, topic string) error {
 			"%s: topic %s: %w", doing, topic, fmt.Errorf("%w: %w", sinks.ErrUnavailable, code))
 	case has && code == kafka.UnsupportedVersion:
 		return problem("The brokers need Kafka 0.11 or newer; for those without idempotent producers set BACKSTORY_KAFKA_IDEMPOTENCE=off.", "%s: %w", doing, code)
-	case has && code.Temporary(), has && code == kafka.BrokerNotAvailable, errors.Is(err, protocol.ErrNoLeader):
+	case has && code.Temporary(), has && code == kafka.BrokerNotAvailable:
 		return fmt.Errorf("%s: topic %s: %w: %w", doing, topic, sinks.ErrUnavailable, code)
 	case has:
 		return fmt.Errorf("%s: topic %s: %w", doing, topic, code)

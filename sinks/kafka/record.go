@@ -67,17 +67,21 @@ type encoder struct {
 	headers []byte
 }
 
-// encode prepares an event: key, value and headers.
-func (enc *encoder) encode(e *eventlog.Event) {
+// encodeKey prepares an event's key: Order/42.
+func (enc *encoder) encodeKey(e *eventlog.Event) {
 	enc.key = append(append(append(enc.key[:0], e.Aggregate...), '/'), e.AggregateID...)
+}
+
+// encode prepares an event's value and headers.
+func (enc *encoder) encode(e *eventlog.Event) {
 	enc.value = e.AppendJSON(enc.value[:0])
 	h := append(enc.headers[:0], 7<<1) // how many, zigzag
 	var scratch [40]byte
 	h = appendHeader(h, headerID, appendID(scratch[:0], e.ID))
-	h = appendHeader(h, headerType, []byte(e.Type))
+	h = appendHeader(h, headerType, e.Type)
 	h = appendHeader(h, headerPosition, appendInt(scratch[:0], int64(e.Position)))
 	h = appendHeader(h, headerOccurredAt, e.OccurredAt.UTC().AppendFormat(scratch[:0], time.RFC3339Nano))
-	h = appendHeader(h, headerAggregate, []byte(e.Aggregate))
+	h = appendHeader(h, headerAggregate, e.Aggregate)
 	h = appendHeader(h, headerRulesVersion, appendInt(scratch[:0], int64(e.RulesVersion)))
 	enc.headers = appendHeader(h, headerLog, enc.origin)
 }
@@ -150,7 +154,7 @@ func (b *batch) stamp(p producer, codec compress.Compression) error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func appendHeader(b []byte, name string, value []byte) []byte {
+func appendHeader[T []byte | string](b []byte, name string, value T) []byte {
 	b = append(binary.AppendVarint(b, int64(len(name))), name...)
 	return append(binary.AppendVarint(b, int64(len(value))), value...)
 }
