@@ -84,6 +84,6 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &exitError{exitUsage, &eventlog.Problem{Err: err, Hint: "See " + c.CommandPath() + " --help."}}
 	})
-	root.AddCommand(newInit(), newRun(), newStatus(), newLog(), newShow(), newCheckout(), newVerify(), newSink(), newDoctor())
+	root.AddCommand(newDemo(), newInit(), newRun(), newStatus(), newLog(), newShow(), newCheckout(), newVerify(), newSink(), newDoctor())
 	return root
 }
