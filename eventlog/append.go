@@ -100,13 +100,12 @@ func appendBytes(b, v []byte) []byte {
 // change turns one row change into its events.
 func (w *Writer) change(ctx context.Context, it *Item) error {
 	w.tx.change++
-	t, err := w.tableFor(it.Relation, w.tx.lsn)
+	t, err := w.tableFor(ctx, it.Relation, w.tx.lsn)
 	if err != nil {
 		return err
 	}
 	switch it.Op {
 	case OpTruncate:
-		w.state.clear()
 		w.event(t, &eventRow{op: OpTruncate, part: t.rules.truncated, text: []byte{}})
 		return nil
 	case OpInsert:
@@ -190,7 +189,7 @@ func (w *Writer) insert(t *table, it *Item, op Op, p part) error {
 			s.frags = t.fragment(i, &it.New[i], s.frags)
 			s.off = append(s.off, len(s.frags))
 		}
-		w.state.put(w.stateKey(t, it.New), s.frags, s.off, w.pos, 0, true)
+		w.state.put(w.stateKey(t, it.New), s.frags, s.off, w.pos, 0)
 	}
 	return nil
 }
@@ -289,11 +288,23 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	ident := now
 	if it.Old != nil {
 		ident = it.Old
+		for i := range now { // an unchanged key that is stored out of line comes with the old row only
+			if now[i].State == StateUnchanged && it.Old[i].State == StateText {
+				now[i] = it.Old[i]
+			}
+		}
 	}
 	key := w.stateKey(t, ident)
 	st, err := w.lookup(ctx, t, key)
 	if err != nil {
 		return err
+	}
+	for _, c := range t.rel.Key {
+		if now[c].State == StateUnchanged && st != nil {
+			if now[c], err = w.stateValue(ctx, t, st, c); err != nil {
+				return err
+			}
+		}
 	}
 	e := eventRow{op: OpUpdate, part: t.rules.updated}
 	e.id, e.text, s.key = w.entity(t, now, s.key)
@@ -307,10 +318,12 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	// What the source did not send is as it was.
 	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
 	for i := range now {
-		if now[i].State == StateUnchanged {
-			s.frags = append(s.frags, st.frag(i)...)
-		} else {
+		start, o := len(s.frags), st.frag(i)
+		if now[i].State != StateUnchanged {
 			s.frags = t.fragment(i, &now[i], s.frags)
+		}
+		if now[i].State == StateUnchanged || isBig(o) && sameAsBig(o, s.frags[start:]) {
+			s.frags = append(s.frags[:start], o...) // so that it stays known which event holds a big one
 		}
 		s.off = append(s.off, len(s.frags))
 	}
@@ -318,11 +331,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	s.changed = append(s.changed[:0], make([]bool, len(now))...)
 	for i := range now {
 		n, o := s.frags[s.off[i]:s.off[i+1]], st.frag(i)
-		same := bytes.Equal(n, o)
-		if !same && isBig(o) && !isBig(n) {
-			same = sameAsBig(o, n)
-		}
-		if same {
+		if bytes.Equal(n, o) {
 			restSize += len(n) + len(t.keys[i])
 			if isBig(n) {
 				restSize += restBytes
@@ -340,7 +349,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	}
 	if anyOf(s.changed, t.rel.Key) {
 		e.moved = true
-		e.oldID, e.oldText, err = w.stateEntity(t, st)
+		e.oldID, e.oldText, err = w.stateEntity(ctx, t, st)
 		if err != nil {
 			return err
 		}
@@ -367,7 +376,8 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	s.data, s.before = append(s.data, '}'), append(s.before, '}')
 	e.data, e.before = s.data, s.before
 	chain := st.chain + 1
-	if restSize <= restBytes || e.moved || chain >= restChain || !t.rel.Complete {
+	// An event under a new identity has the whole row, since the ones before it are not found under that.
+	if restSize <= restBytes || e.moved || t.byRow && anyOf(s.changed, t.identity) || chain >= restChain || !t.rel.Complete {
 		s.rest = append(s.rest[:0], '{')
 		for i := range now {
 			if s.changed[i] {
@@ -396,7 +406,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	if newKey != key {
 		w.state.putAbsent(key)
 	}
-	w.state.put(newKey, s.frags, s.off, w.pos, chain, e.rest != nil)
+	w.state.put(newKey, s.frags, s.off, w.pos, chain)
 	return nil
 }
 
@@ -437,7 +447,7 @@ func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error 
 	if newKey != key {
 		w.state.putAbsent(key)
 	}
-	w.state.put(newKey, s.frags, s.off, w.pos, 0, true)
+	w.state.put(newKey, s.frags, s.off, w.pos, 0)
 	return nil
 }
 
@@ -478,7 +488,7 @@ func (w *Writer) deleteFromState(ctx context.Context, t *table, it *Item) error 
 	s.before = append(s.before, '}')
 	e.before = s.before
 	if st != nil {
-		if e.id, e.text, err = w.stateEntity(t, st); err != nil {
+		if e.id, e.text, err = w.stateEntity(ctx, t, st); err != nil {
 			return err
 		}
 	} else {

@@ -107,6 +107,30 @@ func (d *dictionary) aggregateNamed(name string) *aggregate {
 	return nil
 }
 
+// newestVersion finds the newest version of a table in the schema history, nil if there is none.
+func (d *dictionary) newestVersion(oid uint32) (id int, r *Relation) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for n, o := range d.relations {
+		if n > id && o.OID == oid {
+			id, r = n, o
+		}
+	}
+	return id, r
+}
+
+// ownedBy tells whether all events of an aggregate are those of a table of this name. Notes and gaps are nobody's.
+func (d *dictionary) ownedBy(a *aggregate, r *Relation) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range d.kinds {
+		if k.aggregate == a && (k.relation == nil || k.relation.String() != r.String()) {
+			return false
+		}
+	}
+	return true
+}
+
 // load reads what is new in the small tables.
 func (d *dictionary) load(ctx context.Context) error {
 	d.mu.Lock()

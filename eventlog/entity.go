@@ -23,7 +23,7 @@ var ErrNoEntity = errors.New("the log knows nothing of that name")
 func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	name, id, hasID := strings.Cut(text, "/")
 	if name == "" || hasID && id == "" {
-		return Entity{}, &Problem{fmt.Errorf("%q does not name an entity", text), "Use the form Order/42 or orders/42, or Order for all orders."}
+		return Entity{}, &Problem{fmt.Errorf("%q %w", text, ErrBadEntity), "Use the form Order/42 or orders/42, or Order for all orders."}
 	}
 	if err := l.dict.load(ctx); err != nil {
 		return Entity{}, err
@@ -45,15 +45,20 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 		add(r.Name, aggregate)
 		add(r.String(), aggregate)
 	}
+	known := map[string]bool{}
 	l.dict.mu.Lock()
 	for _, k := range l.dict.kinds {
 		add(k.aggregate.name, k.aggregate.name)
 		if k.relation != nil {
 			addTable(k.relation, k.aggregate.name)
+			known[k.relation.String()] = true
 		}
 	}
 	l.dict.mu.Unlock()
 	for _, c := range captured {
+		if known[c.String()] { // its aggregate may have another name than the convention says
+			continue
+		}
 		add(AggregateName(c.Relation), AggregateName(c.Relation))
 		addTable(c.Relation, AggregateName(c.Relation))
 	}

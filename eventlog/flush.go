@@ -76,7 +76,8 @@ func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 			return err
 		}
 	}
-	if len(whole) > 0 {
+	// A transaction of which all rows are written already still has to be made visible.
+	if len(whole) > 0 || w.whole > w.head.Position {
 		if err := w.write(ctx, step{rows: whole, first: w.head.Written + 1, position: w.whole}); err != nil {
 			return err
 		}
@@ -84,6 +85,10 @@ func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 		w.rows, w.wholeEnd = w.rows[:n], 0
 	}
 	if open && part && len(w.rows) > 0 {
+		if n := len(w.tx.ranges); n > 1 {
+			w.contexts = append(w.contexts, w.tx.ranges[:n-1]...)
+			w.tx.ranges = append(w.tx.ranges[:0], w.tx.ranges[n-1])
+		}
 		if err := w.write(ctx, step{rows: w.rows, first: w.head.Written + 1, position: w.pos, part: true}); err != nil {
 			return err
 		}
@@ -92,7 +97,12 @@ func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 	if len(w.rows) == 0 && cap(w.rows) > 2*flushBytes {
 		w.rows = nil
 	}
-	w.state.evict()
+	if w.state.full() {
+		if len(w.rows) > 0 {
+			return w.flush(ctx, backlog, true)
+		}
+		w.state.evict()
+	}
 	return nil
 }
 
@@ -101,20 +111,19 @@ func (w *Writer) write(ctx context.Context, s step) error {
 	next := w.head
 	next.Written, next.Timeline = s.position, w.tl
 	seal := w.seal
-	var contexts, news = []ctxRow(nil), []newRow(nil)
-	if len(s.rows) > 0 {
-		news = w.news
-		slices.SortStableFunc(news, func(a, b newRow) int { return int(a.table) - int(b.table) })
+	contexts, news := w.contexts, []newRow(nil)
+	if len(s.rows) > 0 || len(contexts) > 0 {
 		h := sha256.New()
 		h.Write(w.seal)
 		h.Write(s.rows)
-		if !s.part {
-			contexts = w.contexts
-			var b []byte
-			for _, c := range contexts {
-				b = contextRow(b[:0], c, s.position)
-				h.Write(b)
-			}
+		var b []byte
+		for _, c := range contexts {
+			b = contextRow(b[:0], c, s.position)
+			h.Write(b)
+		}
+		if len(s.rows) > 0 {
+			news = w.news
+			slices.SortStableFunc(news, func(a, b newRow) int { return int(a.table) - int(b.table) })
 		}
 		for _, n := range news {
 			h.Write(sealRow(n.table, n.args))
@@ -125,8 +134,9 @@ func (w *Writer) write(ctx context.Context, s step) error {
 		next.Position, next.Seal, next.EndLSN, next.CommitLSN, next.OccurredAt = s.position, seal, w.endLSN, w.commit, w.when
 	}
 	if err := w.send(ctx, s, &next, seal, contexts, news); err != nil {
-		if code(err) == "BS001" {
-			return &Problem{ErrFenced, "Only one backstory writes to a log at a time. If another one is meant to run, stop this one."}
+		// The head refuses, or, where the other one is faster, the index of positions does.
+		if c := code(err); c == "BS001" || c == "23505" {
+			return fenced
 		}
 		return fmt.Errorf("append to the event log: %w", err)
 	}
@@ -136,10 +146,8 @@ func (w *Writer) write(ctx context.Context, s step) error {
 	w.stats.Bytes.Add(int64(len(s.rows)))
 	if len(s.rows) > 0 {
 		w.news = w.news[:0]
-		if !s.part {
-			w.contexts = w.contexts[:0]
-		}
 	}
+	w.contexts, w.ctxBytes = w.contexts[:0], 0
 	w.publish()
 	for _, n := range news {
 		if n.table != aggregateTable {
@@ -163,7 +171,8 @@ func (w *Writer) write(ctx context.Context, s step) error {
 func (w *Writer) send(ctx context.Context, s step, next *Head, seal []byte, contexts []ctxRow, news []newRow) error {
 	pc := w.conn.PgConn()
 	var q strings.Builder
-	if len(news) > 0 || len(contexts) > 16 {
+	late := len(s.rows) == 0
+	if len(news) > 0 || len(contexts) > 16 && !late {
 		if _, err := w.conn.Exec(ctx, "BEGIN"); err != nil {
 			return err
 		}
@@ -191,12 +200,12 @@ func (w *Writer) send(ctx context.Context, s step, next *Head, seal []byte, cont
 	} else {
 		q.WriteString("BEGIN; ")
 		if len(contexts) > 0 {
-			q.WriteString("INSERT INTO backstory.context (first_position, last_position, sealed_at, metadata) VALUES ")
+			q.WriteString("INSERT INTO backstory.context (first_position, last_position, sealed_at, metadata, late) VALUES ")
 			for i, c := range contexts {
 				if i > 0 {
 					q.WriteByte(',')
 				}
-				fmt.Fprintf(&q, "(%d,%d,%d,%s)", c.first, c.last, s.position, quoteLiteral(string(c.meta)))
+				fmt.Fprintf(&q, "(%d,%d,%d,%s,%t)", c.first, c.last, s.position, quoteLiteral(string(c.meta)), late)
 			}
 			q.WriteString("; ")
 		}
@@ -323,6 +332,9 @@ func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
 // GapHint says what to do about a gap.
 const GapHint = "Look at it with backstory log Source, then either restore the source to where the log is, or run backstory init --accept-gap: " +
 	"the log goes on under a new incarnation, tables are marked incomplete, and checkouts say so."
+
+// fenced is what a writer gets that another one has replaced.
+var fenced = &Problem{ErrFenced, "Only one backstory writes to a log at a time. If another one is meant to run, stop this one."}
 
 // noteTable is the table of events that no row change made.
 func (w *Writer) noteTable(aggregateName string) (*table, error) {

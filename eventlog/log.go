@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -41,40 +40,6 @@ type Log struct {
 	pool *pgxpool.Pool
 	dict *dictionary
 	log  *slog.Logger
-}
-
-// ConnConfig parses a URL and sets what every connection to a log or a source needs (SessionSettings).
-func ConnConfig(url, application string) (*pgx.ConnConfig, error) {
-	cfg, err := pgx.ParseConfig(url)
-	if err != nil {
-		return nil, cleanURLError(err)
-	}
-	prepare(&cfg.Config, application)
-	return cfg, nil
-}
-
-func prepare(cfg *pgconn.Config, application string) {
-	for k, v := range SessionSettings {
-		cfg.RuntimeParams[k] = v
-	}
-	if cfg.RuntimeParams["application_name"] == "" {
-		cfg.RuntimeParams["application_name"] = application
-	}
-	if cfg.ConnectTimeout == 0 {
-		cfg.ConnectTimeout = 15 * time.Second
-	}
-}
-
-// cleanURLError keeps the password out of what pgconn says of a URL that it cannot parse.
-func cleanURLError(err error) error {
-	msg := err.Error()
-	if i := strings.LastIndex(msg, "`: "); i >= 0 {
-		msg = msg[i+3:]
-	} else if i := strings.LastIndex(msg, ": "); i >= 0 {
-		msg = msg[i+2:]
-	}
-	return &Problem{fmt.Errorf("parse database URL: %s", msg),
-		"Use the form postgres://user:password@host:5432/database, or host=/var/run/postgresql dbname=… for a Unix socket."}
 }
 
 // Connect opens the database of an event log without asking whether there is one; Create makes it.
@@ -140,7 +105,7 @@ func (l *Log) schemaNumber(ctx context.Context) (n int, err error) {
 		return 0, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("read the event log's schema number: %w", err)
+		return 0, Remedy(fmt.Errorf("open the event log: %w", err))
 	}
 	return n, nil
 }
@@ -175,7 +140,7 @@ func (l *Log) Create(ctx context.Context) (created bool, err error) {
 			return err
 		})
 		if err != nil {
-			return created, fmt.Errorf("create the event log (migration %d): %w", n+1, err)
+			return created, Remedy(fmt.Errorf("create the event log: %w", err))
 		}
 		created = true
 	}
@@ -236,7 +201,7 @@ func readHead(ctx context.Context, q querier) (*Head, error) {
 	err := q.QueryRow(ctx, `SELECT `+headColumns+` FROM backstory.head`).Scan(&h.Epoch, &h.Position, &h.Written, &h.Seal, &h.SystemID,
 		&h.Database, &h.Incarnation, &tl, &end, &commit, &at, &h.Slot, &h.Gap, &h.UpdatedAt)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, &Problem{fmt.Errorf("the event log has no source yet: %w", err), "Run backstory init."}
+		return nil, noSource
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the log's head: %w", err)
@@ -259,35 +224,5 @@ func code(err error) string {
 
 // SQLState gives the SQLSTATE of an error that Postgres returned, or "".
 func SQLState(err error) string { return code(err) }
-
-// ConnError takes connection strings out of a connection error and adds what to do about the common ones.
-func ConnError(err error) error {
-	var pe *pgconn.ConnectError
-	if !errors.As(err, &pe) {
-		return err
-	}
-	hint := "Check host, port and that Postgres is running."
-	msg := err.Error()
-	// pgconn's text names user and database, never the password; the cause is what follows the last colon pair.
-	switch code(err) {
-	case "28P01", "28000":
-		hint = "Check user and password in the URL, and pg_hba.conf on the server."
-	case "3D000":
-		hint = "Check the database name in the URL."
-	case "53300":
-		hint = "The server has no connection slots left: raise max_connections, or close some."
-	case "57P03":
-		hint = "The server is starting up or shutting down; try again in a moment."
-	}
-	return &Problem{errors.New(firstLine(msg)), hint}
-}
-
-func firstLine(s string) string {
-	lines := strings.FieldsFunc(s, func(r rune) bool { return r == '\n' })
-	for i := range lines {
-		lines[i] = strings.TrimSpace(lines[i])
-	}
-	return strings.Join(lines, " ")
-}
 
 func itoa[T ~int | ~int32 | ~int64 | ~uint32](v T) string { return strconv.FormatInt(int64(v), 10) }

@@ -3,6 +3,7 @@ package eventlog
 import (
 	"context"
 	"fmt"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -112,29 +113,52 @@ func (l *Log) indexKey(ctx context.Context, conn *pgx.Conn, p *partition, a *agg
 	if a.idType == "bigint" || !p.indexed {
 		return nil
 	}
-	_, err := conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %s ON backstory.%s ((id_text::%s), position) WHERE stream = %d`,
-		QuoteIdent(fmt.Sprintf("%s_key_%d", p.name(), a.id)), p.name(), a.idType, a.id))
+	_, err := conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %s ON backstory.%s ((%s), position) WHERE stream = %d`,
+		QuoteIdent(fmt.Sprintf("%s_key_%d", p.name(), a.id)), p.name(), a.keyExpression(""), a.id))
 	if err != nil {
 		return fmt.Errorf("index the keys of %s: %w", a.name, err)
 	}
 	return nil
 }
 
+// keyExpression is the key of an aggregate's entities in its own type, as the index has it and the view offers it. It takes
+// every key there can be, since one that an index refuses could never be appended: a TRUNCATE has none, and a key may be longer
+// than an entry of an index (2 704 bytes); the view has NULL for it.
+func (a *aggregate) keyExpression(alias string) string {
+	c := alias + "id_text"
+	if a.idType == "text" {
+		return "CASE WHEN octet_length(" + c + ") <= 2000 THEN " + c + " END"
+	}
+	return "nullif(" + c + ", '')::" + a.idType
+}
+
 // viewName is the name of an aggregate's view: order_events.
-func viewName(a *aggregate) string { return snake(a.name) + "_events" }
+func viewName(a *aggregate) string {
+	const tail, longest = "_events", 63
+	name := snake(a.name)
+	if len(name)+len(tail) <= longest {
+		return name + tail
+	}
+	number := "_" + itoa(a.id) // Postgres would cut it off, and two of them might become one
+	cut := longest - len(tail) - len(number)
+	for !utf8.RuneStart(name[cut]) {
+		cut--
+	}
+	return name[:cut] + number + tail
+}
 
 // createView makes the aggregate's view in the shape of an event table, order_events(id, event_id, aggregate_id, type,
 // data, metadata, created_at): id is the position, so that the last one is the newest.
 func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) error {
 	id := "e.id"
 	if a.idType != "bigint" {
-		id = "e.id_text::" + a.idType
+		id = a.keyExpression("e.")
 	}
 	name := viewName(a)
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE VIEW backstory.%[1]s AS
 			SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %[2]s AS aggregate_id, k.type, e.data, e.before,
-			       CASE WHEN e.meta IS NULL THEN c.metadata WHEN c.metadata IS NULL THEN e.meta ELSE (c.metadata::jsonb || e.meta::jsonb)::json END AS metadata,
+			       backstory.merged(c.metadata, e.meta) AS metadata,
 			       e.occurred_at AS created_at
 			FROM backstory.event e
 			JOIN backstory.kind k ON k.id = e.kind

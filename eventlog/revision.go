@@ -304,7 +304,7 @@ var momentLayouts = []string{time.RFC3339, "2006-01-02T15:04Z07:00", "2006-01-02
 // parseRevision reads a revision without asking the log.
 func parseRevision(text string, now time.Time, zone *time.Location) (revisionSpec, error) {
 	bad := func(format string, args ...any) (revisionSpec, error) {
-		return revisionSpec{}, &Problem{fmt.Errorf("read revision %q: %s", text, fmt.Sprintf(format, args...)), revisionHint}
+		return revisionSpec{}, &Problem{fmt.Errorf("%w %q: %s", ErrBadRevision, text, fmt.Sprintf(format, args...)), revisionHint}
 	}
 	now = now.In(zone)
 	s := strings.TrimSpace(text)

@@ -8,16 +8,17 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
 )
 
 // With REPLICA IDENTITY DEFAULT or USING INDEX the stream does not tell a row's values before. They are the last state of
 // the row as the log knows it: from a cache of bounded size, or from the row's last event in the log, of which a batch asks
 // for all that it needs in one query.
 
-// stateKey names a row: the aggregate, and the number of its identity, with the identity's text where that is not the
-// number itself.
+// stateKey names a row: the table, and the number of its identity, with the identity's text where that is not the number
+// itself. Not the aggregate: several tables may share one.
 type stateKey struct {
-	stream int32
+	oid    uint32
 	byRow  bool
 	isText bool
 	id     int64
@@ -104,9 +105,8 @@ func (c *stateCache) add(k stateKey, s *rowState) {
 
 func (c *stateCache) putAbsent(k stateKey) { c.add(k, nil) }
 
-// put keeps a row's state. changedAt is the event that holds the values longer than bigBytes; whole tells that it holds the
-// unchanged ones too.
-func (c *stateCache) put(k stateKey, frags []byte, off []int, at Position, chain int, whole bool) {
+// put keeps a row's state. The event at holds the values longer than bigBytes, except those that are big marks already.
+func (c *stateCache) put(k stateKey, frags []byte, off []int, at Position, chain int) {
 	s := &rowState{chain: chain, ends: make([]uint32, 0, len(off)-1)}
 	for i := 0; i+1 < len(off); i++ {
 		f := frags[off[i]:off[i+1]]
@@ -123,16 +123,15 @@ func (c *stateCache) put(k stateKey, frags []byte, off []int, at Position, chain
 	c.add(k, s)
 }
 
+// full tells that the cache has to forget something. What it forgets is looked up in the log, so it must be there first.
+func (c *stateCache) full() bool { return c.bytes > c.half }
+
 // evict brings the cache back below its bound.
-func (c *stateCache) evict() {
-	if c.bytes > c.half {
-		c.old, c.young, c.bytes = c.young, make(map[stateKey]*rowState), 0
-	}
-}
+func (c *stateCache) evict() { c.old, c.young, c.bytes = c.young, make(map[stateKey]*rowState), 0 }
 
 // stateKey names the row that has these identity values.
 func (w *Writer) stateKey(t *table, row []Value) stateKey {
-	k := stateKey{stream: t.agg.id, byRow: t.byRow}
+	k := stateKey{oid: t.rel.OID, byRow: t.byRow}
 	id, text := w.rowIdentity(t, row)
 	if text != nil {
 		k.id, k.text, k.isText = keyHash(text), string(text), true
@@ -158,24 +157,30 @@ func (w *Writer) rowIdentity(t *table, row []Value) (id int64, text []byte) {
 }
 
 // stateEntity gives the key of a row from its state.
-func (w *Writer) stateEntity(t *table, st *rowState) (id int64, text []byte, err error) {
+func (w *Writer) stateEntity(ctx context.Context, t *table, st *rowState) (id int64, text []byte, err error) {
 	row := make([]Value, len(t.rel.Columns))
 	for _, c := range t.rel.Key {
-		f := st.frag(c)
-		if len(f) == 0 {
-			return 0, nil, errNoKey
-		}
-		if isBig(f) {
-			return 0, nil, fmt.Errorf("%s has a key of more than %d bytes", t.rel, bigBytes)
-		}
-		txt, _, err := AppendText(nil, &t.rel.Columns[c].Type, f)
-		if err != nil {
+		if row[c], err = w.stateValue(ctx, t, st, c); err != nil {
 			return 0, nil, err
 		}
-		row[c] = Value{StateText, txt}
 	}
 	id, text, w.scratch.oldKey = w.entity(t, row, w.scratch.oldKey)
 	return id, text, nil
+}
+
+// stateValue gives the value of a key's column from a row's state.
+func (w *Writer) stateValue(ctx context.Context, t *table, st *rowState, col int) (v Value, err error) {
+	f := st.frag(col)
+	if len(f) == 0 {
+		return v, errNoKey
+	}
+	if isBig(f) {
+		if f, err = w.load(ctx, t, col, f); err != nil {
+			return v, err
+		}
+	}
+	text, _, err := AppendText(nil, &t.rel.Columns[col].Type, f)
+	return Value{StateText, text}, err
 }
 
 // appendContentKey gives the key of a row that has none: a digest of its content.
@@ -263,42 +268,41 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 			}
 		}
 	}
-	col := "id"
-	if byRow {
-		col = "row_id"
-	}
+	places := map[uint32][]place{}
 	found := make([]*building, len(keys))
-	if err := w.fetchPage(ctx, col, keys, found, 1); err != nil {
-		return err
+	for i, k := range keys {
+		if _, ok := places[k.oid]; !ok {
+			places[k.oid] = w.log.dict.places(k.oid, w.head.Incarnation)
+		}
+		found[i] = &building{t: w.latest[k.oid], last: 1<<63 - 1, places: places[k.oid]}
 	}
-	// A row whose last event does not hold all of it: a bounded number of earlier events does.
-	for {
-		var more []stateKey
-		var idx []int
+	// The last event of most rows holds all of the row; where it does not, a bounded number of earlier ones does.
+	for n := 1; ; n = 4 * restChain {
+		var open []int
 		for i, f := range found {
-			if f != nil && !f.done {
-				more, idx = append(more, keys[i]), append(idx, i)
+			if len(f.places) == 0 {
+				f.done = true
+			}
+			if !f.done {
+				open = append(open, i)
 			}
 		}
-		if len(more) == 0 {
+		if len(open) == 0 {
 			break
 		}
-		sub := make([]*building, len(more))
-		for j, i := range idx {
-			sub[j] = found[i]
-			sub[j].rows = 0
-		}
-		if err := w.fetchPage(ctx, col, more, sub, 4*restChain); err != nil {
+		if err := w.fetchPage(ctx, byRow, keys, found, open, n); err != nil {
 			return err
 		}
-		for j := range sub {
-			if sub[j].rows < 4*restChain {
-				sub[j].done = true // that is all there is
+		for _, i := range open {
+			f := found[i]
+			if f.rows < n { // that is all there is in this place
+				f.places = f.places[1:]
 			}
+			f.rows = 0
 		}
 	}
 	for i, k := range keys {
-		if f := found[i]; f == nil || f.gone {
+		if f := found[i]; f.cols == nil {
 			w.state.putAbsent(k)
 		} else {
 			w.state.add(k, f.state())
@@ -307,15 +311,52 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 	return nil
 }
 
+// place is where events of a table are: the number of its aggregate, and the kinds of those that are the table's, as an
+// array literal. A table that was renamed has several.
+type place struct {
+	stream int32
+	kinds  string
+	newest int32
+}
+
+// places tells where the events of a table are, newest first. Those of before a gap do not count: what they say of a row
+// may be wrong by now.
+func (d *dictionary) places(oid uint32, incarnation int) []place {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []place
+	for id, k := range d.kinds {
+		if k.relation == nil || k.relation.OID != oid || k.source.incarnation != incarnation {
+			continue
+		}
+		i := slices.IndexFunc(out, func(p place) bool { return p.stream == k.aggregate.id })
+		if i < 0 {
+			i = len(out)
+			out = append(out, place{stream: k.aggregate.id, kinds: "{"})
+		}
+		if p := &out[i]; len(p.kinds) > 1 {
+			p.kinds += "," + itoa(id)
+		} else {
+			p.kinds += itoa(id)
+		}
+		out[i].newest = max(out[i].newest, id)
+	}
+	for i := range out {
+		out[i].kinds += "}"
+	}
+	slices.SortFunc(out, func(a, b place) int { return int(b.newest - a.newest) })
+	return out
+}
+
 // building is a row state that is put together from events, newest first.
 type building struct {
-	t     *table
-	cols  [][]byte // JSON form, or a big mark; nil where not known yet
-	last  Position // of the oldest event seen
-	rows  int
-	chain int
-	done  bool
-	gone  bool
+	t      *table
+	places []place  // where to look, the first one first
+	cols   [][]byte // JSON form, or a big mark; nil where not known yet. nil altogether: there is no such row
+	last   Position // of the oldest event seen
+	rows   int      // that the last page gave
+	chain  int
+	done   bool
 }
 
 func (f *building) state() *rowState {
@@ -327,39 +368,32 @@ func (f *building) state() *rowState {
 	return s
 }
 
-// fetchPage reads up to n events of each row, newest first, below what has been seen of it.
-func (w *Writer) fetchPage(ctx context.Context, col string, keys []stateKey, found []*building, n int) error {
-	streams, ids, texts, below := make([]int32, len(keys)), make([]int64, len(keys)), make([]*string, len(keys)), make([]int64, len(keys))
-	for i, k := range keys {
-		streams[i], ids[i], below[i] = k.stream, k.id, 1<<62
-		if k.isText {
-			texts[i] = &keys[i].text
-		}
-		if found[i] != nil {
-			below[i] = int64(found[i].last)
+// fetchPage reads up to n events of each open row, newest first, below what has been seen of it.
+func (w *Writer) fetchPage(ctx context.Context, byRow bool, keys []stateKey, found []*building, open []int, n int) error {
+	streams, ids, texts, below, kinds := make([]int32, len(open)), make([]int64, len(open)), make([]*string, len(open)), make([]int64, len(open)), make([]string, len(open))
+	for j, i := range open {
+		p := found[i].places[0]
+		streams[j], ids[j], below[j], kinds[j] = p.stream, keys[i].id, int64(found[i].last), p.kinds
+		if keys[i].isText {
+			texts[j] = &keys[i].text
 		}
 	}
-	txt := "id_text"
-	if col == "row_id" {
-		txt = "row_text"
+	col, txt := "id", "id_text"
+	if byRow {
+		col, txt = "row_id", "row_text"
 	}
 	rows, err := w.conn.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest
-		FROM unnest($1::int4[], $2::int8[], $3::text[], $4::int8[]) WITH ORDINALITY AS k(stream, id, txt, below, i)
+		FROM unnest($1::int4[], $2::int8[], $3::text[], $4::int8[], $5::text[]) WITH ORDINALITY AS k(stream, id, txt, below, kinds, i)
 		CROSS JOIN LATERAL (SELECT e.position, e.kind, e.data, e.rest FROM backstory.event e
-			WHERE e.stream = k.stream AND e.`+col+` = k.id AND e.`+txt+` IS NOT DISTINCT FROM k.txt AND e.position < k.below
-			ORDER BY e.position DESC LIMIT $5) e ORDER BY k.i, e.position DESC`, streams, ids, texts, below, n)
+			WHERE e.stream = k.stream AND e.`+col+` = k.id AND e.`+txt+` IS NOT DISTINCT FROM k.txt AND e.position < k.below AND e.kind = ANY (k.kinds::int4[])
+			ORDER BY e.position DESC LIMIT $6) e ORDER BY k.i, e.position DESC`, streams, ids, texts, below, kinds, n)
 	if err != nil {
 		return fmt.Errorf("look up the last state of rows: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		v := rows.RawValues()
-		i, pos, kindID := int(i64(v[0]))-1, Position(i64(v[1])), i32(v[2])
-		f := found[i]
-		if f == nil {
-			f = &building{}
-			found[i] = f
-		}
+		f, pos, kindID := found[open[i64(v[0])-1]], Position(i64(v[1])), i32(v[2])
 		f.rows++
 		f.last = pos
 		if f.done {
@@ -369,15 +403,11 @@ func (w *Writer) fetchPage(ctx context.Context, col string, keys []stateKey, fou
 		if k == nil {
 			return fmt.Errorf("the event log is damaged: an event refers to kind %d, which does not exist", kindID)
 		}
-		if k.op == OpDelete && f.cols == nil {
-			f.done, f.gone = true, true
+		if k.op == OpDelete {
+			f.done = true
 			continue
 		}
-		if f.t == nil {
-			if f.t = w.current(k); f.t == nil {
-				f.done, f.gone = true, true
-				continue
-			}
+		if f.cols == nil {
 			f.cols = make([][]byte, len(f.t.rel.Columns))
 		}
 		if err := f.add(v[3], pos); err != nil {
@@ -386,7 +416,7 @@ func (w *Writer) fetchPage(ctx context.Context, col string, keys []stateKey, fou
 		if err := f.add(v[4], pos); err != nil {
 			return err
 		}
-		f.done = v[4] != nil || k.op == OpInsert || k.op == OpImport || k.op == OpDelete
+		f.done = v[4] != nil || k.op == OpInsert || k.op == OpImport
 		if !f.done {
 			f.chain++
 			f.done = true
@@ -399,14 +429,6 @@ func (w *Writer) fetchPage(ctx context.Context, col string, keys []stateKey, fou
 		return fmt.Errorf("look up the last state of rows: %w", err)
 	}
 	return nil
-}
-
-// current finds the table, in its present shape, whose events a kind tells of.
-func (w *Writer) current(k *kind) *table {
-	if k.relation == nil {
-		return nil
-	}
-	return w.latest[k.relation.OID]
 }
 
 // add takes the columns that are not known yet from a JSON object of an event.

@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -27,29 +28,51 @@ type tableRules struct {
 // defaultRules gives the rules of a table that no file speaks of: subscriptions becomes SubscriptionCreated,
 // SubscriptionUpdated (only the changed attributes), SubscriptionTouched (only quiet columns changed),
 // SubscriptionDeleted, SubscriptionTruncated, SubscriptionImported.
-func defaultRules(r *Relation) *tableRules {
-	name := AggregateName(r)
-	t := &tableRules{aggregate: name, idType: "text", quiet: make([]bool, len(r.Columns)),
+func defaultRules(r *Relation, name string) *tableRules {
+	t := &tableRules{aggregate: name, idType: idType(r), quiet: make([]bool, len(r.Columns)),
 		created: part{typ: name + "Created"}, updated: part{typ: name + "Updated"}, touched: part{name + "Touched", true},
 		deleted: part{typ: name + "Deleted"}, truncated: part{typ: name + "Truncated"}, imported: part{typ: name + "Imported"}}
-	if len(r.Key) == 1 {
-		switch ty := r.Columns[r.Key[0]].Type; {
-		case r.IntegerKey():
-			t.idType = "bigint"
-		case ty.Name == "uuid" || ty.Name == "numeric":
-			t.idType = ty.Name // as these can be indexed in their own type: their text form is immutable
-		}
-	}
 	for i, c := range r.Columns {
 		t.quiet[i] = c.Name == "updated_at" || c.Name == "lock_version" || strings.HasSuffix(c.Name, "_count")
 	}
 	return t
 }
 
+// idType is the type in which an aggregate's view offers the keys of its entities.
+func idType(r *Relation) string {
+	if len(r.Key) == 1 {
+		switch ty := r.Columns[r.Key[0]].Type; {
+		case r.IntegerKey():
+			return "bigint"
+		case ty.Name == "uuid" || ty.Name == "numeric":
+			return ty.Name // as these can be indexed in their own type: their text form is immutable
+		}
+	}
+	return "text"
+}
+
+// aggregateName gives the nth choice of a name for a table's aggregate. An aggregate belongs to one table, so where the
+// convention gives two tables the same one (item and items), the later one gets its table's name as it is, or a number.
+func aggregateName(r *Relation, n int) string {
+	name := AggregateName(r)
+	if plain := camelTable(r, r.Name); plain != name {
+		if n == 1 {
+			return plain
+		}
+		n = max(0, n-1)
+	}
+	if n == 0 {
+		return name
+	}
+	return name + strconv.Itoa(n+1)
+}
+
 // AggregateName gives the aggregate of a table by Rails' convention: order_items becomes OrderItem. Tables outside the
 // schema public carry their schema: billing.invoices becomes BillingInvoice.
-func AggregateName(r *Relation) string {
-	n := camel(inflection.Singular(r.Name))
+func AggregateName(r *Relation) string { return camelTable(r, inflection.Singular(r.Name)) }
+
+func camelTable(r *Relation, name string) string {
+	n := camel(name)
 	if r.Schema != "public" {
 		n = camel(r.Schema) + n
 	}

@@ -17,6 +17,10 @@ import (
 // (eventColumns, and the seal field as NULL), the ranges of context and then the rows of the small tables that were written
 // with it, in the order of table and number. So no event, no context and no meaning of a number can be changed,
 // removed or inserted without every later seal being wrong; format 1.
+//
+// A transaction whose events are all written before it ends may leave one range of context over (late): then the seal of the
+// append that makes it visible is SHA-256 over the seal before and that range, and stands in the head alone until the next
+// one, which is chained to it.
 
 // genesis is the seal before the first.
 func genesis(systemID, database string) []byte {
@@ -55,6 +59,27 @@ func (l *Log) Verify(ctx context.Context, progress func(done, total Position)) (
 		return nil, fmt.Errorf("read the log's sources: %w", err)
 	}
 	v.seal = genesis(sys, db)
+	// What no position of the log can have sealed, but readers would use.
+	for _, q := range []struct{ what, sql string }{
+		{"an event before the first position", `SELECT min(position) FROM backstory.event WHERE position < 1`},
+		{"context that was never sealed", `SELECT min(first_position) FROM backstory.context WHERE sealed_at < 1 OR sealed_at > $1 AND first_position <= $1`},
+		{"an event of a kind that was never sealed", `SELECT min(id) FROM (
+			SELECT id, sealed_at FROM backstory.kind UNION ALL SELECT id, sealed_at FROM backstory.aggregate
+			UNION ALL SELECT id, sealed_at FROM backstory.relation UNION ALL SELECT id, sealed_at FROM backstory.source) x WHERE sealed_at < 1 AND $1 > 0`},
+	} {
+		var at *int64
+		args := []any{head.Position}
+		if q.what == "an event before the first position" {
+			args = nil
+		}
+		if err := l.pool.QueryRow(ctx, q.sql, args...).Scan(&at); err != nil {
+			return nil, fmt.Errorf("read the event log: %w", err)
+		}
+		if at != nil {
+			v.verdict.Broken, v.verdict.At = q.what, Position(*at)
+			return v.verdict, nil
+		}
+	}
 	v.begin()
 	pc := conn.Conn().PgConn()
 	for lo := Position(0); lo < head.Position; lo += windowEvents {
@@ -92,7 +117,8 @@ type verifier struct {
 	hash    hash.Hash
 	open    bool
 	verdict *Verdict
-	extras  []extra // what was sealed in this window beside events, in order
+	extras  []extra // what was sealed in this window with events, beside them, in order
+	late    []extra // what was sealed after an event, by itself
 }
 
 // extra is something other than an event that a seal covers.
@@ -103,14 +129,19 @@ type extra struct {
 
 // window reads a range of positions: first what was sealed there beside events, then the events.
 func (v *verifier) window(pc *pgconn.PgConn, lo, hi Position) error {
-	v.extras = v.extras[:0]
-	q := fmt.Sprintf("COPY (SELECT first_position, last_position, sealed_at, metadata FROM backstory.context WHERE sealed_at > %d AND sealed_at <= %d ORDER BY sealed_at, first_position) TO STDOUT (FORMAT binary)", lo, hi)
-	err := copyOut(v.ctx, pc, q, func(raw []byte, f [][]byte) error {
-		v.extras = append(v.extras, extra{Position(i64(f[2])), append([]byte(nil), raw...)})
-		return nil
-	})
-	if err != nil {
-		return err
+	v.extras, v.late = v.extras[:0], v.late[:0]
+	for _, x := range []struct {
+		where string
+		list  *[]extra
+	}{{"NOT late", &v.extras}, {"late", &v.late}} {
+		q := fmt.Sprintf("COPY (SELECT first_position, last_position, sealed_at, metadata FROM backstory.context WHERE sealed_at > %d AND sealed_at <= %d AND %s ORDER BY sealed_at, first_position) TO STDOUT (FORMAT binary)", lo, hi, x.where)
+		err := copyOut(v.ctx, pc, q, func(raw []byte, f [][]byte) error {
+			*x.list = append(*x.list, extra{Position(i64(f[2])), append([]byte(nil), raw...)})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 	}
 	for t := sourceTable; t <= kindTable; t++ {
 		rows, err := v.log.pool.Query(v.ctx, "SELECT sealed_at, "+smallColumns[t].read+" FROM backstory."+smallColumns[t].name+" WHERE sealed_at > $1 AND sealed_at <= $2 ORDER BY sealed_at, id", lo, hi)
@@ -129,12 +160,14 @@ func (v *verifier) window(pc *pgconn.PgConn, lo, hi Position) error {
 		}
 	}
 	sort.SliceStable(v.extras, func(i, j int) bool { return v.extras[i].at < v.extras[j].at })
-	q = fmt.Sprintf("COPY (SELECT %s, e.seal FROM backstory.event e WHERE e.position > %d AND e.position <= %d ORDER BY e.position) TO STDOUT (FORMAT binary)", eventColumns, lo, hi)
+	q := fmt.Sprintf("COPY (SELECT %s, e.seal FROM backstory.event e WHERE e.position > %d AND e.position <= %d ORDER BY e.position) TO STDOUT (FORMAT binary)", eventColumns, lo, hi)
 	if err := copyOut(v.ctx, pc, q, v.row); err != nil {
 		return err
 	}
-	if len(v.extras) > 0 {
-		return v.broken("context or a small table's row that was not sealed with any event", v.extras[0].at)
+	for _, left := range [][]extra{v.extras, v.late} {
+		if len(left) > 0 {
+			return v.broken("context or a small table's row that was not sealed with any event", left[0].at)
+		}
 	}
 	return nil
 }
@@ -184,5 +217,13 @@ func (v *verifier) row(raw []byte, f [][]byte) error {
 	v.seal, v.last = append([]byte(nil), seal...), p
 	v.verdict.Appends++
 	v.begin()
+	if len(v.late) > 0 && v.late[0].at == p {
+		for len(v.late) > 0 && v.late[0].at == p {
+			v.hash.Write(v.late[0].bytes)
+			v.late = v.late[1:]
+		}
+		v.seal = v.hash.Sum(nil)
+		v.begin()
+	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -57,7 +59,8 @@ type Writer struct {
 
 	rows     []byte   // gathered events in COPY's binary form
 	wholeEnd int      // where in rows the open transaction begins
-	contexts []ctxRow // of whole transactions
+	contexts []ctxRow // of whole transactions; when a part is written, those of the open one that are closed
+	ctxBytes int      // of contexts gathered
 	news     []newRow // rows for the small tables
 	nextIDs  struct{ source, relation, aggregate, kind int }
 	scratch  scratch
@@ -165,6 +168,7 @@ func (l *Log) NewWriter(ctx context.Context) (*Writer, error) {
 	}
 	w := &Writer{log: l, conn: conn, slog: l.log, tables: map[*Relation]*table{}, latest: map[uint32]*table{}, sources: map[uint32]*source{},
 		changed: make(chan struct{})}
+	w.scratch = scratch{key: []byte{}, oldKey: []byte{}, rowKey: []byte{}} // never nil: an empty key is not an absent one
 	w.state = newStateCache(l.cfg.MaxCacheBytes)
 	if err := w.begin(ctx); err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx))
@@ -183,16 +187,16 @@ func (w *Writer) begin(ctx context.Context) error {
 		return fmt.Errorf("set synchronous_commit: %w", err)
 	}
 	var ro string
-	if err := w.conn.QueryRow(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN 'a standby' WHEN current_setting('transaction_read_only')::bool THEN 'read-only' ELSE '' END`).Scan(&ro); err != nil {
+	if err := w.conn.QueryRow(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN 'its server is a standby' WHEN current_setting('transaction_read_only')::bool THEN 'default_transaction_read_only is on' ELSE '' END`).Scan(&ro); err != nil {
 		return fmt.Errorf("ask the log's server: %w", err)
 	}
 	if ro != "" {
-		return &Problem{fmt.Errorf("the event log's server is %s", ro), "Point BACKSTORY_LOG_URL to the primary (or turn default_transaction_read_only off for the role)."}
+		return &Problem{fmt.Errorf("%w: %s", ErrReadOnly, ro), readOnlyHint}
 	}
 	var epoch int64
 	if err := w.conn.QueryRow(ctx, `UPDATE backstory.head SET epoch = epoch + 1, updated_at = now() RETURNING epoch`).Scan(&epoch); err != nil {
 		if errors.Is(err, pgx.ErrNoRows) {
-			return &Problem{errors.New("the event log has no source yet"), "Run backstory init."}
+			return noSource
 		}
 		return fmt.Errorf("take over the event log: %w", err)
 	}
@@ -258,6 +262,14 @@ func (w *Writer) cleanUp(ctx context.Context) error {
 		w.slog.Info("removing an unfinished transaction from the log", "position", w.head.Position, "written", w.head.Written)
 	}
 	err := pgx.BeginFunc(ctx, w.conn, func(tx pgx.Tx) error {
+		// Only as long as nobody else has taken over: beyond the head would be what that one is writing.
+		var mine bool
+		if err := tx.QueryRow(ctx, `SELECT epoch = $1 FROM backstory.head FOR UPDATE`, w.head.Epoch).Scan(&mine); err != nil {
+			return err
+		}
+		if !mine {
+			return fenced
+		}
 		if _, err := tx.Exec(ctx, `SET LOCAL backstory.maintenance = 'on'`); err != nil {
 			return err
 		}
@@ -366,6 +378,11 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 		case ItemMessage:
 			if !w.tx.skip && w.tx.open {
 				w.message(it.Text)
+				if len(w.rows)+w.ctxBytes >= flushBytes && len(w.rows) > 0 {
+					if err := w.flush(ctx, b.Backlog, true); err != nil {
+						return err
+					}
+				}
 			}
 		case ItemCommit:
 			w.commitTx(it)
@@ -414,7 +431,7 @@ func (w *Writer) commitTx(it *Item) {
 	}
 	w.closeContext()
 	if w.pos >= t.first {
-		if len(t.ranges) == 0 {
+		if t.context == nil {
 			w.stats.Unattributed.Add(int64(w.pos - t.first + 1))
 		}
 		w.contexts = append(w.contexts, t.ranges...)
@@ -450,9 +467,13 @@ func (w *Writer) reset(ctx context.Context) error {
 func (w *Writer) rewind(ctx context.Context) error {
 	w.rows, w.wholeEnd, w.contexts, w.news = w.rows[:0], 0, w.contexts[:0], w.news[:0]
 	w.tables, w.latest, w.sources, w.cur = map[*Relation]*table{}, map[uint32]*table{}, map[uint32]*source{}, nil
-	w.tx = openTx{}
+	w.tx, w.ctxBytes = openTx{}, 0
+	epoch := w.head.Epoch
 	if err := w.reload(ctx); err != nil {
 		return err
+	}
+	if w.head.Epoch != epoch {
+		return fenced
 	}
 	if err := w.cleanUp(ctx); err != nil {
 		return err
@@ -466,6 +487,10 @@ func (w *Writer) rewind(ctx context.Context) error {
 func (w *Writer) message(text []byte) {
 	meta := cleanContext(text, &w.stats)
 	t := &w.tx
+	if bytes.Equal(t.context, meta) {
+		return
+	}
+	w.ctxBytes += len(meta) + 64
 	if t.context != nil {
 		w.closeContext()
 		t.ranges = append(t.ranges, ctxRow{first: w.pos + 1, meta: meta})
@@ -486,10 +511,14 @@ func (w *Writer) closeContext() {
 	}
 }
 
-// cleanContext makes sure that a context is a JSON object that Postgres can store; anything else is kept raw.
+// maxContextDepth is how deep a context may be nested. Postgres reads JSON recursively, with a stack of its own size.
+const maxContextDepth = 100
+
+// cleanContext makes sure that a context is a JSON object that Postgres can store; anything else is kept raw. A message is
+// bytes, not text: it need not be valid in any encoding.
 func cleanContext(text []byte, st *Stats) []byte {
 	var m map[string]json.RawMessage
-	if json.Unmarshal(text, &m) == nil && m != nil && !hasNulEscape(text) {
+	if utf8.Valid(text) && depth(text) <= maxContextDepth && json.Unmarshal(text, &m) == nil && m != nil && !hasNulEscape(text) {
 		return append([]byte(nil), text...)
 	}
 	st.MalformedContext.Add(1)
@@ -497,6 +526,27 @@ func cleanContext(text []byte, st *Stats) []byte {
 		text = text[:8<<10]
 	}
 	return append(AppendString([]byte(`{"malformed":`), validUTF8(text)), '}')
+}
+
+// depth tells how deep JSON is nested, at most.
+func depth(text []byte) (deepest int) {
+	n := 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			for i++; i < len(text) && text[i] != '"'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+		case '{', '[':
+			n++
+			deepest = max(deepest, n)
+		case '}', ']':
+			n--
+		}
+	}
+	return deepest
 }
 
 // setSource finds the source's number for a timeline, or gives it one.
@@ -542,11 +592,11 @@ func (w *Writer) source(system, database string, incarnation int, timeline uint3
 }
 
 // tableFor finds what the writer knows of a relation, registering a new version of it in the schema history.
-func (w *Writer) tableFor(r *Relation, at LSN) (*table, error) {
+func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, error) {
 	if t := w.tables[r]; t != nil {
 		return t, nil
 	}
-	t := &table{rel: r, rules: defaultRules(r), kinds: map[kindKey]int32{}, intKey: r.IntegerKey()}
+	t := &table{rel: r, kinds: map[kindKey]int32{}, intKey: r.IntegerKey()}
 	for i, c := range r.Columns {
 		k := AppendString(nil, []byte(c.Name))
 		t.keys = append(t.keys, append(k, ':'))
@@ -559,18 +609,18 @@ func (w *Writer) tableFor(r *Relation, at LSN) (*table, error) {
 		t.identity = r.Key
 	}
 	d := w.log.dict
-	d.mu.Lock()
-	for id, o := range d.relations {
-		if id > t.id && o.OID == r.OID {
-			t.id = id // the newest version of this table
-		}
+	newest, last := d.newestVersion(r.OID)
+	if last != nil && last.SameShape(r) {
+		t.id = newest
 	}
-	if t.id != 0 && !d.relations[t.id].SameShape(r) {
-		t.id = 0
-	}
-	d.mu.Unlock()
-	t.agg = d.aggregateNamed(t.rules.aggregate)
 	if t.id == 0 {
+		if last != nil {
+			// What the cache holds is in the shape, or under the identity, of before; from now on it is looked up in the log.
+			if err := w.flush(ctx, 0, true); err != nil {
+				return nil, err
+			}
+			w.state.clear()
+		}
 		w.nextIDs.relation++
 		t.id = w.nextIDs.relation
 		cols, err := json.Marshal(r.Columns)
@@ -586,13 +636,47 @@ func (w *Writer) tableFor(r *Relation, at LSN) (*table, error) {
 		d.mu.Lock()
 		d.relations[t.id] = r
 		d.mu.Unlock()
-		w.state.clear() // what it holds is in the shape, or under the identity, of before
 	}
-	if t.agg == nil {
-		t.agg = w.newAggregate(t.rules.aggregate, t.rules.idType)
+	if t.agg = w.aggregateOf(r); t.agg == nil {
+		t.agg = w.newAggregate(w.freeAggregate(r), idType(r))
 	}
+	t.rules = defaultRules(r, t.agg.name)
 	w.tables[r], w.latest[r.OID] = t, t
 	return t, nil
+}
+
+// aggregateOf finds the aggregate that a table has already, nil if it has none. A table whose key has got another type, so
+// that its ids are no longer what they were, gets another one.
+func (w *Writer) aggregateOf(r *Relation) *aggregate {
+	d := w.log.dict
+	for n := 0; ; n++ {
+		a := d.aggregateNamed(aggregateName(r, n))
+		if a == nil {
+			return nil
+		}
+		if w.ownedBy(a, r) && a.idType == idType(r) {
+			return a
+		}
+	}
+}
+
+// freeAggregate finds a name for a new aggregate.
+func (w *Writer) freeAggregate(r *Relation) string {
+	for n := 0; ; n++ {
+		if name := aggregateName(r, n); w.log.dict.aggregateNamed(name) == nil {
+			return name
+		}
+	}
+}
+
+// ownedBy tells whether an aggregate's events are those of a table of this name, and of no other one.
+func (w *Writer) ownedBy(a *aggregate, r *Relation) bool {
+	for _, t := range w.latest {
+		if t.agg == a {
+			return t.rel.String() == r.String()
+		}
+	}
+	return w.log.dict.ownedBy(a, r)
 }
 
 // known finds what the writer knows of a relation without registering anything: nil if its shape is new.
@@ -600,20 +684,10 @@ func (w *Writer) known(r *Relation) *table {
 	if t := w.tables[r]; t != nil {
 		return t
 	}
-	d := w.log.dict
-	d.mu.Lock()
-	newest := 0
-	for id, o := range d.relations {
-		if o.OID == r.OID && id > newest {
-			newest = id
-		}
-	}
-	same := newest > 0 && d.relations[newest].SameShape(r)
-	d.mu.Unlock()
-	if !same || d.aggregateNamed(AggregateName(r)) == nil {
+	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(r) || w.aggregateOf(r) == nil {
 		return nil
 	}
-	t, err := w.tableFor(r, 0)
+	t, err := w.tableFor(context.Background(), r, 0) // asks the log for nothing, as it is all known
 	if err != nil {
 		return nil
 	}

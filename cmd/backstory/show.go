@@ -78,6 +78,10 @@ func newShow() *cobra.Command {
 					return &eventlog.Problem{Err: fmt.Errorf("the log knows nothing of %s at position %d", name, pos),
 						Hint: "backstory log " + ent.Aggregate + " shows what it knows of others. A row from before the history is known from its next change on."}
 				}
+				if st.Last.PreviousID == ent.ID {
+					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s at %s", name, pos, st.Last.AggregateID, st.Last.OccurredAt.Format(time.RFC3339)),
+						Hint: "backstory show " + st.Last.Entity() + " shows it."}
+				}
 				return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: %s at %s", name, pos, st.Last.Type, st.Last.OccurredAt.Format(time.RFC3339)),
 					Hint: fmt.Sprintf("backstory show %s --at %d shows it just before.", name, st.Last.Position-1)}
 			}

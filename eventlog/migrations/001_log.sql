@@ -83,7 +83,8 @@ CREATE TABLE backstory.context (
   first_position bigint NOT NULL,
   last_position  bigint NOT NULL,
   sealed_at      bigint NOT NULL,
-  metadata       json NOT NULL
+  metadata       json NOT NULL,
+  late           boolean NOT NULL DEFAULT false  -- sealed by itself, after the event at sealed_at
 );
 CREATE UNIQUE INDEX context_first ON backstory.context (first_position);
 CREATE INDEX context_sealed ON backstory.context USING brin (sealed_at);
@@ -174,6 +175,13 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
   FROM (SELECT (commit_lsn OPERATOR(pg_catalog.-) '0/0'::pg_lsn)::bigint AS l) x
 $$;
 
+-- A context with what is known of one event alone. Not by jsonb, which refuses some json (1e999999, half a surrogate pair).
+CREATE FUNCTION backstory.merged(context json, own json) RETURNS json LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT CASE WHEN own IS NULL THEN context
+              WHEN context IS NULL OR context::text ~ '^\s*\{\s*\}\s*$' THEN own
+              ELSE (left(rtrim(context::text, E' \t\r\n'), -1) || ',' || substr(own::text, 2))::json END
+$$;
+
 -- The number under which a key that is not an integer is indexed.
 CREATE FUNCTION backstory.key_hash(key text) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
   SELECT ('x' || substr(md5(key), 1, 16))::bit(64)::bigint
@@ -188,8 +196,7 @@ SELECT e.position,
        CASE k.op WHEN 'i' THEN 'insert' WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' WHEN 't' THEN 'truncate'
                  WHEN 'b' THEN 'import' WHEN 'n' THEN 'note' WHEN 'g' THEN 'gap' END AS op,
        e.data, e.before,
-       CASE WHEN e.meta IS NULL THEN c.metadata WHEN c.metadata IS NULL THEN e.meta
-            ELSE (c.metadata::jsonb || e.meta::jsonb)::json END AS metadata,
+       backstory.merged(c.metadata, e.meta) AS metadata,
        e.occurred_at,
        CASE WHEN r.id IS NOT NULL THEN r.schema || '.' || r.name END AS relation,
        CASE WHEN r.id IS NOT NULL THEN coalesce(e.id_text, e.id::text) END AS key,

@@ -1,0 +1,136 @@
+package eventlog
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ConnConfig parses a URL and sets what every connection to a log or a source needs (SessionSettings).
+func ConnConfig(url, application string) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, cleanURLError(err)
+	}
+	prepare(&cfg.Config, application)
+	return cfg, nil
+}
+
+func prepare(cfg *pgconn.Config, application string) {
+	for k, v := range SessionSettings {
+		cfg.RuntimeParams[k] = v
+	}
+	if cfg.RuntimeParams["application_name"] == "" {
+		cfg.RuntimeParams["application_name"] = application
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 15 * time.Second
+	}
+}
+
+var quotation = regexp.MustCompile("\"[^\"]*\"|`[^`]*`")
+
+// cleanURLError says why a URL cannot be parsed, without any piece of it: what looks like a port or a host may be a part of
+// the password.
+func cleanURLError(err error) error {
+	msg := err.Error()
+	if i := strings.LastIndex(msg, "`: "); i >= 0 {
+		msg = msg[i+3:]
+	}
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		msg = ue.Err.Error()
+	}
+	msg = strings.Join(strings.Fields(quotation.ReplaceAllString(msg, "")), " ")
+	var pe *pgconn.ParseConfigError
+	if !errors.As(err, &pe) || slices.ContainsFunc(secrets(pe.ConnString), func(s string) bool { return strings.Contains(msg, s) }) {
+		msg = "it is not a database URL"
+	}
+	return &Problem{fmt.Errorf("parse the database URL: %s", msg),
+		"Use the form postgres://user:password@host:5432/database, or host=/var/run/postgresql dbname=… for a Unix socket. " +
+			"In a URL, write every character of the password that is neither a letter nor a digit as % and two hexadecimal digits: @ is %40."}
+}
+
+// secrets gives the pieces of a connection string that may be a password.
+func secrets(conn string) (out []string) {
+	add := func(s string) {
+		if s = strings.Trim(s, "'"); s != "" {
+			out = append(out, s)
+		}
+	}
+	if _, rest, ok := strings.Cut(conn, "://"); ok {
+		if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+			if _, pass, ok := strings.Cut(rest[:i], ":"); ok {
+				for _, p := range append(strings.FieldsFunc(pass, func(r rune) bool { return strings.ContainsRune(" :/?#@%", r) }), pass) {
+					add(p)
+				}
+			}
+		}
+	}
+	if _, rest, ok := strings.Cut(conn, "password"); ok {
+		rest = strings.TrimLeft(rest, " =")
+		add(rest)
+		word, _, _ := strings.Cut(rest, " ")
+		add(word)
+	}
+	return out
+}
+
+// Pieces of what pgconn and the resolver say that tell a person nothing.
+var (
+	dialNoise    = regexp.MustCompile(`(hostname resolving|dial|server) error: |failed SASL auth: |dial (tcp|unix) [^ ]*: |connect: `)
+	resolver     = regexp.MustCompile(`(lookup [^ ]+) on [^ ]+: `)
+	addressTwice = regexp.MustCompile(`^([^ ]+) \(([^)]*)\): `)
+)
+
+// ConnError says why there is no connection: where it was tried, as whom, and what to do about it. It never has the password.
+func ConnError(err error) error {
+	var pe *pgconn.ConnectError
+	if !errors.As(err, &pe) {
+		return err
+	}
+	var tried []string
+	for line := range strings.Lines(pe.Unwrap().Error()) {
+		line = resolver.ReplaceAllString(dialNoise.ReplaceAllString(strings.TrimSpace(line), ""), "$1: ")
+		if m := addressTwice.FindStringSubmatch(line); m != nil {
+			host, _, _ := net.SplitHostPort(m[1])
+			if line = line[len(m[0]):]; host == m[2] || strings.HasPrefix(m[1], "/") {
+				line = m[1] + ": " + line
+			} else {
+				line = m[2] + " (" + m[1] + "): " + line
+			}
+		}
+		if line != "" && !slices.Contains(tried, line) { // once with TLS, once without
+			tried = append(tried, line)
+		}
+	}
+	hint := "Check host and port in the URL, that Postgres is running, and that it can be reached from here."
+	switch code(err) {
+	case "28P01", "28000":
+		hint = "Check user and password in the URL, and pg_hba.conf on the server."
+	case "3D000":
+		hint = "Check the database name in the URL."
+	case "53300":
+		hint = "The server has no connections left: raise max_connections, or close some."
+	case "57P03":
+		hint = "The server is starting up or shutting down; try again in a moment."
+	}
+	return &Problem{fmt.Errorf("%s (user %s, database %s)", strings.Join(tried, "; "), pe.Config.User, pe.Config.Database), hint}
+}
+
+// firstLine puts a text of several lines into one.
+func firstLine(s string) string {
+	lines := strings.FieldsFunc(s, func(r rune) bool { return r == '\n' })
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	return strings.Join(lines, " ")
+}
