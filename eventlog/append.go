@@ -37,7 +37,7 @@ type eventRow struct {
 // event appends one event in COPY's binary form.
 func (w *Writer) event(t *table, e *eventRow) {
 	w.pos++
-	w.stats.Events.Add(1)
+	w.made.Events++
 	kind := w.kindOf(t, e.op, e.part)
 	b := w.rows
 	b = binary.BigEndian.AppendUint16(b, 19)
@@ -413,7 +413,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 // firstSeen makes the event of a row that existed before the log first saw it: an import of what is known of it.
 func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error {
 	s := &w.scratch
-	w.stats.FirstSeen.Add(1)
+	w.made.FirstSeen++
 	e.op, e.part = OpImport, t.rules.imported
 	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
 	s.data = append(s.data[:0], '{')
@@ -492,7 +492,7 @@ func (w *Writer) deleteFromState(ctx context.Context, t *table, it *Item) error 
 			return err
 		}
 	} else {
-		w.stats.FirstSeen.Add(1)
+		w.made.FirstSeen++
 		e.id, e.text, s.key = w.entity(t, it.Old, s.key)
 	}
 	if unknown != nil {

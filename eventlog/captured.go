@@ -12,23 +12,26 @@ import (
 type Captured struct {
 	*Relation
 	SinceLSN LSN // from where on its changes are in the stream
+	// Published says which rows of the source's catalogue publish it, and in which version (package capture writes and reads
+	// it): if they are others, changes may be missing. Empty: not recorded.
+	Published string
 }
 
 // Captured gives the tables that are captured, by name.
 func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
-	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, identity, insert_only, complete, (since_lsn - '0/0')::bigint
+	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, identity, insert_only, complete, (since_lsn - '0/0')::bigint, published
 		FROM backstory.captured ORDER BY schema, name`)
 	if err != nil {
-		return nil, fmt.Errorf("read the captured tables: %w", err)
+		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
 	}
 	defer rows.Close()
 	var out []Captured
 	for rows.Next() {
 		r := &Relation{}
 		var oid, since int64
-		var cols, ident string
+		var cols, ident, published string
 		var key []int32
-		if err := rows.Scan(&oid, &r.Schema, &r.Name, &cols, &key, &ident, &r.InsertOnly, &r.Complete, &since); err != nil {
+		if err := rows.Scan(&oid, &r.Schema, &r.Name, &cols, &key, &ident, &r.InsertOnly, &r.Complete, &since, &published); err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
 		if err := json.Unmarshal([]byte(cols), &r.Columns); err != nil {
@@ -38,7 +41,7 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 			r.Key = append(r.Key, int(k))
 		}
 		r.OID, r.ReplicaIdentity = uint32(oid), ident[0]
-		out = append(out, Captured{r, LSN(since)})
+		out = append(out, Captured{r, LSN(since), published})
 	}
 	return out, rows.Err()
 }
@@ -64,11 +67,11 @@ func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 			key[i] = int32(k)
 		}
 		oids = append(oids, int64(c.OID))
-		_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, identity, insert_only, complete, since_lsn)
-			VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9)
+		_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, identity, insert_only, complete, since_lsn, published)
+			VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 			ON CONFLICT (oid) DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, identity = $6, insert_only = $7,
-				complete = $8, since_lsn = $9`,
-			int64(c.OID), c.Schema, c.Name, string(cols), key, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String())
+				complete = $8, since_lsn = $9, published = $10`,
+			int64(c.OID), c.Schema, c.Name, string(cols), key, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published)
 		if err != nil {
 			return err
 		}

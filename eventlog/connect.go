@@ -49,14 +49,19 @@ func cleanURLError(err error) error {
 	if errors.As(err, &ue) {
 		msg = ue.Err.Error()
 	}
+	for _, noise := range []string{"failed to parse as URL ", "failed to parse as keyword/value "} {
+		if inner, ok := strings.CutPrefix(msg, noise); ok {
+			msg = strings.Trim(inner, "()")
+		}
+	}
 	msg = strings.Join(strings.Fields(quotation.ReplaceAllString(msg, "")), " ")
 	var pe *pgconn.ParseConfigError
 	if !errors.As(err, &pe) || slices.ContainsFunc(secrets(pe.ConnString), func(s string) bool { return strings.Contains(msg, s) }) {
 		msg = "it is not a database URL"
 	}
-	return &Problem{fmt.Errorf("parse the database URL: %s", msg),
+	return &Problem{fmt.Errorf("%w: %s", ErrBadURL, msg),
 		"Use the form postgres://user:password@host:5432/database, or host=/var/run/postgresql dbname=… for a Unix socket. " +
-			"In a URL, write every character of the password that is neither a letter nor a digit as % and two hexadecimal digits: @ is %40."}
+			"In a URL, special characters of the password are written as % and two hexadecimal digits: @ is %40."}
 }
 
 // secrets gives the pieces of a connection string that may be a password.

@@ -49,20 +49,24 @@ type dictionary struct {
 	aggregates map[int32]*aggregate
 	relations  map[int]*Relation
 	kinds      map[int32]*kind
+	loaded     Position // what events up to here refer to is in the copy
 }
 
 func newDictionary(l *Log) *dictionary {
 	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, kinds: map[int32]*kind{}}
 }
 
-// reset forgets everything, after rows that were not yet final have been taken back.
-func (d *dictionary) reset() {
+// reload forgets everything and reads what is in the database: a writer before may have left what was never committed, or
+// was taken back.
+func (d *dictionary) reload(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	clear(d.sources)
 	clear(d.aggregates)
 	clear(d.relations)
 	clear(d.kinds)
+	d.loaded = 0
+	return d.read(ctx)
 }
 
 // cached finds a kind by number among those already read, or nil.
@@ -131,10 +135,27 @@ func (d *dictionary) ownedBy(a *aggregate, r *Relation) bool {
 	return true
 }
 
+// upTo makes sure that the copy has what events up to a position refer to.
+func (d *dictionary) upTo(ctx context.Context, p Position) error {
+	d.mu.Lock()
+	known := p <= d.loaded
+	d.mu.Unlock()
+	if known {
+		return nil
+	}
+	return d.load(ctx)
+}
+
 // load reads what is new in the small tables.
 func (d *dictionary) load(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.read(ctx)
+}
+
+// read adds what is final. Rows that were written with a part of a transaction are not: they may go again, and their
+// numbers be given to others.
+func (d *dictionary) read(ctx context.Context) error {
 	err := pgx.BeginTxFunc(ctx, d.log.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
 		func(tx pgx.Tx) error { return d.loadLocked(ctx, tx) })
 	if err != nil {
@@ -144,7 +165,11 @@ func (d *dictionary) load(ctx context.Context) error {
 }
 
 func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
-	rows, err := p.Query(ctx, `SELECT id, system_id, database, incarnation, timeline, tag FROM backstory.source WHERE NOT id = ANY($1)`, keys(d.sources))
+	var head Position // in the same snapshot; 0 before init has finished
+	if err := p.QueryRow(ctx, `SELECT coalesce((SELECT position FROM backstory.head), 0)`).Scan(&head); err != nil {
+		return err
+	}
+	rows, err := p.Query(ctx, `SELECT id, system_id, database, incarnation, timeline, tag FROM backstory.source WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.sources))
 	if err != nil {
 		return err
 	}
@@ -160,7 +185,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, name, id_type FROM backstory.aggregate WHERE NOT id = ANY($1)`, keys(d.aggregates))
+	rows, err = p.Query(ctx, `SELECT id, name, id_type FROM backstory.aggregate WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.aggregates))
 	if err != nil {
 		return err
 	}
@@ -174,7 +199,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1)`, keys(d.relations))
+	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
 	if err != nil {
 		return err
 	}
@@ -199,7 +224,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, source, coalesce(relation, 0), aggregate, type, op, quiet, rules_version FROM backstory.kind WHERE NOT id = ANY($1)`, keys(d.kinds))
+	rows, err = p.Query(ctx, `SELECT id, source, coalesce(relation, 0), aggregate, type, op, quiet, rules_version FROM backstory.kind WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.kinds))
 	if err != nil {
 		return err
 	}
@@ -214,7 +239,11 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 		k.op, k.source, k.aggregate, k.relation = Op(op[0]), d.sources[src], d.aggregates[agg], d.relations[k.relationID]
 		d.kinds[k.id] = k
 	}
-	return rows.Err()
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	d.loaded = head
+	return nil
 }
 
 func keys[K comparable, V any](m map[K]V) []K {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Problem is an error with a remedy: what a person should do about it. It stops what was being done ("stop and tell").
@@ -27,6 +28,8 @@ func Hint(err error) string {
 
 // Met when opening a log.
 var (
+	// ErrBadURL means that a database URL cannot be parsed.
+	ErrBadURL = errors.New("parse the database URL")
 	// ErrNoLog means that the database has no event log.
 	ErrNoLog = errors.New("no event log in this database")
 	// ErrNewerLog means that the log was made by a newer version of backstory.
@@ -63,6 +66,10 @@ var (
 func Remedy(err error) error {
 	if err == nil || Hint(err) != "" {
 		return err
+	}
+	var ce *pgconn.ConnectError
+	if errors.As(err, &ce) {
+		return fmt.Errorf("connect to the event log: %w", ConnError(err))
 	}
 	switch code(err) {
 	case "25006": // read_only_sql_transaction

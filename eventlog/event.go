@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+	"unsafe"
 )
 
 // ID is an event's identity: a UUID (version 8) that is a function of where the event comes from, so that redelivery,
@@ -35,16 +37,23 @@ func (id ID) unpack() (tag uint32, lsn LSN, change int64, part int) {
 
 func (id ID) String() string {
 	var b [36]byte
-	hex.Encode(b[:8], id[:4])
-	b[8] = '-'
-	hex.Encode(b[9:13], id[4:6])
-	b[13] = '-'
-	hex.Encode(b[14:18], id[6:8])
-	b[18] = '-'
-	hex.Encode(b[19:23], id[8:10])
-	b[23] = '-'
-	hex.Encode(b[24:], id[10:])
-	return string(b[:])
+	return string(id.Append(b[:0]))
+}
+
+// Append appends what String gives.
+func (id ID) Append(b []byte) []byte {
+	const digits = "0123456789abcdef"
+	var x [36]byte
+	n := 0
+	for i, c := range id {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			x[n] = '-'
+			n++
+		}
+		x[n], x[n+1] = digits[c>>4], digits[c&15]
+		n += 2
+	}
+	return append(b, x[:]...)
 }
 
 // ErrNotID is returned by ParseID for text that is not an event id.
@@ -112,13 +121,13 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	b = append(b, `{"position":`...)
 	b = strconv.AppendInt(b, int64(e.Position), 10)
 	b = append(b, `,"id":"`...)
-	b = append(b, e.ID.String()...)
+	b = e.ID.Append(b)
 	b = append(b, `","aggregate":`...)
-	b = AppendString(b, []byte(e.Aggregate))
+	b = appendText(b, e.Aggregate)
 	b = append(b, `,"aggregate_id":`...)
-	b = AppendString(b, []byte(e.AggregateID))
+	b = appendText(b, e.AggregateID)
 	b = append(b, `,"type":`...)
-	b = AppendString(b, []byte(e.Type))
+	b = appendText(b, e.Type)
 	b = append(b, `,"op":"`...)
 	b = append(b, e.Op.String()...)
 	b = append(b, `","data":`...)
@@ -131,22 +140,26 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	b = e.OccurredAt.UTC().AppendFormat(b, time.RFC3339Nano)
 	b = append(b, `","relation":`...)
 	if e.Relation != nil {
-		b = AppendString(b, []byte(e.Relation.String()))
+		b = appendText(b, e.Relation.Schema)
+		b[len(b)-1] = '.' // for the closing quote
+		n := len(b)
+		b = appendText(b, e.Relation.Name)
+		b = append(b[:n], b[n+1:]...) // without the opening one
 		b = append(b, `,"key":`...)
-		b = AppendString(b, []byte(e.AggregateID))
+		b = appendText(b, e.AggregateID)
 	} else {
 		b = append(b, `null,"key":null`...)
 	}
 	if e.PreviousID != "" {
 		b = append(b, `,"previous_id":`...)
-		b = AppendString(b, []byte(e.PreviousID))
+		b = appendText(b, e.PreviousID)
 	}
 	b = append(b, `,"source":`...)
 	b = strconv.AppendInt(b, int64(e.Source), 10)
 	b = append(b, `,"xid":`...)
 	b = strconv.AppendUint(b, uint64(e.XID), 10)
 	b = append(b, `,"commit_lsn":"`...)
-	b = append(b, e.CommitLSN.String()...)
+	b = e.CommitLSN.append(b)
 	b = append(b, `","change":`...)
 	b = strconv.AppendInt(b, e.Change, 10)
 	b = append(b, `,"part":`...)
@@ -177,10 +190,20 @@ func appendObject(b, obj []byte) []byte {
 	n := len(b)
 	b = append(b, obj...)
 	// A json column's text is kept as it was, line breaks between its tokens included; one event is one line here.
-	for i := n; i < len(b); i++ {
-		if b[i] == '\n' || b[i] == '\r' {
+	for _, c := range []byte{'\n', '\r'} {
+		for i := n; ; i++ {
+			k := bytes.IndexByte(b[i:], c)
+			if k < 0 {
+				break
+			}
+			i += k
 			b[i] = ' '
 		}
 	}
 	return b
+}
+
+// appendText is AppendString for a string.
+func appendText(b []byte, s string) []byte {
+	return AppendString(b, unsafe.Slice(unsafe.StringData(s), len(s))) // which only reads it
 }

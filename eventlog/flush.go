@@ -143,6 +143,9 @@ func (w *Writer) write(ctx context.Context, s step) error {
 	w.seal, w.head = seal, next
 	w.head.UpdatedAt, w.lastOut = time.Now(), time.Now()
 	w.stats.Flushes.Add(1)
+	if !s.part {
+		w.stats.add(&w.made)
+	}
 	w.stats.Bytes.Add(int64(len(s.rows)))
 	if len(s.rows) > 0 {
 		w.news = w.news[:0]
@@ -330,8 +333,8 @@ func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
 }
 
 // GapHint says what to do about a gap.
-const GapHint = "Look at it with backstory log Source, then either restore the source to where the log is, or run backstory init --accept-gap: " +
-	"the log goes on under a new incarnation, tables are marked incomplete, and checkouts say so."
+const GapHint = "See backstory status and backstory log Source. Either bring the source back to where the log is, or run backstory init --accept-gap: " +
+	"it notes the gap in the log and goes on from now with a new slot; no table counts as complete any more, and a checkout says so."
 
 // fenced is what a writer gets that another one has replaced.
 var fenced = &Problem{ErrFenced, "Only one backstory writes to a log at a time. If another one is meant to run, stop this one."}

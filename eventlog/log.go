@@ -204,7 +204,7 @@ func readHead(ctx context.Context, q querier) (*Head, error) {
 		return nil, noSource
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the log's head: %w", err)
+		return nil, Remedy(fmt.Errorf("read the log's head: %w", err))
 	}
 	h.Timeline, h.EndLSN, h.CommitLSN = uint32(tl), LSN(end), LSN(commit)
 	if at != nil {

@@ -15,7 +15,24 @@ func (p Position) String() string { return strconv.FormatInt(int64(p), 10) }
 // Zero means "none".
 type LSN uint64
 
-func (l LSN) String() string { return fmt.Sprintf("%X/%X", uint32(l>>32), uint32(l)) }
+func (l LSN) String() string {
+	var b [17]byte
+	return string(l.append(b[:0]))
+}
+
+// append appends what String gives.
+func (l LSN) append(b []byte) []byte {
+	n := len(b)
+	b = strconv.AppendUint(b, uint64(l>>32), 16)
+	b = append(b, '/')
+	b = strconv.AppendUint(b, uint64(uint32(l)), 16)
+	for i := n; i < len(b); i++ {
+		if b[i] >= 'a' {
+			b[i] -= 'a' - 'A'
+		}
+	}
+	return b
+}
 
 // ParseLSN reads the form that String prints.
 func ParseLSN(s string) (LSN, error) {

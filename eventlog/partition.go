@@ -52,6 +52,9 @@ func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Positio
 		for _, q := range []string{
 			fmt.Sprintf(`CREATE TABLE %s (LIKE backstory.event INCLUDING DEFAULTS, CHECK (position >= %d AND position <= %d))`, n, p.first, p.last),
 			fmt.Sprintf(`ALTER TABLE %s SET (toast_tuple_target = 4080)`, n),
+			// Somebody else's publication FOR ALL TABLES refuses a DELETE on a table without identity, and so ours of an
+			// unfinished transaction. FULL costs nothing until then.
+			fmt.Sprintf(`ALTER TABLE %s REPLICA IDENTITY FULL`, n),
 			fmt.Sprintf(`CREATE INDEX ON %s USING brin (position, commit_lsn, occurred_at) WITH (pages_per_range = 32)`, n),
 			fmt.Sprintf(`CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse()`, n),
 			fmt.Sprintf(`ALTER TABLE backstory.event ATTACH PARTITION %s FOR VALUES FROM (%d) TO (%d)`, n, p.first, p.last+1),

@@ -31,9 +31,6 @@ type Selection struct {
 // windowEvents is how many positions one statement reads, so that no statement on the log is a long one (G11).
 const windowEvents = 128 << 10
 
-// errStop ends a scan early.
-var errStop = errors.New("stop")
-
 // Read calls f for each selected event. The event is valid until f returns. An error of f ends the reading and is returned.
 func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) error {
 	if sel.Until == 0 {
@@ -43,7 +40,7 @@ func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) err
 		}
 		sel.Until = h.Position
 	}
-	if err := l.dict.load(ctx); err != nil {
+	if err := l.dict.upTo(ctx, sel.Until); err != nil {
 		return err
 	}
 	conn, err := l.pool.Acquire(ctx)
@@ -53,28 +50,40 @@ func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) err
 	defer conn.Release()
 	left := sel.Limit
 	count := func(e *Event) error {
-		if err := f(e); err != nil {
-			return err
-		}
-		if left--; left == 0 {
-			return errStop
-		}
-		return nil
+		left--
+		return f(e)
 	}
 	if sel.EntityID != "" {
-		return stopped(l.scan(ctx, conn.Conn(), sel, sel.After, sel.Until, sel.Limit, f))
+		return l.scan(ctx, conn.Conn(), sel, sel.After, sel.Until, sel.Limit, nil, f)
 	}
+	// Where most events are wanted, who and why is merged in here; otherwise each event is joined with its range.
+	merge := !sel.NoMetadata && !sel.Newest && len(sel.Aggregates)+len(sel.Types)+len(sel.Relations)+len(sel.Ops) == 0
 	window := Position(windowEvents)
 	if sel.Limit > 0 {
 		window = Position(min(windowEvents, max(1000, 4*sel.Limit)))
+		if merge { // nothing but quiet events is left out
+			window = Position(min(windowEvents, max(1000, sel.Limit+sel.Limit/4)))
+		}
 	}
 	for lo, hi := sel.After, sel.Until; lo < hi; {
 		a, b := lo, min(hi, lo+window)
 		if sel.Newest {
 			a, b = max(lo, hi-window), hi
 		}
-		if err := l.scan(ctx, conn.Conn(), sel, a, b, max(left, 0), count); err != nil {
-			return stopped(err)
+		contexts := []contextRange(nil)
+		if merge {
+			if contexts, b, err = readContexts(ctx, conn.Conn(), a, b); err != nil {
+				return err
+			}
+			if contexts == nil {
+				contexts = []contextRange{}
+			}
+		}
+		if err := l.scan(ctx, conn.Conn(), sel, a, b, max(left, 0), contexts, count); err != nil {
+			return err
+		}
+		if sel.Limit > 0 && left <= 0 { // the statement ended by itself, so its connection can be used again
+			return nil
 		}
 		if sel.Newest {
 			hi = a
@@ -84,13 +93,6 @@ func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) err
 		window = min(windowEvents, 2*window)
 	}
 	return nil
-}
-
-func stopped(err error) error {
-	if errors.Is(err, errStop) {
-		return nil
-	}
-	return err
 }
 
 // eventColumns are what a seal covers, in this order, and what a scan reads.
@@ -166,13 +168,14 @@ func quoteLiteral(s string) string {
 	return q
 }
 
-// scan reads one range with one statement.
-func (l *Log) scan(ctx context.Context, conn *pgx.Conn, sel Selection, after, until Position, limit int, f func(*Event) error) error {
+// scan reads one range with one statement. contexts, if not nil, are the ranges of who and why in it; otherwise the statement
+// joins them, unless they are not wanted.
+func (l *Log) scan(ctx context.Context, conn *pgx.Conn, sel Selection, after, until Position, limit int, contexts []contextRange, f func(*Event) error) error {
 	where, ok := l.where(sel, after, until)
 	if !ok {
 		return nil
 	}
-	s := scanner{log: l, ctx: ctx, f: f, contexts: !sel.NoMetadata}
+	s := scanner{log: l, ctx: ctx, f: f, contexts: !sel.NoMetadata && contexts == nil, ranges: contexts}
 	var q strings.Builder
 	q.WriteString("COPY (SELECT " + eventColumns)
 	if s.contexts {
@@ -197,7 +200,8 @@ type scanner struct {
 	log      *Log
 	ctx      context.Context
 	f        func(*Event) error
-	contexts bool
+	contexts bool           // the statement's last column is who and why
+	ranges   []contextRange // or it is here
 	event    Event
 	merged   []byte
 	kind     *kind
@@ -244,11 +248,21 @@ func (s *scanner) emit(_ []byte, f [][]byte) error {
 	e.Change, e.Part = i64(f[12]), int(i32(f[13]))
 	e.ID = makeID(k.source.tag, e.CommitLSN, e.Change, e.Part)
 	e.Data, e.Before, e.Rest, e.Metadata = f[14], f[15], f[16], f[17]
-	if s.contexts && len(f) > 18 && f[18] != nil {
+	var who []byte
+	if s.contexts && len(f) > 18 {
+		who = f[18]
+	}
+	for len(s.ranges) > 1 && s.ranges[1].first <= e.Position {
+		s.ranges = s.ranges[1:]
+	}
+	if len(s.ranges) > 0 && s.ranges[0].first <= e.Position && e.Position <= s.ranges[0].last {
+		who = s.ranges[0].metadata
+	}
+	if who != nil {
 		if e.Metadata == nil {
-			e.Metadata = f[18]
+			e.Metadata = who
 		} else {
-			s.merged = mergeObjects(s.merged[:0], f[18], e.Metadata)
+			s.merged = mergeObjects(s.merged[:0], who, e.Metadata)
 			e.Metadata = s.merged
 		}
 	}

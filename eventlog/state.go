@@ -196,6 +196,7 @@ func (w *Writer) prefetch(ctx context.Context, b *Batch) error {
 		keys []stateKey
 	}
 	wants := map[bool]*want{}
+	versions := map[uint32]*Relation{}
 	var seen map[stateKey]bool
 	at := w.tx.lsn
 	for i := range b.Items {
@@ -203,10 +204,18 @@ func (w *Writer) prefetch(ctx context.Context, b *Batch) error {
 		if it.Kind == ItemBegin {
 			at = it.CommitLSN
 		}
-		if it.Kind != ItemChange || it.Op == OpTruncate || it.Relation.ReplicaIdentity == 'f' || it.Relation.InsertOnly || at <= w.commit {
+		if it.Kind != ItemChange || at <= w.commit {
 			continue
 		}
-		t := w.known(it.Relation)
+		r := it.Relation
+		if v, ok := versions[r.OID]; ok && v != r {
+			break // its shape changes in this batch: what is known now will not be what counts then
+		}
+		versions[r.OID] = r
+		if it.Op == OpTruncate || r.ReplicaIdentity == 'f' || r.InsertOnly {
+			continue
+		}
+		t := w.known(r)
 		if t == nil {
 			break // a new shape is registered in its turn; from there on rows are looked up one by one
 		}
@@ -410,10 +419,11 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, keys []stateKey, fou
 		if f.cols == nil {
 			f.cols = make([][]byte, len(f.t.rel.Columns))
 		}
-		if err := f.add(v[3], pos); err != nil {
+		same := w.columnsSince(f.t, k.relationID)
+		if err := f.add(v[3], pos, same); err != nil {
 			return err
 		}
-		if err := f.add(v[4], pos); err != nil {
+		if err := f.add(v[4], pos, same); err != nil {
 			return err
 		}
 		f.done = v[4] != nil || k.op == OpInsert || k.op == OpImport
@@ -431,14 +441,46 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, keys []stateKey, fou
 	return nil
 }
 
-// add takes the columns that are not known yet from a JSON object of an event.
-func (f *building) add(object []byte, at Position) error {
+// columnsSince tells which columns of a table are those of an older version: they have been there, by their names, in every
+// version since. A column that was dropped and added again is another one.
+func (w *Writer) columnsSince(t *table, version int) []bool {
+	if same := t.since[version]; same != nil {
+		return same
+	}
+	d := w.log.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	same := make([]bool, len(t.rel.Columns))
+	for i := range same {
+		same[i] = true
+	}
+	for id, r := range d.relations {
+		if r.OID != t.rel.OID || id < version || id >= t.id {
+			continue
+		}
+		has := map[string]bool{}
+		for _, c := range r.Columns {
+			has[c.Name] = true
+		}
+		for i := range same {
+			same[i] = same[i] && has[t.rel.Columns[i].Name]
+		}
+	}
+	if t.since == nil {
+		t.since = map[int][]bool{}
+	}
+	t.since[version] = same
+	return same
+}
+
+// add takes the columns that are not known yet, and are the same as now, from a JSON object of an event.
+func (f *building) add(object []byte, at Position, same []bool) error {
 	if object == nil {
 		return nil
 	}
 	return EachMember(object, func(name, value []byte) error {
 		for i := range f.t.rel.Columns {
-			if f.cols[i] == nil && f.t.rel.Columns[i].Name == string(name) {
+			if f.cols[i] == nil && same[i] && f.t.rel.Columns[i].Name == string(name) {
 				if len(value) > bigBytes {
 					f.cols[i] = appendBig(nil, value, at)
 				} else {

@@ -73,6 +73,7 @@ type Writer struct {
 	changed   chan struct{}
 
 	stats Stats
+	made  Counts // since the last step that moved the head; counted when the next one does
 }
 
 // Stats counts what a writer has done since it began.
@@ -88,6 +89,16 @@ type Stats struct {
 	Bytes atomic.Int64
 	// Lookups counts rows whose last state was read from the log.
 	Lookups atomic.Int64
+}
+
+// add counts what is durable now.
+func (s *Stats) add(c *Counts) {
+	s.Events.Add(c.Events)
+	s.Transactions.Add(c.Transactions)
+	s.Unattributed.Add(c.Unattributed)
+	s.FirstSeen.Add(c.FirstSeen)
+	s.MalformedContext.Add(c.MalformedContext)
+	*c = Counts{}
 }
 
 // Counts is what Stats stood at.
@@ -147,6 +158,7 @@ type table struct {
 	byRow    bool     // identity is not the key: state is looked up by row_id
 	intKey   bool
 	kinds    map[kindKey]int32
+	since    map[int][]bool // see columnsSince
 }
 
 type kindKey struct {
@@ -216,7 +228,7 @@ func (w *Writer) begin(ctx context.Context) error {
 	if err := w.conn.QueryRow(ctx, q).Scan(&n.source, &n.relation, &n.aggregate, &n.kind); err != nil {
 		return fmt.Errorf("read the log's dictionary: %w", err)
 	}
-	if err := w.log.dict.load(ctx); err != nil {
+	if err := w.log.dict.reload(ctx); err != nil {
 		return err
 	}
 	return w.createViews(ctx)
@@ -432,11 +444,11 @@ func (w *Writer) commitTx(it *Item) {
 	w.closeContext()
 	if w.pos >= t.first {
 		if t.context == nil {
-			w.stats.Unattributed.Add(int64(w.pos - t.first + 1))
+			w.made.Unattributed += int64(w.pos - t.first + 1)
 		}
 		w.contexts = append(w.contexts, t.ranges...)
 		w.commit, w.when = t.lsn, t.time
-		w.stats.Transactions.Add(1)
+		w.made.Transactions++
 	}
 	w.whole, w.wholeEnd, w.endLSN = w.pos, len(w.rows), it.EndLSN
 	if w.cur != nil {
@@ -467,7 +479,7 @@ func (w *Writer) reset(ctx context.Context) error {
 func (w *Writer) rewind(ctx context.Context) error {
 	w.rows, w.wholeEnd, w.contexts, w.news = w.rows[:0], 0, w.contexts[:0], w.news[:0]
 	w.tables, w.latest, w.sources, w.cur = map[*Relation]*table{}, map[uint32]*table{}, map[uint32]*source{}, nil
-	w.tx, w.ctxBytes = openTx{}, 0
+	w.tx, w.ctxBytes, w.made = openTx{}, 0, Counts{}
 	epoch := w.head.Epoch
 	if err := w.reload(ctx); err != nil {
 		return err
@@ -478,14 +490,13 @@ func (w *Writer) rewind(ctx context.Context) error {
 	if err := w.cleanUp(ctx); err != nil {
 		return err
 	}
-	w.log.dict.reset()
-	return w.log.dict.load(ctx)
+	return w.log.dict.reload(ctx)
 }
 
 // message begins a range of context: the latest message before a row applies to it, and rows before any message take
 // the transaction's first.
 func (w *Writer) message(text []byte) {
-	meta := cleanContext(text, &w.stats)
+	meta := cleanContext(text, &w.made)
 	t := &w.tx
 	if bytes.Equal(t.context, meta) {
 		return
@@ -516,16 +527,17 @@ const maxContextDepth = 100
 
 // cleanContext makes sure that a context is a JSON object that Postgres can store; anything else is kept raw. A message is
 // bytes, not text: it need not be valid in any encoding.
-func cleanContext(text []byte, st *Stats) []byte {
+func cleanContext(text []byte, made *Counts) []byte {
 	var m map[string]json.RawMessage
 	if utf8.Valid(text) && depth(text) <= maxContextDepth && json.Unmarshal(text, &m) == nil && m != nil && !hasNulEscape(text) {
 		return append([]byte(nil), text...)
 	}
-	st.MalformedContext.Add(1)
+	made.MalformedContext++
 	if len(text) > 8<<10 {
 		text = text[:8<<10]
 	}
-	return append(AppendString([]byte(`{"malformed":`), validUTF8(text)), '}')
+	text = bytes.ReplaceAll(validUTF8(text), []byte{0}, []byte("\ufffd")) // json takes \u0000, but nobody could read it
+	return append(AppendString([]byte(`{"malformed":`), text), '}')
 }
 
 // depth tells how deep JSON is nested, at most.

@@ -87,6 +87,8 @@ CREATE TABLE backstory.context (
   late           boolean NOT NULL DEFAULT false  -- sealed by itself, after the event at sealed_at
 );
 CREATE UNIQUE INDEX context_first ON backstory.context (first_position);
+-- Somebody else's publication FOR ALL TABLES would refuse a DELETE on a table without identity.
+ALTER TABLE backstory.context REPLICA IDENTITY USING INDEX context_first;
 CREATE INDEX context_sealed ON backstory.context USING brin (sealed_at);
 
 -- The end of the log, and how far the source is in it. Readers see events up to head.position and nothing beyond it;
@@ -120,7 +122,8 @@ CREATE TABLE backstory.captured (
   identity    text NOT NULL,
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,
-  since_lsn   pg_lsn NOT NULL
+  since_lsn   pg_lsn NOT NULL,
+  published   text NOT NULL DEFAULT ''  -- which rows of the source's catalogue publish it, in which version
 );
 
 -- How far each named reader (reactor, projection) is finished.
