@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -29,10 +30,12 @@ const tablesQuery = `
 SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident::text, CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(pg_stat_get_live_tuples(c.oid), 0) END, pg_table_size(c.oid), c.relrowsecurity,
        pg_has_role(c.relowner, 'USAGE'),
        coalesce((SELECT array_agg(a.attname ORDER BY k.ord)::text[] FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord), pg_attribute a
-         WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid AND a.attnum = k.num), '{}'),
+         WHERE i.indrelid = c.oid AND i.indisprimary AND k.ord <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.num), '{}'),
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid),
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indimmediate AND i.indisvalid),
        EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> ''),
+       EXISTS (SELECT FROM pg_index i, pg_attribute a WHERE i.indrelid = c.oid AND a.attrelid = c.oid AND a.attgenerated <> ''
+         AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END),
        EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname IN ($1, $2) AND p.schemaname = n.nspname AND p.tablename = c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'backstory')
@@ -53,8 +56,8 @@ func (c Config) tables(ctx context.Context, q *pgx.Conn, version int) ([]*Table,
 		var oid int64
 		var ident string
 		var key []string
-		var pkUsable, identIndex, generated bool
-		if err := rows.Scan(&oid, &t.Schema, &t.Name, &ident, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &key, &pkUsable, &identIndex, &generated, &t.Published); err != nil {
+		var pkUsable, identIndex, generated, generatedKey bool
+		if err := rows.Scan(&oid, &t.Schema, &t.Name, &ident, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &key, &pkUsable, &identIndex, &generated, &generatedKey, &t.Published); err != nil {
 			return nil, fmt.Errorf("list the source's tables: %w", err)
 		}
 		if !c.selected(t.Schema, t.Name) {
@@ -68,10 +71,15 @@ func (c Config) tables(ctx context.Context, q *pgx.Conn, version int) ([]*Table,
 				t.Why = "it has no primary key"
 			case !pkUsable:
 				t.Why = "its primary key is deferrable"
+			case generatedKey: // which is not in the stream
+				t.Why = "its primary key has a generated column"
 			}
 		case "i":
-			if !identIndex {
+			switch {
+			case !identIndex:
 				t.Why = "the index of its replica identity is gone"
+			case generatedKey:
+				t.Why = "its replica identity has a generated column"
 			}
 		case "n":
 			t.Why = "its replica identity is NOTHING"
@@ -104,8 +112,8 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated <> '',
 		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
 		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
-		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.num = a.attnum), 0),
-		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey)
+		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.ord <= i.indnkeyatts AND k.num = a.attnum), 0),
+		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
 		         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
 		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 		CROSS JOIN LATERAL (
@@ -194,5 +202,24 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 			r.Key = nil
 		}
 	}
+	if stream != nil && r.ReplicaIdentity == 'd' {
+		r.Key = streamKey(r)
+	}
 	return nil
+}
+
+// streamKey gives the primary key as it was when the rows were written, where the stream tells: the catalogue may have
+// another one by now, or none. Only of the order of its columns the stream knows nothing.
+func streamKey(r *eventlog.Relation) []int {
+	var key []int
+	for i, c := range r.Columns {
+		if c.Identity {
+			key = append(key, i)
+		}
+	}
+	now := slices.Sorted(slices.Values(r.Key))
+	if len(key) == 0 || slices.Equal(key, now) {
+		return r.Key
+	}
+	return key
 }

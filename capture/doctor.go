@@ -110,7 +110,8 @@ func (c Config) examineSlots(ctx context.Context, conn *pgx.Conn, sv *Server, ad
 		return err
 	}
 	if !slot.Exists && slots <= 0 {
-		add(Danger, "all replication slots are in use", "backstory init cannot make its own", "ALTER SYSTEM SET max_replication_slots = "+strconv.Itoa(len(sv.Settings["max_replication_slots"])*10+4)+";", "a restart of the server")
+		most, _ := strconv.Atoi(sv.Settings["max_replication_slots"])
+		add(Danger, "all replication slots are in use", "backstory init cannot make its own", "ALTER SYSTEM SET max_replication_slots = "+strconv.Itoa(most+10)+";", "a restart of the server")
 	}
 	if senders <= 0 && !slot.Active {
 		add(Danger, "all WAL senders are in use", "the sidecar cannot connect", "ALTER SYSTEM SET max_wal_senders = 10;", "a restart of the server")

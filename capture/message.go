@@ -131,14 +131,7 @@ func (x *session) relation(m *relationMessage) error {
 	if cap, ok := x.captured[m.oid]; ok {
 		r.Complete, r.InsertOnly = cap.Complete, cap.InsertOnly
 	}
-	if x.sql.IsClosed() {
-		conn, err := x.cfg.Connect(x.ctx)
-		if err != nil {
-			return err
-		}
-		x.sql = conn
-	}
-	if err := describe(x.ctx, x.sql, r, m.columns); err != nil {
+	if err := x.describe(r, m.columns); err != nil {
 		if !errors.Is(err, errGone) {
 			return err
 		}
@@ -161,6 +154,18 @@ func (x *session) relation(m *relationMessage) error {
 		x.relations[m.oid] = r
 	}
 	return nil
+}
+
+// fromCatalog asks the source's catalogue, on a connection that is idle otherwise, and so may have been cut.
+func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) error {
+	if x.sql.IsClosed() {
+		conn, err := x.cfg.Connect(x.ctx)
+		if err != nil {
+			return err
+		}
+		x.sql = conn
+	}
+	return describe(x.ctx, x.sql, r, stream)
 }
 
 func sameNames(r *eventlog.Relation, m *relationMessage) bool {

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/backstory-dev/backstory/eventlog"
@@ -18,6 +17,8 @@ import (
 type Gap struct {
 	Reason   string
 	From, To eventlog.LSN // of the source's WAL; To is zero where nobody knows
+	// Publication tells that a publication is not as it was recorded: perhaps only because init is altering it just now.
+	Publication bool
 }
 
 func (g *Gap) Error() string {
@@ -27,12 +28,17 @@ func (g *Gap) Error() string {
 // checkStart refuses to start where changes could be skipped in silence: START_REPLICATION itself refuses nothing
 // (PostgreSQL manual, Streaming Replication Protocol).
 func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error {
-	gap := func(reason string, to eventlog.LSN) error { return &Gap{reason, head.EndLSN, to} }
+	gap := func(reason string, to eventlog.LSN) error { return &Gap{Reason: reason, From: head.EndLSN, To: to} }
 	if sv.Database != head.Database && sv.SystemID == head.SystemID {
 		return &eventlog.Problem{Err: fmt.Errorf("the log belongs to database %s, the source is %s", head.Database, sv.Database), Hint: "Check BACKSTORY_SOURCE_URL; each database has a log of its own."}
 	}
 	if sv.SystemID != head.SystemID {
-		return gap(fmt.Sprintf("the source is another database system than the one the log was made from (%s, now %s)", head.SystemID, sv.SystemID), sv.FlushLSN)
+		// Not a gap yet: most likely a wrong URL, and a gap in the log cannot be taken back.
+		return &eventlog.Problem{Err: fmt.Errorf("the source is database %s of system %s, the log was made from %s of system %s", sv.Database, sv.SystemID, head.Database, head.SystemID),
+			Hint: "Check BACKSTORY_SOURCE_URL and BACKSTORY_LOG_URL. If the source was moved (dump and restore, pg_upgrade) and its history is to go on, run backstory init --accept-gap."}
+	}
+	if name != head.Slot {
+		return WrongSlot(head.Slot, name)
 	}
 	if sv.Timeline < head.Timeline {
 		return gap(fmt.Sprintf("the source is on timeline %d, the log already on %d: it was restored from a backup", sv.Timeline, head.Timeline), sv.FlushLSN)
@@ -60,53 +66,9 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 	return nil
 }
 
-// checkPublications makes sure that the source still publishes what is captured.
-func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured map[uint32]eventlog.Captured) error {
-	rows, err := conn.Query(ctx, `
-		SELECT p.pubname::text, coalesce(array_agg(c.oid::bigint) FILTER (WHERE c.oid IS NOT NULL), '{}')
-		FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid LEFT JOIN pg_class c ON c.oid = r.prrelid
-		WHERE p.pubname IN ($1, $2) GROUP BY p.pubname`, c.Publication, c.InsertPublication())
-	if err != nil {
-		return fmt.Errorf("read the publications: %w", err)
-	}
-	defer rows.Close()
-	found, published := map[string]bool{}, map[uint32]bool{}
-	for rows.Next() {
-		var name string
-		var oids []int64
-		if err := rows.Scan(&name, &oids); err != nil {
-			return fmt.Errorf("read the publications: %w", err)
-		}
-		found[name] = true
-		for _, o := range oids {
-			published[uint32(o)] = true
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read the publications: %w", err)
-	}
-	for _, n := range []string{c.Publication, c.InsertPublication()} {
-		if !found[n] {
-			return &eventlog.Problem{Err: fmt.Errorf("publication %s does not exist at the source", n), Hint: "Changes made since it was dropped are lost for the log. Run backstory init to make it again; then backstory init --accept-gap."}
-		}
-	}
-	var missing []string
-	for oid, t := range captured {
-		if !published[oid] {
-			var exists bool
-			if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1::bigint::oid)`, int64(oid)).Scan(&exists); err != nil {
-				return fmt.Errorf("read the catalogue: %w", err)
-			}
-			if exists {
-				missing = append(missing, t.String())
-			}
-		}
-	}
-	if len(missing) > 0 {
-		return &eventlog.Problem{Err: fmt.Errorf("the source does not publish %s any more", strings.Join(missing, ", ")),
-			Hint: "Changes of these tables are not in the stream. Run backstory init to publish them again (it marks them incomplete), or leave them out with BACKSTORY_EXCLUDE and run backstory init."}
-	}
-	return nil
+// WrongSlot is the error for a log that was made from another slot than the one that is configured.
+func WrongSlot(was, is string) error {
+	return &eventlog.Problem{Err: fmt.Errorf("the log was made from replication slot %s, not %s", was, is), Hint: "Set BACKSTORY_SLOT to " + was + "."}
 }
 
 // streamError sorts what the source says in the middle of the stream.
@@ -117,8 +79,7 @@ func streamError(err error, c Config) error {
 	}
 	switch {
 	case pe.Code == "42704": // undefined_object: the publication did not exist at that point of the WAL
-		return &eventlog.Problem{Err: fmt.Errorf("the source cannot decode its WAL: %s", pe.Message),
-			Hint: "A publication was dropped and made again. The slot cannot pass that point: run backstory init --accept-gap, which makes a new slot."}
+		return &Gap{Reason: "the source cannot decode its WAL from where the log ends: " + pe.Message}
 	case pe.Code == "55000" && strings.Contains(pe.Message, "slot"):
 		return &Gap{Reason: pe.Message}
 	}
@@ -142,7 +103,7 @@ func retryable(err error) bool {
 	}
 	var p *eventlog.Problem
 	if errors.As(err, &p) {
-		return strings.Contains(err.Error(), "connect to the source") || strings.Contains(err.Error(), "in use by another process")
+		return strings.Contains(err.Error(), "connect to the source") || errors.Is(err, ErrSlotInUse)
 	}
 	return true
 }

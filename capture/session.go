@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ type session struct {
 	relations map[uint32]*eventlog.Relation
 	batch     *eventlog.Batch
 	ctx       context.Context
+	describe  func(*eventlog.Relation, []relationColumn) error // what the catalogue says of a relation
+	send      func([]byte) error                               // a message to the source
 	inTx      bool
 	skipped   eventlog.LSN // a keepalive's position, not yet in a batch
 	lastEnd   eventlog.LSN // of the last commit or progress handed over
@@ -44,6 +47,7 @@ type session struct {
 func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog.LSN, known map[uint32]*eventlog.Relation) (err error) {
 	s.setState("connecting", nil)
 	x := &session{Stream: s, ctx: ctx, relations: map[uint32]*eventlog.Relation{}, until: until}
+	x.describe, x.send = x.fromCatalog, x.toSource
 	if x.sql, err = s.cfg.Connect(ctx); err != nil {
 		return err
 	}
@@ -80,15 +84,14 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	if err := checkStart(x.server, slot, &head, s.cfg.Slot); err != nil {
 		return err
 	}
-	if err := s.cfg.checkPublications(ctx, x.sql, s.captured); err != nil {
+	if err := s.checkPublished(ctx, x.sql, head.EndLSN, x.server.FlushLSN); err != nil {
 		return err
 	}
 	start := pglogrepl.LSN(head.EndLSN)
 	args := []string{"proto_version '1'", "publication_names '" + strings.ReplaceAll(eventlog.QuoteIdent(s.cfg.Publication)+","+eventlog.QuoteIdent(s.cfg.InsertPublication()), "'", "''") + "'", "messages 'true'"}
 	if err := pglogrepl.StartReplication(ctx, x.repl, s.cfg.Slot, start, pglogrepl.StartReplicationOptions{PluginArgs: args}); err != nil {
 		if eventlog.SQLState(err) == "55006" { // object_in_use
-			return &eventlog.Problem{Err: fmt.Errorf("replication slot %s is in use by another process (pid %d)", s.cfg.Slot, slot.ActivePID),
-				Hint: "Stop the other backstory, or wait: the server frees a slot when its connection has timed out (wal_sender_timeout)."}
+			return s.cfg.slotInUse(ctx, x.sql)
 		}
 		return fmt.Errorf("start replication: %w", err)
 	}
@@ -96,6 +99,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	s.serverAt.Store(uint64(x.server.FlushLSN))
 	watch, stop := context.WithCancel(ctx)
 	watched := make(chan struct{})
+	s.stopped.Store(nil)
 	go func() { defer close(watched); s.watch(watch, x.server.InRecovery) }()
 	defer func() { stop(); <-watched }()
 	s.received.Store(uint64(head.EndLSN))
@@ -108,14 +112,30 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	return err
 }
 
-// watch asks the source, on a connection of its own, for the end of its WAL: the stream itself does not tell.
+// checkPublished is checkPublications with the place in the source's WAL.
+func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now eventlog.LSN) error {
+	var list []eventlog.Captured
+	for _, c := range s.captured {
+		list = append(list, c)
+	}
+	slices.SortFunc(list, func(a, b eventlog.Captured) int { return strings.Compare(a.String(), b.String()) })
+	err := s.cfg.checkPublications(ctx, conn, list)
+	var gap *Gap
+	if errors.As(err, &gap) {
+		gap.From, gap.To = head, now
+	}
+	return err
+}
+
+// watch asks the source, on a connection of its own, for what the stream itself does not tell: the end of its WAL, how the
+// slot fares, and whether it still publishes what is captured.
 func (s *Stream) watch(ctx context.Context, standby bool) {
 	q := `SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`
 	if standby {
 		q = `SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint`
 	}
 	var conn *pgx.Conn
-	var looked time.Time
+	var looked, checked time.Time
 	defer func() {
 		if conn != nil {
 			_ = conn.Close(context.WithoutCancel(ctx))
@@ -139,6 +159,14 @@ func (s *Stream) watch(ctx context.Context, standby bool) {
 		var n int64
 		if err := conn.QueryRow(ctx, q).Scan(&n); err == nil {
 			s.serverAt.Store(uint64(n))
+		}
+		if time.Since(checked) >= publishedEvery && n > 0 {
+			var gap *Gap
+			if err := s.checkPublished(ctx, conn, eventlog.LSN(s.flushed.Load()), eventlog.LSN(n)); errors.As(err, &gap) {
+				var e error = gap
+				s.stopped.Store(&e)
+			}
+			checked = time.Now()
 		}
 		if time.Since(looked) > 10*time.Second {
 			if sl, err := s.cfg.ReadSlot(ctx, conn); err == nil {
@@ -206,7 +234,32 @@ func (x *session) end(err error) error {
 		}
 	}
 	_ = x.tell(time.Now(), true) // if the connection is gone, it is told the next time
+	var gap *Gap
+	if err == nil || errors.As(err, &gap) {
+		x.goodbye()
+	}
 	return err
+}
+
+// goodbye ends the stream by the protocol, so that the slot is free when the process is gone. In the middle of a large
+// transaction the server does not listen: then it finds out by itself.
+func (x *session) goodbye() {
+	limit := time.Now().Add(time.Second)
+	_ = x.net.SetDeadline(limit)
+	f := x.repl.Frontend()
+	f.Send(&pgproto3.CopyDone{})
+	if f.Flush() != nil {
+		return
+	}
+	for time.Now().Before(limit) {
+		msg, err := x.repl.ReceiveMessage(context.Background())
+		if err != nil {
+			return
+		}
+		if _, ok := msg.(*pgproto3.ReadyForQuery); ok {
+			return
+		}
+	}
 }
 
 // pause runs before each wait for the network, when everything received has been looked at. It hands the batch over if
@@ -215,6 +268,10 @@ func (x *session) pause() time.Duration {
 	now := time.Now()
 	if x.ctx.Err() != nil {
 		x.done = true
+		return 0
+	}
+	if e := x.stopped.Load(); e != nil {
+		x.err = *e
 		return 0
 	}
 	if silent := now.Sub(x.LastSeen()); silent > deadAfter {
@@ -307,13 +364,17 @@ func (x *session) tell(now time.Time, must bool) error {
 	b = binary.BigEndian.AppendUint64(b, uint64(flushed))
 	b = binary.BigEndian.AppendUint64(b, uint64(now.UnixMicro()-946684800*1000000))
 	b = append(b, ask)
-	_ = x.net.SetWriteDeadline(now.Add(30 * time.Second))
-	f := x.repl.Frontend()
-	f.Send(&pgproto3.CopyData{Data: b})
-	if err := f.Flush(); err != nil {
+	if err := x.send(b); err != nil {
 		return fmt.Errorf("send a status update to the source: %w", err)
 	}
 	return nil
+}
+
+func (x *session) toSource(b []byte) error {
+	_ = x.net.SetWriteDeadline(time.Now().Add(30 * time.Second))
+	f := x.repl.Frontend()
+	f.Send(&pgproto3.CopyData{Data: b})
+	return f.Flush()
 }
 
 func (x *session) fresh() *eventlog.Batch {

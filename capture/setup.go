@@ -28,6 +28,8 @@ type Plan struct {
 	Histories []History
 	// AllTables are publications FOR ALL TABLES: they would publish the event log's own tables too.
 	AllTables []string
+	// Role is who we are at the source.
+	Role string
 	// NotOwned are selected tables that this role may not add to a publication.
 	NotOwned []*Table
 }
@@ -70,7 +72,7 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 		return nil, &eventlog.Problem{Err: fmt.Errorf("no table of %s matches %s", p.Server.Database, strings.Join(c.Tables, ", ")),
 			Hint: "Set BACKSTORY_TABLES to patterns such as public.* or billing.invoices; create the tables first."}
 	}
-	if err := conn.QueryRow(ctx, `SELECT coalesce(array_agg(pubname::text ORDER BY pubname), '{}') FROM pg_publication WHERE puballtables`).Scan(&p.AllTables); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT coalesce(array_agg(pubname::text ORDER BY pubname), '{}'), current_user::text FROM pg_publication WHERE puballtables`).Scan(&p.AllTables, &p.Role); err != nil {
 		return nil, fmt.Errorf("list publications: %w", err)
 	}
 	var oids []int64
@@ -221,10 +223,14 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 	for _, b := range before {
 		was[b.OID] = b
 	}
+	published, err := c.publications(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
 	res := &Result{}
 	record := func(start eventlog.LSN, empty map[uint32]bool) {
 		for _, t := range p.Tables {
-			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start}
+			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly)}
 			if b, ok := was[t.OID]; ok {
 				cap.SinceLSN, cap.Complete = b.SinceLSN, b.Complete
 			}

@@ -69,8 +69,12 @@ func (c Config) connectReplication(ctx context.Context, adapt func(*pgconn.Confi
 	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
 	if err != nil {
 		if eventlog.SQLState(err) == "42501" { // insufficient_privilege
-			return nil, &eventlog.Problem{Err: errors.New("connect to the source for replication: the role lacks the right"),
+			return nil, &eventlog.Problem{Err: fmt.Errorf("connect to the source for replication: role %s lacks the right REPLICATION", cfg.User),
 				Hint: "As a superuser: ALTER ROLE " + eventlog.QuoteIdent(cfg.User) + " REPLICATION; (on managed services, grant the provider's replication role.)"}
+		}
+		if eventlog.SQLState(err) == "53300" { // too_many_connections: of either kind
+			return nil, &eventlog.Problem{Err: fmt.Errorf("connect to the source for replication: %w", eventlog.ConnError(err)),
+				Hint: "Raise max_wal_senders on the source (restart needed), or end a replication connection that nobody uses: SELECT * FROM pg_stat_replication. If max_connections is reached, raise that."}
 		}
 		return nil, fmt.Errorf("connect to the source for replication: %w", eventlog.ConnError(err))
 	}
@@ -179,6 +183,35 @@ func (c Config) ReadSlot(ctx context.Context, conn *pgx.Conn) (*Slot, error) {
 		return nil, fmt.Errorf("read the replication slot: %w", err)
 	}
 	return s, nil
+}
+
+// ErrSlotInUse means that another process streams from the slot: it may be a sidecar for the same log, or a connection of
+// ours that the server has not yet given up. Both pass.
+var ErrSlotInUse = errors.New("in use")
+
+// SlotFree returns ErrSlotInUse, in a Problem that says by whom, while another process streams from the slot.
+func SlotFree(ctx context.Context, c Config) error {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	s, err := c.ReadSlot(ctx, conn)
+	if err != nil || !s.Active {
+		return err
+	}
+	return c.slotInUse(ctx, conn)
+}
+
+func (c Config) slotInUse(ctx context.Context, conn *pgx.Conn) error {
+	by := "another process"
+	// Others' sessions are hidden from a role that is not pg_monitor; then there is the pid alone.
+	_ = conn.QueryRow(ctx, `SELECT format('pid %s%s%s', s.active_pid, ', ' || nullif(a.application_name, ''), ' from ' || host(a.client_addr))
+		FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1 AND s.active_pid IS NOT NULL`, c.Slot).Scan(&by)
+	return &eventlog.Problem{Err: fmt.Errorf("replication slot %s is %w: %s", c.Slot, ErrSlotInUse, by),
+		Hint: "If that is another backstory for this log, this one takes over when it ends. If it is something else, choose another name with BACKSTORY_SLOT " +
+			"before the log is made. The server frees the slot of a connection that has died after wal_sender_timeout."}
 }
 
 // int64lsn scans a bigint into an LSN.

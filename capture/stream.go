@@ -14,7 +14,8 @@ const (
 	watchEvery  = time.Second      // how often the source is asked for the end of its WAL
 	handEvery   = 2 * time.Millisecond
 	// handEvery is the shortest time between two small batches: under load many transactions share a commit of the log.
-	behindBytes = 1 << 20 // of WAL not yet received make the reader gather
+	publishedEvery = 3 * time.Second // how often it is checked that the source still publishes what is captured
+	behindBytes    = 1 << 20         // of WAL not yet received make the reader gather
 	// deadAfter is how long the source may be silent before the connection counts as dead: it is asked for a sign every
 	// aliveEvery.
 	deadAfter = 45 * time.Second
@@ -36,8 +37,9 @@ type Stream struct {
 	serverAt atomic.Uint64 // the end of the source's WAL as last heard
 	lastSeen atomic.Int64  // unix nanoseconds of the last message
 
-	state atomic.Pointer[State]
-	slot  atomic.Pointer[Slot]
+	state   atomic.Pointer[State]
+	stopped atomic.Pointer[error] // why the session must end, as watch has found out
+	slot    atomic.Pointer[Slot]
 }
 
 // State is what the stream is doing now.
@@ -55,6 +57,7 @@ func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Str
 		s.captured[c.OID] = c
 	}
 	s.flushed.Store(uint64(from))
+	s.received.Store(uint64(from))
 	s.setState("starting", nil)
 	return s
 }
