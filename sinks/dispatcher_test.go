@@ -378,7 +378,9 @@ func TestStartsAndMoves(t *testing.T) {
 	head, ahead := &probe{}, &probe{open: func(s sinks.Start) (eventlog.Position, error) { return max(s.After, 60), nil }}
 	d := dispatcher(t, log, &sinks.Reactor{Name: "head", Sink: head, Start: eventlog.FromHead}, &sinks.Reactor{Name: "ahead", Sink: ahead})
 	start(t, d)
-	until(t, "the reactors to run", func() bool { return status(d, "head").State == sinks.StateRunning && status(d, "ahead").Position == 100 })
+	until(t, "the reactors to run", func() bool {
+		return status(d, "head").State == sinks.StateRunning && status(d, "ahead").Position == 100
+	})
 	log.Append(newLog(10).Events()...)
 	if err := d.CaughtUp(t.Context(), 110); err != nil {
 		t.Fatal(err)

@@ -9,9 +9,9 @@ import (
 // metrics are what a dispatcher counts. The gauges come from Status at the moment of collection.
 type metrics struct {
 	lagEvents, lagSeconds, position, retrying, up *prometheus.Desc
-	sent, skipped                                      *prometheus.CounterVec
-	errors                                             *prometheus.CounterVec
-	sendSeconds                                        *prometheus.HistogramVec
+	sent, skipped                                 *prometheus.CounterVec
+	errors                                        *prometheus.CounterVec
+	sendSeconds                                   *prometheus.HistogramVec
 }
 
 func newMetrics() *metrics {
@@ -22,14 +22,14 @@ func newMetrics() *metrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "backstory_reactor_" + name, Help: help}, []string{"reactor"})
 	}
 	return &metrics{
-		lagEvents:     desc("lag_events", "Events of the log that the reactor has not yet sent or passed over."),
-		lagSeconds:    desc("lag_seconds", "Time since the oldest event happened that the reactor has not yet sent."),
-		position:      desc("position", "Position up to which the reactor has sent what it selects."),
-		retrying: desc("retrying_seconds", "Time for which the reactor has not got on because of an error; 0 if it does."),
-		up:            desc("running", "1 if this process runs the reactor and it gets on, otherwise 0."),
-		sent:          counter("sent_events_total", "Events that the destination has confirmed."),
-		skipped:       counter("passed_over_events_total", "Events that were read and not selected."),
-		errors:        counter("errors_total", "Failed attempts to open the destination or to send to it."),
+		lagEvents:  desc("lag_events", "Events of the log that the reactor has not yet sent or passed over."),
+		lagSeconds: desc("lag_seconds", "Time since the oldest event happened that the reactor has not yet sent."),
+		position:   desc("position", "Position up to which the reactor has sent what it selects."),
+		retrying:   desc("retrying_seconds", "Time for which the reactor has not got on because of an error; 0 if it does."),
+		up:         desc("running", "1 if this process runs the reactor and it gets on, otherwise 0."),
+		sent:       counter("sent_events_total", "Events that the destination has confirmed."),
+		skipped:    counter("passed_over_events_total", "Events that were read and not selected."),
+		errors:     counter("errors_total", "Failed attempts to open the destination or to send to it."),
 		sendSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "backstory_reactor_send_seconds",
 			Help: "Time that the destination took to confirm a batch.", Buckets: prometheus.ExponentialBuckets(0.0005, 4, 9)}, []string{"reactor"}),
 	}

@@ -23,7 +23,8 @@ type Reactor struct {
 	Quiet bool
 	// Start says where the reactor begins when it runs for the first time. Default: the beginning of the log.
 	Start eventlog.Start
-	// MaxBatchBytes bounds the events handed to one Send, plus one event. Two batches are in memory. Default 2 MiB.
+	// MaxBatchBytes bounds the events handed to one Send, plus one event. Two batches are in memory, and what the
+	// sink makes of one. Default 4 MiB.
 	MaxBatchBytes int
 	// CheckpointEvery is how often the checkpoint is saved while events are sent; it is saved on a graceful stop in any
 	// case, and never while nothing is sent. Default 5 s, which is right for a sink that finds out itself what it
@@ -45,7 +46,7 @@ func (r *Reactor) withDefaults() (Reactor, error) {
 		return c, fmt.Errorf("reactor %s has no sink", c.Name)
 	}
 	if c.MaxBatchBytes <= 0 {
-		c.MaxBatchBytes = 2 << 20
+		c.MaxBatchBytes = 4 << 20
 	}
 	if c.CheckpointEvery == 0 {
 		c.CheckpointEvery = 5 * time.Second

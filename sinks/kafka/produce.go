@@ -26,7 +26,7 @@ func (s *Sink) drain(ctx context.Context, p *partition) error {
 			return err
 		}
 	}
-	for _, b := range p.queue {
+	for _, b := range p.sending {
 		if err := b.stamp(p.producer, s.codec); err != nil {
 			return fmt.Errorf("compress a batch for Kafka: %w", err)
 		}

@@ -24,7 +24,7 @@ func TestKafkaReactor(t *testing.T) {
 	topic := c.newTopic(t, 4)
 	log := newPGLog(t, pg)
 
-	// A writer that never rests: about 5 000 events a second.
+	// A writer that never rests: about 1 500 events a second.
 	writing, stopWriting := context.WithCancel(t.Context())
 	wrote := make(chan struct{})
 	go func() {
@@ -34,7 +34,7 @@ func TestKafkaReactor(t *testing.T) {
 				log.takeOver(t)
 				log.lsn += 1 << 20
 			}
-			time.Sleep(20 * time.Millisecond)
+			time.Sleep(60 * time.Millisecond)
 		}
 	}()
 

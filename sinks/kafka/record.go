@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"hash/crc32"
+	"strconv"
 	"time"
 
 	"github.com/segmentio/kafka-go/compress"
@@ -65,6 +66,18 @@ type encoder struct {
 	key     []byte
 	value   []byte
 	headers []byte
+
+	// Neighbours usually have these in common, so they are kept as encoded.
+	at          time.Time
+	atHeader    []byte
+	kind        kindHeaders
+	kindHeaders []byte
+}
+
+// kindHeaders are what headers say of many events alike.
+type kindHeaders struct {
+	typ, aggregate string
+	rulesVersion   int
 }
 
 // encodeKey prepares an event's key: Order/42.
@@ -75,15 +88,23 @@ func (enc *encoder) encodeKey(e *eventlog.Event) {
 // encode prepares an event's value and headers.
 func (enc *encoder) encode(e *eventlog.Event) {
 	enc.value = e.AppendJSON(enc.value[:0])
-	h := append(enc.headers[:0], 7<<1) // how many, zigzag
 	var scratch [40]byte
+	if !e.OccurredAt.Equal(enc.at) || enc.atHeader == nil {
+		enc.at = e.OccurredAt
+		enc.atHeader = appendHeader(enc.atHeader[:0], headerOccurredAt, e.OccurredAt.UTC().AppendFormat(scratch[:0], time.RFC3339Nano))
+	}
+	if k := (kindHeaders{e.Type, e.Aggregate, e.RulesVersion}); k != enc.kind || enc.kindHeaders == nil {
+		enc.kind = k
+		h := appendHeader(enc.kindHeaders[:0], headerType, []byte(k.typ))
+		h = appendHeader(h, headerAggregate, []byte(k.aggregate))
+		h = appendHeader(h, headerRulesVersion, strconv.AppendInt(scratch[:0], int64(k.rulesVersion), 10))
+		enc.kindHeaders = appendHeader(h, headerLog, enc.origin)
+	}
+	h := append(enc.headers[:0], 7<<1) // how many, zigzag
 	h = appendHeader(h, headerID, appendID(scratch[:0], e.ID))
-	h = appendHeader(h, headerType, e.Type)
-	h = appendHeader(h, headerPosition, appendInt(scratch[:0], int64(e.Position)))
-	h = appendHeader(h, headerOccurredAt, e.OccurredAt.UTC().AppendFormat(scratch[:0], time.RFC3339Nano))
-	h = appendHeader(h, headerAggregate, e.Aggregate)
-	h = appendHeader(h, headerRulesVersion, appendInt(scratch[:0], int64(e.RulesVersion)))
-	enc.headers = appendHeader(h, headerLog, enc.origin)
+	h = appendHeader(h, headerPosition, strconv.AppendInt(scratch[:0], int64(e.Position), 10))
+	h = append(h, enc.atHeader...)
+	enc.headers = append(h, enc.kindHeaders...)
 }
 
 // size is an upper bound of what add will append.
@@ -154,7 +175,7 @@ func (b *batch) stamp(p producer, codec compress.Compression) error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func appendHeader[T []byte | string](b []byte, name string, value T) []byte {
+func appendHeader(b []byte, name string, value []byte) []byte {
 	b = append(binary.AppendVarint(b, int64(len(name))), name...)
 	return append(binary.AppendVarint(b, int64(len(value))), value...)
 }

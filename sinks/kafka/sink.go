@@ -2,14 +2,12 @@ package kafka
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -39,6 +37,7 @@ type Sink struct {
 	transport *kafka.Transport
 	client    *kafka.Client
 	topics    map[string]*topic
+	only      *topic             // where there is no template
 	names     map[nameKey]*topic // topics by what the template is filled with
 	fresh     producer
 	failed    bool // the last Send did not deliver everything
@@ -77,14 +76,14 @@ func (s *Sink) Open(ctx context.Context, start sinks.Start) (eventlog.Position, 
 	s.client = &kafka.Client{Addr: kafka.TCP(s.cfg.Brokers...), Timeout: s.cfg.RequestTimeout, Transport: s.transport}
 	s.start, s.opened, s.looked, s.failed = start, time.Now(), time.Now(), false
 	s.topics, s.names, s.fresh = map[string]*topic{}, map[nameKey]*topic{}, producer{id: -1}
-	s.enc.origin = []byte(start.Log + "/" + start.Reactor)
+	s.enc = encoder{origin: []byte(start.Log + "/" + start.Reactor)}
 	if name := s.cfg.topicFor(&eventlog.Event{}); name == s.cfg.Topic {
 		t, err := s.openTopic(ctx, name)
 		if err != nil {
 			_ = s.Close(ctx)
 			return 0, err
 		}
-		s.topics[name] = t
+		s.topics[name], s.only = t, t
 	}
 	return start.After, nil
 }
@@ -133,6 +132,7 @@ func (s *Sink) prepare(ctx context.Context) error {
 				s.log.Error("a topic was deleted and made again; what it held is gone", "topic", name, "err", err)
 				delete(s.topics, name)
 				clear(s.names)
+				s.only = nil
 			} else if err != nil {
 				return err
 			}
@@ -144,30 +144,52 @@ func (s *Sink) prepare(ctx context.Context) error {
 	return nil
 }
 
-// attempt sends what the topics do not have yet.
+// attempt sends what the topics do not have yet: while one part of it is on its way, the next is encoded.
 func (s *Sink) attempt(ctx context.Context, events []*eventlog.Event) error {
-	var busy []*partition
+	var part, sending []*partition // with something to send; with a request on its way
 	for _, t := range s.topics {
 		for _, p := range t.partitions {
-			p.queue, p.busy = nil, p.pending != nil
+			p.queue, p.busy, p.have, p.doubtful = nil, p.pending != nil, p.sent, 0
 			if p.busy {
-				busy = append(busy, p)
+				p.doubtful = p.pending.last
+				part = append(part, p)
 			}
 		}
 	}
-	now := time.Now()
-	for _, e := range events {
-		t, err := s.topic(ctx, e)
-		if err != nil {
+	done := make(chan error, 1)
+	wait := func() error { // until what is on its way has arrived, or not
+		if sending == nil {
+			return nil
+		}
+		err := s.settle(sending, <-done)
+		sending = nil
+		return err
+	}
+	flush := func() error { // sends what has been encoded
+		if err := wait(); err != nil {
 			return err
+		}
+		for _, p := range part {
+			p.sending, p.queue, p.busy = p.queue, nil, false
+		}
+		sending, part = part, nil
+		go func(now []*partition) { done <- s.drainAll(ctx, now) }(sending)
+		return nil
+	}
+	now, size := time.Now(), 0
+	for i, e := range events {
+		t, err := s.topic(ctx, e, wait)
+		if err != nil {
+			return errors.Join(wait(), err)
 		}
 		s.enc.encodeKey(e)
 		p := t.partitions[partitionOf(s.enc.key, len(t.partitions))]
-		if p.skip(e.Position) || p.pending != nil && e.Position <= p.pending.last {
+		if p.skip(e.Position) {
 			continue
 		}
 		s.enc.encode(e)
-		if n := len(p.queue); n == 0 || len(p.queue[n-1].buf)+s.enc.size() > t.maxBytes {
+		n := s.enc.size()
+		if q := len(p.queue); q == 0 || len(p.queue[q-1].buf)+n > t.maxBytes {
 			p.queue = append(p.queue, newBatch(s.buffer(), now))
 		}
 		b := p.queue[len(p.queue)-1]
@@ -177,10 +199,19 @@ func (s *Sink) attempt(ctx context.Context, events []*eventlog.Event) error {
 		}
 		if !p.busy {
 			p.busy = true
-			busy = append(busy, p)
+			part = append(part, p)
+		}
+		if size += n; size >= partBytes && i+1 < len(events) {
+			if err := flush(); err != nil {
+				return err
+			}
+			size = 0
 		}
 	}
-	if err := s.drainAll(ctx, busy); err != nil {
+	if err := flush(); err != nil {
+		return err
+	}
+	if err := wait(); err != nil {
 		return err
 	}
 	if len(events) > 0 {
@@ -193,43 +224,53 @@ func (s *Sink) attempt(ctx context.Context, events []*eventlog.Event) error {
 	return nil
 }
 
+// partBytes is how much of a Send is encoded before it is sent.
+const partBytes = 2 << 20
+
 // drainAll drains partitions, several at a time, each by itself: what one of them meets is not the others' business.
 func (s *Sink) drainAll(ctx context.Context, busy []*partition) error {
 	errs := make([]error, len(busy))
-	if len(busy) == 1 {
-		errs[0] = s.drain(ctx, busy[0])
-	} else {
-		var wg sync.WaitGroup
-		slots := make(chan struct{}, s.cfg.Requests)
-		for i, p := range busy {
-			slots <- struct{}{}
-			wg.Go(func() {
-				errs[i] = s.drain(ctx, p)
-				<-slots
-			})
-		}
-		wg.Wait()
-	}
-	var first error
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, s.cfg.Requests)
 	for i, p := range busy {
-		s.spare = append(s.spare, p.spare...)
-		p.spare = nil
-		p.topic.note(p)
-		if p.tooLarge > 0 {
-			p.topic.maxBytes = min(p.topic.maxBytes, max(1024, p.tooLarge/2))
-			s.log.Info("the topic takes less in one batch", "topic", p.topic.name, "batch_bytes", p.topic.maxBytes)
-			p.tooLarge = 0
-		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			errs[i] = s.drain(ctx, p)
+			<-slots
+		})
+	}
+	wg.Wait()
+	var first error
+	for _, err := range errs {
 		// What a person must mend first, then what is worth another attempt, then batches to be made smaller.
-		if err := errs[i]; err != nil && (first == nil || errors.Is(first, errTooLarge) || eventlog.Hint(first) == "" && eventlog.Hint(err) != "") {
+		if err != nil && (first == nil || errors.Is(first, errTooLarge) || eventlog.Hint(first) == "" && eventlog.Hint(err) != "") {
 			first = err
 		}
 	}
 	return first
 }
 
-// topic finds the topic of an event, and opens it if need be.
-func (s *Sink) topic(ctx context.Context, e *eventlog.Event) (*topic, error) {
+// settle takes over what drained partitions have left for the sink, and passes on the error.
+func (s *Sink) settle(drained []*partition, err error) error {
+	for _, p := range drained {
+		s.spare = append(s.spare, p.spare...)
+		p.spare, p.sending = nil, nil
+		p.topic.note(p)
+		if p.tooLarge > 0 {
+			p.topic.maxBytes = min(p.topic.maxBytes, max(1024, p.tooLarge/2))
+			s.log.Info("the topic takes less in one batch", "topic", p.topic.name, "batch_bytes", p.topic.maxBytes)
+			p.tooLarge = 0
+		}
+	}
+	return err
+}
+
+// topic finds the topic of an event, and opens it if need be; before that it calls idle, since the client must not be in
+// use then.
+func (s *Sink) topic(ctx context.Context, e *eventlog.Event, idle func() error) (*topic, error) {
+	if s.only != nil {
+		return s.only, nil
+	}
 	k := nameKey{e.Aggregate, e.Relation}
 	if t := s.names[k]; t != nil {
 		return t, nil
@@ -237,11 +278,20 @@ func (s *Sink) topic(ctx context.Context, e *eventlog.Event) (*topic, error) {
 	name := s.cfg.topicFor(e)
 	t := s.topics[name]
 	if t == nil {
+		if err := idle(); err != nil {
+			return nil, err
+		}
 		var err error
 		if t, err = s.openTopic(ctx, name); err != nil {
 			return nil, err
 		}
 		s.topics[name] = t
+		for _, p := range t.partitions {
+			p.have = p.sent
+		}
+		if name == s.cfg.Topic {
+			s.only = t
+		}
 	}
 	if len(s.names) > 10_000 { // relations have versions
 		clear(s.names)
@@ -264,21 +314,23 @@ func (s *Sink) Close(context.Context) error {
 	if s.transport != nil {
 		s.transport.CloseIdleConnections()
 	}
-	s.transport, s.client, s.topics, s.names, s.spare = nil, nil, nil, nil, nil
+	s.transport, s.client, s.topics, s.only, s.names, s.spare = nil, nil, nil, nil, nil, nil
 	return nil
 }
 
 func (s *Sink) String() string { return fmt.Sprintf("kafka topic %s", s.cfg.Topic) }
 
 func appendID(b []byte, id eventlog.ID) []byte {
+	const digits = "0123456789abcdef"
 	var x [36]byte
-	hex.Encode(x[:8], id[:4])
-	hex.Encode(x[9:13], id[4:6])
-	hex.Encode(x[14:18], id[6:8])
-	hex.Encode(x[19:23], id[8:10])
-	hex.Encode(x[24:], id[10:])
-	x[8], x[13], x[18], x[23] = '-', '-', '-', '-'
+	n := 0
+	for i, c := range id {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			x[n] = '-'
+			n++
+		}
+		x[n], x[n+1] = digits[c>>4], digits[c&15]
+		n += 2
+	}
 	return append(b, x[:]...)
 }
-
-func appendInt(b []byte, n int64) []byte { return strconv.AppendInt(b, n, 10) }

@@ -141,17 +141,22 @@ func (c *cluster) contents(t testing.TB, topic string) (out []sinktest.Delivered
 	return out
 }
 
+// shape is a topic, and how Sends to it are interrupted.
+type shape struct {
+	name       string
+	partitions int
+	mode       faultMode
+}
+
+var shapes = []shape{
+	{"one partition, lost responses", 1, loseResponse},
+	{"seven partitions, lost requests", 7, loseRequest},
+	{"three partitions, half requests", 3, loseHalf},
+}
+
 // conform runs the suite.
-func conform(t *testing.T, newCluster func(t *testing.T) *cluster, with Config) {
-	for _, shape := range []struct {
-		name       string
-		partitions int
-		mode       faultMode
-	}{
-		{"one partition, lost responses", 1, loseResponse},
-		{"seven partitions, lost requests", 7, loseRequest},
-		{"three partitions, half requests", 3, loseHalf},
-	} {
+func conform(t *testing.T, newCluster func(t *testing.T) *cluster, with Config, shapes ...shape) {
+	for _, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
 			c := newCluster(t)
 			n := 0

@@ -85,13 +85,14 @@ func (s *Sink) offsets(ctx context.Context, topic string, id int) (start, end in
 	if err != nil {
 		return 0, 0, s.explain(err, "read the offsets of partition "+strconv.Itoa(id), topic)
 	}
-	for _, p := range res.Topics[topic] {
-		if p.Error != nil {
-			return 0, 0, s.explain(p.Error, "read the offsets of partition "+strconv.Itoa(id), topic)
-		}
-		return p.FirstOffset, p.LastOffset, nil
+	list := res.Topics[topic]
+	if len(list) != 1 {
+		return 0, 0, fmt.Errorf("read the offsets of %s/%d: the broker did not answer", topic, id)
 	}
-	return 0, 0, fmt.Errorf("read the offsets of %s/%d: the broker did not answer", topic, id)
+	if list[0].Error != nil {
+		return 0, 0, s.explain(list[0].Error, "read the offsets of partition "+strconv.Itoa(id), topic)
+	}
+	return list[0].FirstOffset, list[0].LastOffset, nil
 }
 
 // readRange calls f for each record of ours with an offset in [lo, hi), oldest first, and returns about how many bytes it

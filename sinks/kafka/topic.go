@@ -25,28 +25,34 @@ type topic struct {
 	upTo    eventlog.Position
 }
 
-// partition is one of a topic's partitions. While a request is on its way, the goroutine of that request owns it,
-// otherwise Send.
+// partition is one of a topic's partitions. While a request is on its way, the goroutine of that request owns it, but for
+// what is Send's.
 type partition struct {
-	topic    *topic
-	id       int
+	topic *topic
+	id    int
+
+	// Send's:
+	have     eventlog.Position // sent, as it was when the attempt began
+	doubtful eventlog.Position // of the last event in pending
+	queue    []*batch          // encoded in this attempt
+	busy     bool              // has something in queue, or in pending
+
 	sent     eventlog.Position // of the last event of ours that the partition is known to hold
 	producer producer          // of the next batch
 	// inherited says that the producer state was continued from the tail of an earlier process, and no batch has been
 	// confirmed since: the first answer "written" may then mean that process's batch, and is checked.
 	inherited bool
-	resyncs   int    // in a row without a batch written
-	lookAgain bool   // the end must be read before anything is sent
-	next      int64  // offset that follows our last batch, or the end when it was last read
-	pending   *batch // may have been written; is sent again as it is before anything else
-	queue     []*batch
-	busy      bool                // has something to send in this attempt
-	tooLarge  int                 // bytes of a batch that the topic did not take
-	acked     []eventlog.Position // written in this attempt, where the topic keeps a set of positions
-	spare     [][]byte            // buffers to be used again
+	resyncs   int      // in a row without a batch written
+	lookAgain bool     // the end must be read before anything is sent
+	next      int64    // offset that follows our last batch, or the end when it was last read
+	pending   *batch   // may have been written; is sent again as it is before anything else
+	sending   []*batch // to be sent after it
+	tooLarge  int      // bytes of a batch that the topic did not take
+	acked     []eventlog.Position
+	spare     [][]byte // buffers to be used again
 }
 
-// note adds what was written in this attempt to the topic's set of positions.
+// note adds what was just written to the topic's set of positions.
 func (t *topic) note(p *partition) {
 	if t.present != nil {
 		for _, x := range p.acked {
@@ -56,12 +62,15 @@ func (t *topic) note(p *partition) {
 	p.acked = nil
 }
 
-// skip tells whether the topic has an event already.
+// skip tells whether the topic has an event already, or a request with it that comes first.
 func (p *partition) skip(pos eventlog.Position) bool {
+	if pos <= p.doubtful {
+		return true
+	}
 	if p.topic.present != nil && pos <= p.topic.upTo {
 		return p.topic.present.has(int64(pos))
 	}
-	return pos <= p.sent
+	return pos <= p.have
 }
 
 // openTopic finds out what a topic holds of ours. It makes the topic if it is missing and we may.
@@ -168,6 +177,7 @@ func (s *Sink) grow(ctx context.Context, t *topic) error {
 	}
 	s.log.Info("partitions were added; new events of a key may follow in another partition than its old ones",
 		"topic", t.name, "before", len(t.partitions), "now", n)
+	var added []*partition // all at once or none: their number decides where keys go
 	for i := len(t.partitions); i < n; i++ {
 		x, err := s.readTail(ctx, t.name, i, n, 0, nil)
 		if err != nil {
@@ -177,8 +187,9 @@ func (s *Sink) grow(ctx context.Context, t *topic) error {
 		if p.producer, err = s.freshProducer(ctx); err != nil {
 			return err
 		}
-		t.partitions = append(t.partitions, p)
+		added = append(added, p)
 	}
+	t.partitions = append(t.partitions, added...)
 	return nil
 }
 
