@@ -2,6 +2,7 @@ package rebuild
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -168,6 +169,72 @@ func BenchmarkCheckout(b *testing.B) {
 			client2, server2 := s.cpu()
 			b.ReportMetric(float64(client2-client)/n, "client-ns/event")
 			b.ReportMetric(float64(server2-server)/n, "server-ns/event")
+		})
+	}
+}
+
+// orderStream is a log of orders that are inserted and then updated at random, made on the way.
+type orderStream struct {
+	rel           *eventlog.Relation
+	rows, updates int
+}
+
+func (s orderStream) Read(_ context.Context, _ eventlog.Selection, f func(*eventlog.Event) error) error {
+	r := rand.New(rand.NewPCG(1, 1))
+	e := &eventlog.Event{Relation: s.rel, SchemaVersion: 1}
+	var data, rest []byte
+	for n := range s.rows + s.updates {
+		e.Position++
+		e.CommitLSN = eventlog.LSN(0x1000000 + n*64)
+		i := n
+		if n >= s.rows {
+			i = r.IntN(s.rows)
+		}
+		e.AggregateID = strconv.Itoa(i + 1)
+		rest = append(append(rest[:0], `{"id":`...), e.AggregateID...)
+		rest = strconv.AppendInt(append(rest, `,"customer_id":`...), int64(i%5000), 10)
+		rest = strconv.AppendInt(append(rest, `,"total":"`...), int64(i%1000), 10)
+		rest = append(append(rest, `.50","note":"a note of some length for order `...), e.AggregateID...)
+		rest = append(rest, `","created_at":"2026-01-01T00:00:04.000000Z"`...)
+		data = append(append(data[:0], `"status":"`...), statuses[n%6]...)
+		data = append(data, `","updated_at":"2026-01-09T02:26:39.000000Z"}`...)
+		if n < s.rows {
+			e.Op, e.Data, e.Rest = eventlog.OpInsert, append(append(rest, ','), data...), nil
+		} else {
+			e.Op, e.Data, e.Rest = eventlog.OpUpdate, append([]byte{'{'}, data...), append(rest, '}')
+		}
+		if err := f(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// BenchmarkFold is BenchmarkCheckout without Postgres.
+func BenchmarkFold(b *testing.B) {
+	const rows = 300_000
+	orders := shopOrders()
+	for _, c := range []struct {
+		name   string
+		memory int64
+	}{{"in memory", 1 << 30}, {"in half of what it needs", 40 << 20}, {"in 8 MiB", 8 << 20}} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			var own, now syscall.Rusage
+			_ = syscall.Getrusage(syscall.RUSAGE_SELF, &own)
+			for range b.N {
+				f := Fold{Source: orderStream{orders, rows, 2 * rows}, Calculator: RowsOf([][]eventlog.RelationVersion{{{ID: 1, Relation: orders}}}, []int{0}),
+					Target: discard{}, MaxMemoryBytes: c.memory, TempDir: b.TempDir()}
+				r, err := f.Run(context.Background())
+				if err != nil || r.Tables[0].Rows != rows {
+					b.Fatal(r, err)
+				}
+				b.ReportMetric(float64(r.SpilledBytes)/(1<<20), "MiB-spilled")
+			}
+			_ = syscall.Getrusage(syscall.RUSAGE_SELF, &now)
+			n := float64(b.N) * 3 * rows
+			b.ReportMetric(n/b.Elapsed().Seconds(), "events/s")
+			b.ReportMetric(float64(now.Utime.Nano()+now.Stime.Nano()-own.Utime.Nano()-own.Stime.Nano())/n, "cpu-ns/event")
 		})
 	}
 }

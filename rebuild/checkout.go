@@ -129,13 +129,14 @@ type history struct {
 	versions []eventlog.RelationVersion // all it has ever had, oldest first
 	shape    int                        // the one that holds at the revision; -1: the table is not there yet
 	captured bool                       // now
+	rank     int                        // of several tables that have had one name, the highest counts
 }
 
 func (h *history) relation() *eventlog.Relation { return h.versions[max(h.shape, 0)].Relation }
 
-// tablesAt reads which tables there are at a position: those known by then, with or without rows. A table is known by its OID,
-// so that a new name is no new table; of several tables that have had one name the newest counts. That a table has been
-// dropped is not known: it keeps its last rows.
+// tablesAt reads which tables there are at a position: those known by then, with or without rows. A table is known by its
+// OID, so that a new name is no new table; of several tables that have had one name the newest counts. That a table has
+// been dropped is not known: it keeps its last rows.
 func tablesAt(ctx context.Context, log *eventlog.Log, at eventlog.Position) ([]*history, error) {
 	versions, err := log.Relations(ctx)
 	if err != nil {
@@ -145,32 +146,51 @@ func tablesAt(ctx context.Context, log *eventlog.Log, at eventlog.Position) ([]*
 	if err != nil {
 		return nil, err
 	}
-	until := eventlog.LSN(1<<64 - 1)
-	switch {
-	case at > head.Position:
-		return nil, fmt.Errorf("check out position %d: the log ends at %d", at, head.Position)
-	case at == 0:
-		until = 0
-	case at < head.Position:
-		e, err := log.Get(ctx, at)
-		if err != nil {
-			return nil, err
-		}
-		until = e.CommitLSN
-	}
-	if head.Position == 0 {
-		until = 1<<64 - 1 // an empty log's only moment is now
+	registered, err := log.Registered(ctx)
+	if err != nil {
+		return nil, err
 	}
 	captured, err := log.Captured(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return group(versions, captured, until), nil
+	m := moment{at: at, registered: registered}
+	switch {
+	case at > head.Position:
+		return nil, fmt.Errorf("check out position %d: the log ends at %d", at, head.Position)
+	case at == head.Position:
+		m.now = true
+	case at > 0:
+		e, err := log.Get(ctx, at)
+		if err != nil {
+			return nil, err
+		}
+		m.lsn = e.CommitLSN
+	}
+	return group(versions, captured, m), nil
 }
 
-// group puts together the versions of each table, and finds the one that holds at an LSN. The schema history has a table's
+// moment is a position, and what tells which versions of tables hold there.
+type moment struct {
+	now        bool // it is the head
+	at         eventlog.Position
+	lsn        eventlog.LSN              // of the transaction there
+	registered map[int]eventlog.Position // by number of the version
+}
+
+// appendEvents is more than one append to the log has.
+const appendEvents = 1 << 18
+
+// holds tells whether the log knew a version by then. One that came with the append that the position lies in is told by its
+// LSN, those before and after by their place in the log: LSNs of another lineage mean nothing here.
+func (m *moment) holds(v *eventlog.RelationVersion) bool {
+	p := m.registered[v.ID]
+	return m.now || p <= m.at || p-m.at < appendEvents && v.AtLSN <= m.lsn
+}
+
+// group puts together the versions of each table, and finds the one that holds at a moment. The schema history has a table's
 // first version only from its first event on; before that it is captured and empty.
-func group(versions []eventlog.RelationVersion, captured []eventlog.Captured, until eventlog.LSN) []*history {
+func group(versions []eventlog.RelationVersion, captured []eventlog.Captured, m moment) []*history {
 	var all []*history
 	byOID := map[uint32]*history{}
 	next := 1
@@ -182,8 +202,8 @@ func group(versions []eventlog.RelationVersion, captured []eventlog.Captured, un
 			byOID[v.OID] = h
 			all = append(all, h)
 		}
-		if v.AtLSN <= until {
-			h.shape = len(h.versions)
+		if m.holds(&v) {
+			h.shape, h.rank = len(h.versions), v.ID
 		}
 		h.versions = append(h.versions, v)
 	}
@@ -191,27 +211,27 @@ func group(versions []eventlog.RelationVersion, captured []eventlog.Captured, un
 		h := byOID[c.OID]
 		if h == nil {
 			h = &history{shape: -1, versions: []eventlog.RelationVersion{{ID: next, Relation: c.Relation, AtLSN: c.SinceLSN}}}
+			if m.now {
+				h.rank = next
+			}
 			next++
 			all = append(all, h)
 		}
 		h.captured = true
-		if h.shape < 0 && c.SinceLSN <= until {
+		if h.shape < 0 && (m.now || c.SinceLSN <= m.lsn) {
 			h.shape = 0
 		}
 	}
-	newest := map[string]int{}
-	for i, h := range all {
-		if h.shape < 0 {
-			continue
-		}
+	first := map[string]*history{}
+	for _, h := range all {
 		n := h.relation().String()
-		if j, ok := newest[n]; !ok || all[j].versions[all[j].shape].ID < h.versions[h.shape].ID {
-			newest[n] = i
+		if o := first[n]; h.shape >= 0 && (o == nil || o.rank < h.rank) {
+			first[n] = h
 		}
 	}
 	var out []*history
-	for i, h := range all {
-		if h.shape < 0 || newest[h.relation().String()] == i {
+	for _, h := range all {
+		if h.shape < 0 || first[h.relation().String()] == h {
 			out = append(out, h)
 		}
 	}

@@ -118,6 +118,31 @@ func TestCheckoutHasTheShapeOfThen(t *testing.T) {
 	}
 }
 
+func TestRowsKeepTheirPlaceWhenTheKeyChanges(t *testing.T) {
+	v1 := relation("visits", nil, "page text", "n bigint")
+	s := newSource(t, v1)
+	s.tx(insert(v1, "/a", 1), insert(v1, "/a", 1), insert(v1, "/b", nil))
+	v2 := relation("visits", nil, "page text", "n bigint", "who text")
+	s.tx(remove(v2, "/a", 1, nil), update(v2, row("/b", nil, nil), row("/b", 2, "me")), insert(v2, "/a", 3, nil))
+	m := &Memory{}
+	r := s.mustCheckout(0, m)
+	if got, want := rowsIn(m, "public.visits"), []string{`{"page":"/a","n":1,"who":null}`, `{"page":"/a","n":3,"who":null}`, `{"page":"/b","n":2,"who":"me"}`}; !slices.Equal(got, want) || len(r.Warnings) > 0 {
+		t.Errorf("without a key: %q %q", got, r.Warnings)
+	}
+	v3 := relation("visits", []int{1}, "page text", "n bigint", "who text")
+	s.tx(remove(v3, "/a", 1, nil), update(v3, row("/a", 3, nil), row("/a", 4, nil)))
+	r = s.mustCheckout(0, m)
+	if got, want := rowsIn(m, "public.visits"), []string{`{"page":"/a","n":4,"who":null}`, `{"page":"/b","n":2,"who":"me"}`}; !slices.Equal(got, want) || len(r.Warnings) > 0 {
+		t.Errorf("with a key: %q %q", got, r.Warnings)
+	}
+	v4 := relation("visits", []int{1}, "page text", "number bigint", "who text")
+	s.tx(update(v4, row("/a", 4, nil), row("/a", 4, "you")))
+	r = s.mustCheckout(0, m)
+	if got, want := rowsIn(m, "public.visits"), []string{`{"page":"/a","number":4,"who":"you"}`, `{"page":"/b","number":2,"who":"me"}`}; !slices.Equal(got, want) || len(r.Warnings) > 0 {
+		t.Errorf("with a key of another name: %q %q", got, r.Warnings)
+	}
+}
+
 func TestWhichTables(t *testing.T) {
 	orders, items := relation("orders", []int{0}, "id bigint"), relation("order_items", []int{0}, "id bigint")
 	invoices, late := relation("billing.invoices", []int{0}, "id bigint"), relation("late", []int{0}, "id bigint")
@@ -170,6 +195,42 @@ func TestWhichTables(t *testing.T) {
 	r := s.mustCheckout(0, &Memory{}, func(cfg *Config) { cfg.Partial = true })
 	if len(r.Tables) != 5 || len(r.Warnings) != 1 || !strings.HasPrefix(r.Warnings[0], "public.old: ") {
 		t.Errorf("%+v", r)
+	}
+}
+
+func TestWhichVersionHolds(t *testing.T) {
+	rel := func(oid uint32, name string) *eventlog.Relation {
+		return &eventlog.Relation{OID: oid, Schema: "public", Name: name}
+	}
+	versions := []eventlog.RelationVersion{
+		{ID: 1, Relation: rel(1, "a"), AtLSN: 0x100}, {ID: 2, Relation: rel(2, "b"), AtLSN: 0x200}, {ID: 3, Relation: rel(1, "c"), AtLSN: 0x300},
+		// the source moved to another server, where LSNs are small and OIDs are others
+		{ID: 4, Relation: rel(7, "b"), AtLSN: 0x10}, {ID: 5, Relation: rel(8, "c"), AtLSN: 0x20},
+	}
+	registered := map[int]eventlog.Position{1: 10, 2: 1000, 3: 1000, 4: 1_000_000, 5: 1_000_000}
+	captured := []eventlog.Captured{{Relation: rel(7, "b"), SinceLSN: 0x8}, {Relation: rel(8, "c"), SinceLSN: 0x8}, {Relation: rel(9, "new"), SinceLSN: 0x30}}
+	for _, c := range []struct {
+		moment
+		want string
+	}{
+		{moment{at: 5, lsn: 0x100}, "a:1 b:7 c:8 new:9"}, // of the append; that b and c came so late is told by nothing
+		{moment{at: 500, lsn: 0x280}, "a:1 b:2 c:8 new:9"},
+		{moment{at: 500, lsn: 0x300}, "b:2 c:1 new:9"},
+		{moment{at: 2000, lsn: 0x900}, "b:2 c:1 new:9"},
+		{moment{at: 1_000_000, lsn: 0x20}, "b:7 c:8"},
+		{moment{at: 2_000_000, lsn: 0x40}, "b:7 c:8 new:9"},
+		{moment{now: true, at: 2_000_001}, "b:7 c:8 new:9"},
+	} {
+		c.registered = registered
+		var got []string
+		for _, h := range group(versions, captured, c.moment) {
+			if h.shape >= 0 {
+				got = append(got, fmt.Sprintf("%s:%d", h.relation().Name, h.relation().OID))
+			}
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("%d: %s, want %s", c.at, s, c.want)
+		}
 	}
 }
 

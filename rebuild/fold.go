@@ -58,6 +58,8 @@ type engine struct {
 	workers  []*worker
 	batch    int // bytes
 	events   int64
+	moved    []Tally // by table: of what was folded by Rekey
+	rekeyed  int64   // bytes written to temporary files by Rekey
 	progress progress
 }
 
@@ -87,8 +89,9 @@ func (f *Fold) Run(ctx context.Context) (result *Result, err error) {
 	e.pool = newPagePool(f.MaxMemoryBytes)
 	e.batch = int(min(max(f.MaxMemoryBytes/256, 4<<10), 128<<10))
 	e.tables = f.Calculator.Tables()
+	e.moved = make([]Tally, len(e.tables))
 	for range f.Workers {
-		e.workers = append(e.workers, &worker{engine: e, share: f.MaxMemoryBytes / int64(f.Workers), in: make(chan []byte, 4), idle: make(chan []byte, 6),
+		e.workers = append(e.workers, &worker{engine: e, share: f.MaxMemoryBytes / int64(f.Workers), in: make(chan []byte, 4), idle: make(chan []byte, 6), rested: make(chan struct{}, 1),
 			file: spillFile{dir: f.TempDir}, folder: f.Calculator.NewFolder()})
 	}
 	for i := range len(e.tables) * fanOut {
@@ -114,6 +117,7 @@ func (f *Fold) Run(ctx context.Context) (result *Result, err error) {
 	if err := e.write(ctx, result); err != nil {
 		return nil, err
 	}
+	result.SpilledBytes += e.rekeyed
 	for _, w := range e.workers {
 		result.SpilledBytes += w.file.written
 	}
@@ -134,7 +138,7 @@ func (e *engine) read(ctx context.Context) error {
 			}
 		})
 	}
-	r := &Router{engine: e, out: make([][]byte, len(e.workers)), done: ctx.Done()}
+	r := &Router{engine: e, out: make([][]byte, len(e.workers)), ctx: ctx}
 	err := e.Source.Read(ctx, e.Selection, func(ev *eventlog.Event) error {
 		e.events++
 		if e.events&0x3ff == 0 {
@@ -152,6 +156,9 @@ func (e *engine) read(ctx context.Context) error {
 		close(w.in)
 	}
 	wg.Wait()
+	if e := r.close(); err == nil {
+		err = e
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx) // what a worker met, rather than what followed from it
 	}
@@ -161,8 +168,11 @@ func (e *engine) read(ctx context.Context) error {
 // Router takes the steps that Route gives to the workers. A calculator does not keep it.
 type Router struct {
 	engine *engine
-	out    [][]byte // by worker: the batch that is being filled
-	done   <-chan struct{}
+	ctx    context.Context
+	out    [][]byte  // by worker: the batch that is being filled
+	used   int64     // memory of what Rekey has taken from the workers
+	file   spillFile // for that
+	loader loader    // of Rekey
 }
 
 // Step gives a step for a key; its payload may come in pieces. Nothing is kept of the arguments.
@@ -174,6 +184,7 @@ func (r *Router) Step(table int, key []byte, payload ...[]byte) error {
 
 // Clear forgets all keys of a table.
 func (r *Router) Clear(table int) error {
+	r.engine.moved[table] = Tally{}
 	for n := table * fanOut; n < (table+1)*fanOut; n++ {
 		if err := r.give(n, recordClear, 0, nil, nil); err != nil {
 			return err
@@ -207,8 +218,8 @@ func (r *Router) send(i int) error {
 	case r.engine.workers[i].in <- r.out[i]:
 		r.out[i] = nil
 		return nil
-	case <-r.done:
-		return context.Canceled // the cause is known where the context was made
+	case <-r.ctx.Done():
+		return context.Cause(r.ctx)
 	}
 }
 
@@ -231,8 +242,9 @@ type worker struct {
 	used    int64       // by its parts
 	stores  int         // how many of them are in memory
 	spilled int         // how many are not
-	in      chan []byte // batches, in order
+	in      chan []byte // batches, in order; nil asks to be told when it is reached
 	idle    chan []byte // batches to be filled again
+	rested  chan struct{}
 	file    spillFile
 	folder  Folder
 	scratch []byte
@@ -247,6 +259,10 @@ func (w *worker) run() error {
 		slot uint64
 	}
 	for batch := range w.in {
+		if batch == nil {
+			w.rested <- struct{}{}
+			continue
+		}
 		for b := batch; len(b) > 0; {
 			n := 0
 			for ; n < len(ahead) && len(b) > 0; n++ {
@@ -374,8 +390,12 @@ func (w *worker) relieve() error {
 func (w *worker) spill(p *part) error {
 	w.spilled++
 	w.stores--
-	p.run = &run{file: &w.file, used: &w.used}
-	limit := w.buffer()
+	return p.spill(&w.file, &w.used, w.buffer())
+}
+
+// spill moves a part to a file.
+func (p *part) spill(file *spillFile, used *int64, limit int) error {
+	p.run = &run{file: file, used: used}
 	err := dump(p.store, func(raw []byte, _ uint64) error { return p.run.add(raw, limit) })
 	p.store.clear()
 	p.store = nil

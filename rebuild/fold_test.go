@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/backstory-dev/backstory/eventlog"
@@ -37,7 +38,15 @@ func bulk(seed uint64, rows, changes int) *model {
 		m.lsn += 8
 	}
 	next := rows
-	for range changes {
+	for n := range changes {
+		if n == changes/2 { // keys and contents of many rows change at once
+			rel := *items.now().Relation
+			items.key = []string{"order"}
+			m.alter(items, &rel)
+			wider := *visits.now().Relation
+			wider.Columns = append(slices.Clone(wider.Columns), eventlog.Column{Name: "more", Type: modelTypes["bigint"]})
+			m.alter(visits, &wider)
+		}
 		t := m.tables[r.IntN(3)]
 		if len(t.rows) == 0 {
 			continue
@@ -129,6 +138,7 @@ type failing struct {
 	into   Memory
 	source Source
 	at     string
+	mu     sync.Mutex // guards count
 	count  int
 }
 
@@ -136,6 +146,8 @@ func (f *failing) hit(where string, every int) error {
 	if f.at != where {
 		return nil
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.count++; f.count < every {
 		return nil
 	}

@@ -266,6 +266,7 @@ func draw(t *rapid.T) *model {
 	m.addTable("pairs", 'd', []string{"x", "y"}, "a text", "y text", "x text")
 	m.addTable("keyless", 'f', nil, "a bigint", "b text")
 	m.addTable("words", 'f', []string{"w"}, "w text", "n bigint")
+	m.addTable("codes", 'f', []string{"id"}, "id bigint", "code text", "n bigint")
 	for _, x := range m.tables {
 		x.restless = rapid.SampledFrom([]int{0, 1, 2, 5}).Draw(t, "restless")
 	}
@@ -340,10 +341,14 @@ func draw(t *rapid.T) *model {
 				m.truncate(x)
 			case k < 94:
 				m.event(nil, eventlog.OpNote, "note").Data = []byte(`{"id":1}`)
-			case k < 95 && len(x.key) > 0:
+			case k < 95:
 				rel := *x.now().Relation
 				rel.Columns = append(slices.Clone(rel.Columns), eventlog.Column{Name: fmt.Sprintf("new%d", len(x.versions)), Type: modelTypes["text"]})
 				m.alter(x, &rel)
+			case k < 96:
+				m.dropColumn(t, x)
+			case k < 98 && x.now().Name == "codes":
+				m.changeKey(t, x)
 			default:
 				if x.now().Name == "deferrable" {
 					m.shift(t, x)
@@ -353,6 +358,49 @@ func draw(t *rapid.T) *model {
 		m.commit()
 	}
 	return m
+}
+
+// dropColumn drops a column that is not in the key, if there is one to spare.
+func (m *model) dropColumn(t *rapid.T, x *modelTable) {
+	rel := *x.now().Relation
+	var spare []int
+	for i, c := range rel.Columns {
+		if !slices.Contains(x.key, c.Name) && c.Name != "id" && c.Name != "code" {
+			spare = append(spare, i)
+		}
+	}
+	if len(spare) < 2 {
+		return
+	}
+	i := rapid.SampledFrom(spare).Draw(t, "dropped column")
+	name := rel.Columns[i].Name
+	rel.Columns = slices.Delete(slices.Clone(rel.Columns), i, i+1)
+	for i, r := range x.rows {
+		x.rows[i] = maps.Clone(r)
+		delete(x.rows[i], name)
+	}
+	m.alter(x, &rel)
+}
+
+// changeKey gives the table another primary key, or none, if its rows allow it.
+func (m *model) changeKey(t *rapid.T, x *modelTable) {
+	key := rapid.SampledFrom([][]string{{"id"}, {"code"}, {"code", "id"}, nil}).Draw(t, "new key")
+	seen, old := map[string]bool{}, x.key
+	x.key = key
+	for _, r := range x.rows {
+		id := x.id(r)
+		for _, k := range key {
+			if r[k] == "null" {
+				x.key = old
+			}
+		}
+		if len(key) > 0 && seen[id] {
+			x.key = old
+		}
+		seen[id] = true
+	}
+	rel := *x.now().Relation
+	m.alter(x, &rel)
 }
 
 // shift gives rows other keys in an order that only a key that is checked at the end allows.

@@ -114,10 +114,6 @@ func insert(r *eventlog.Relation, texts ...any) eventlog.Item {
 	return eventlog.Item{Op: eventlog.OpInsert, Relation: r, New: row(texts...)}
 }
 
-func imported(r *eventlog.Relation, v []eventlog.Value) eventlog.Item {
-	return eventlog.Item{Op: eventlog.OpImport, Relation: r, New: v}
-}
-
 func update(r *eventlog.Relation, old, now []eventlog.Value) eventlog.Item {
 	return eventlog.Item{Op: eventlog.OpUpdate, Relation: r, Old: old, New: now, OldFull: r.ReplicaIdentity == 'f'}
 }

@@ -2,7 +2,9 @@ package rebuild
 
 import (
 	"bytes"
+	"crypto/md5"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -28,6 +30,7 @@ type Rows struct {
 	tables   []*Table
 	versions []*version // by number in the schema history
 	newest   []int      // by table: the number of the version whose shape it has
+	current  []*version // by table: of the last event
 	head     []byte     // scratch of Route
 	key      []byte
 }
@@ -44,6 +47,7 @@ func RowsOf(tables [][]eventlog.RelationVersion, shape []int) *Rows {
 			c.versions[v.ID] = newVersion(v, i)
 		}
 		c.newest = append(c.newest, versions[shape[i]].ID)
+		c.current = append(c.current, nil)
 		c.tables = append(c.tables, &Table{})
 	}
 	c.Tables()
@@ -80,6 +84,7 @@ const (
 	stepAdd           // one more row like data and rest, of a table without a key
 	stepDrop          // one row less
 	stepMinus         // the same, of a row whose content changes
+	stepRekey         // a row as it is in a state, from another key
 )
 
 // Route gives the steps of an event.
@@ -91,7 +96,15 @@ func (c *Rows) Route(e *eventlog.Event, to *Router) error {
 		return nil // of a table that is not asked for
 	}
 	v := c.versions[e.SchemaVersion]
-	c.newest[v.table] = max(c.newest[v.table], v.id)
+	if now := c.current[v.table]; now != v {
+		c.newest[v.table] = max(c.newest[v.table], v.id)
+		c.current[v.table] = v
+		if now != nil && !sameIdentity(now, v) {
+			if err := c.rekey(v, to); err != nil {
+				return err
+			}
+		}
+	}
 	c.key = append(c.key[:0], e.AggregateID...)
 	var before []byte
 	if v.rel.ReplicaIdentity != 'd' {
@@ -152,6 +165,52 @@ func (c *Rows) step(to *Router, v *version, kind byte, e *eventlog.Event, data, 
 	return to.Step(v.table, c.key, c.head, data, rest, before)
 }
 
+// rekey puts the rows that a table has so far under the keys that a version of it has. A row of which the new key is not
+// known keeps its old one: the key's column has only another name, or the source filled it in without an event.
+func (c *Rows) rekey(v *version, to *Router) error {
+	f := &rowFolder{calc: c}
+	values := make([][]byte, len(v.names))
+	var rows []storedRow
+	var object, payload []byte
+	return to.Rekey(v.table, func(key, state []byte) error {
+		var err error
+		if rows, err = parseRows(rows[:0], state); err != nil {
+			return err
+		}
+		for _, r := range rows {
+			clear(values)
+			if err := f.valuesIn(v, r, values); err != nil {
+				return err
+			}
+			object = v.object(object[:0], values)
+			switch {
+			case len(v.rel.Key) == 0:
+				if r.flags&flagCounted == 0 {
+					r.flags, r.number = r.flags|flagCounted, 1
+				}
+				d := md5.Sum(object)
+				c.key = hex.AppendEncode(c.key[:0], d[:])
+			case v.keyKnown(values):
+				id, err := eventlog.RowID(v.rel, object)
+				if err != nil {
+					return err
+				}
+				c.key = append(c.key[:0], id...)
+			default:
+				c.key = append(c.key[:0], key...)
+			}
+			if len(v.rel.Key) > 0 && r.flags&flagCounted != 0 {
+				r.flags, r.number = r.flags&^flagCounted, 0
+			}
+			payload = appendRow(append(payload[:0], stepRekey), r)
+			if err := to.Step(v.table, c.key, payload); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // rowStep is a step, taken apart.
 type rowStep struct {
 	kind               byte
@@ -186,7 +245,19 @@ func parseStep(b []byte) (s rowStep, err error) {
 }
 
 // NewFolder makes a folder of rows.
-func (c *Rows) NewFolder() Folder { return &rowFolder{calc: c} }
+func (c *Rows) NewFolder() Folder {
+	f := &rowFolder{calc: c}
+	f.member = func(name, value []byte) error { // made once, not for each object
+		if i := f.from.column(name, f.next); i >= 0 {
+			f.next = i + 1
+			if j := f.from.final[i]; j >= 0 {
+				f.vals[j] = Value{value, &f.from.rel.Columns[i].Type}
+			}
+		}
+		return nil
+	}
+	return f
+}
 
 // rowFolder folds rows.
 //
@@ -197,6 +268,9 @@ type rowFolder struct {
 	calc    *Rows
 	rows    []storedRow
 	vals    []Value
+	member  func(name, value []byte) error // puts a member of an object of version from into vals
+	from    *version
+	next    int // column where the next member is expected
 	text    []byte
 	extra   []byte
 	merged  []byte
@@ -287,6 +361,9 @@ func (f *rowFolder) appendWhole(dst []byte, s *rowStep, flags byte, number uint6
 
 // Fold folds a step into the state of a key.
 func (f *rowFolder) Fold(dst, state []byte, st *Step) ([]byte, error) {
+	if len(st.Payload) > 0 && st.Payload[0] == stepRekey {
+		return f.foldRekeyed(dst, state, st)
+	}
 	s, err := parseStep(st.Payload)
 	if err != nil {
 		return dst, err
@@ -312,12 +389,10 @@ func (f *rowFolder) Fold(dst, state []byte, st *Step) ([]byte, error) {
 		return dst, err
 	}
 	rows := f.rows
-	last := &rows[len(rows)-1]
-	if len(rows) > 1 && last.number != s.lsn {
+	if n := len(rows); n > 1 && rows[n-1].number != s.lsn {
 		// The transaction that had several rows under this key is over; the one put there last has it.
 		st.Tally.Replaced += int64(len(rows) - 1)
 		rows = rows[len(rows)-1:]
-		last = &rows[0]
 	}
 	deferrable := f.calc.versions[s.version].rel.ReplicaIdentity != 'd'
 	switch s.kind {
@@ -389,24 +464,32 @@ func (f *rowFolder) which(rows []storedRow, s *rowStep) (int, error) {
 	return -1, nil
 }
 
-// matches tells whether a row has all the values that it had according to the step, as far as both are known.
-func (f *rowFolder) matches(r storedRow, s *rowStep) (bool, error) {
-	v := f.calc.versions[s.version]
-	now := make([][]byte, len(v.names))
+// valuesIn fills in the values of a row, by column of a version.
+func (f *rowFolder) valuesIn(v *version, r storedRow, values [][]byte) error {
 	for b := r.fragments; len(b) > 0; {
 		n, object, rest, err := nextFragment(b)
 		if err != nil {
-			return false, err
+			return err
 		}
 		b = rest
 		from := f.calc.versions[n]
 		if err := from.each(object, func(column int, value []byte) {
 			if i := v.column(from.names[column], column); i >= 0 {
-				now[i] = value
+				values[i] = value
 			}
 		}); err != nil {
-			return false, err
+			return err
 		}
+	}
+	return nil
+}
+
+// matches tells whether a row has all the values that it had according to the step, as far as both are known.
+func (f *rowFolder) matches(r storedRow, s *rowStep) (bool, error) {
+	v := f.calc.versions[s.version]
+	now := make([][]byte, len(v.names))
+	if err := f.valuesIn(v, r, now); err != nil {
+		return false, err
 	}
 	same := true
 	for _, o := range [2][]byte{s.before, s.rest} {
@@ -517,6 +600,27 @@ func (f *rowFolder) foldCounted(dst, state []byte, st *Step, s *rowStep) ([]byte
 	return appendRow(dst, r), nil
 }
 
+// foldRekeyed folds a row that comes from another key.
+func (f *rowFolder) foldRekeyed(dst, state []byte, st *Step) ([]byte, error) {
+	var err error
+	if f.rows, err = parseRows(f.rows[:0], st.Payload[1:]); err != nil || len(f.rows) != 1 {
+		return dst, errState
+	}
+	r := f.rows[0]
+	if f.rows, err = parseRows(f.rows[:0], state); err != nil {
+		return dst, err
+	}
+	switch {
+	case r.flags&flagCounted != 0:
+		for _, o := range f.rows {
+			r.number += o.number
+		}
+	default:
+		st.Tally.Replaced += int64(len(f.rows))
+	}
+	return appendRow(dst, r), nil
+}
+
 // Rows gives the rows of a key.
 func (f *rowFolder) Rows(s *State, emit func(*Row) error) error {
 	var err error
@@ -540,11 +644,8 @@ func (f *rowFolder) Rows(s *State, emit func(*Row) error) error {
 		if base == nil {
 			base = v // the first fragment is of the whole row
 		}
-		if err := v.each(object, func(column int, value []byte) {
-			if i := v.final[column]; i >= 0 {
-				f.vals[i] = Value{value, &v.rel.Columns[column].Type}
-			}
-		}); err != nil {
+		f.from, f.next = v, 0
+		if err := eventlog.EachMember(object, f.member); err != nil {
 			return fmt.Errorf("row of %s: %w", t, err)
 		}
 		b = rest
@@ -586,7 +687,7 @@ func (f *rowFolder) complete(s *State, t *Table, base *version, partial bool) {
 		}
 		switch {
 		case !was:
-			f.vals[i] = Value{jsonNull, &c.Type}
+			f.vals[i] = Value{missing(c), &c.Type}
 		default:
 			s.Tally.unknown(i, len(t.Columns))
 		}

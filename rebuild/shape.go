@@ -2,6 +2,7 @@ package rebuild
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/backstory-dev/backstory/eventlog"
 )
@@ -66,6 +67,49 @@ func (v *version) keyWasEmpty(before []byte) bool {
 	was := false
 	_ = v.each(before, func(column int, value []byte) { was = was || column == v.rel.Key[0] && string(value) == `""` })
 	return was
+}
+
+// sameIdentity tells whether two versions of a table name its rows in the same way: by the same key or, without one, by
+// the same columns.
+func sameIdentity(a, b *version) bool {
+	if len(a.rel.Key) != len(b.rel.Key) {
+		return false
+	}
+	for i, k := range a.rel.Key {
+		if !bytes.Equal(a.names[k], b.names[b.rel.Key[i]]) {
+			return false
+		}
+	}
+	return len(a.rel.Key) > 0 || slices.EqualFunc(a.names, b.names, bytes.Equal)
+}
+
+// keyKnown tells whether a row has a value in each column of the key.
+func (v *version) keyKnown(values [][]byte) bool {
+	for _, k := range v.rel.Key {
+		if values[k] == nil || string(values[k]) == "null" {
+			return false
+		}
+	}
+	return true
+}
+
+// missing gives the value of a column in rows from before it was added, in the form of the log.
+func missing(*eventlog.Column) []byte { return jsonNull }
+
+// object appends a row as the log writes it. A column that came later has the value with which it came.
+func (v *version) object(dst []byte, values [][]byte) []byte {
+	dst = append(dst, '{')
+	for i, value := range values {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(eventlog.AppendString(dst, v.names[i]), ':')
+		if value == nil {
+			value = missing(&v.rel.Columns[i])
+		}
+		dst = append(dst, value...)
+	}
+	return append(dst, '}')
 }
 
 // sameColumn tells whether a column of one version of a table is a column of another one. Columns are known by their

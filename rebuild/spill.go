@@ -165,9 +165,12 @@ func (r *run) write(p []byte) error {
 	return nil
 }
 
+// held is how many bytes of memory the run has.
+func (r *run) held() int64 { return int64(cap(r.buf) + 16*cap(r.extents)) }
+
 // clear forgets all records.
 func (r *run) clear() {
-	*r.used -= int64(cap(r.buf) + 16*cap(r.extents))
+	*r.used -= r.held()
 	r.buf, r.extents = nil, nil
 }
 
@@ -177,8 +180,9 @@ func (r *run) trim() {
 	r.buf = nil
 }
 
-// each calls f for each record, which is valid until f returns. The run may be read again.
-func (r *run) each(buf []byte, f func(record) error) ([]byte, error) {
+// each calls f for the records, up to lookAhead at a time; they are valid until f returns. The run may be read again.
+func (r *run) each(buf []byte, f func([]record) error) ([]byte, error) {
+	var group [lookAhead]record
 	for _, e := range r.extents {
 		if cap(buf) < e.size {
 			buf = make([]byte, e.size)
@@ -188,9 +192,11 @@ func (r *run) each(buf []byte, f func(record) error) ([]byte, error) {
 			return buf, fmt.Errorf("read a temporary file: %w", err)
 		}
 		for len(b) > 0 {
-			var rec record
-			rec, b = nextRecord(b)
-			if err := f(rec); err != nil {
+			n := 0
+			for ; n < len(group) && len(b) > 0; n++ {
+				group[n], b = nextRecord(b)
+			}
+			if err := f(group[:n]); err != nil {
 				return buf, err
 			}
 		}

@@ -142,6 +142,17 @@ func (s *store) warm2(slot uint64) byte {
 	return s.record(slot&(1<<refBits-1) - 1)[0]
 }
 
+// warm does both for a group of records.
+func (s *store) warm(group []record) {
+	var slots [lookAhead]uint64
+	for i := range group {
+		slots[i] = s.warm1(group[i].hash)
+	}
+	for _, v := range slots {
+		s.touched |= s.warm2(v)
+	}
+}
+
 // state gives the state of a key that is there. It is valid until the next put or remove.
 func (s *store) state(at spot) []byte {
 	_, state := split(s.record(at.ref))
@@ -167,6 +178,7 @@ func (s *store) put(at spot, hash uint64, key, state []byte) bool {
 		s.release(at.ref)
 		need += need / 8 // what has grown may grow again
 	} else {
+		need += 16 // room for a change of a short value
 		if len(key) >= 1<<24 {
 			return false
 		}

@@ -33,12 +33,12 @@ func (e *engine) write(ctx context.Context, result *Result) (err error) {
 	}
 	w := &writing{engine: e, total: rows, began: time.Now(), tables: tables}
 	for range e.Workers {
-		w.emitters = append(w.emitters, &emitter{writing: w, file: spillFile{dir: e.TempDir}, folder: e.Calculator.NewFolder()})
+		w.emitters = append(w.emitters, &emitter{writing: w, loader: e.newLoader(e.MaxMemoryBytes / 2 / int64(e.Workers)), folder: e.Calculator.NewFolder()})
 	}
 	defer func() {
 		for _, m := range w.emitters {
-			result.SpilledBytes += m.file.written
-			err = errors.Join(err, m.file.close())
+			result.SpilledBytes += m.loader.file.written
+			err = errors.Join(err, m.loader.file.close())
 		}
 	}()
 	for i, t := range tables {
@@ -52,6 +52,7 @@ func (e *engine) write(ctx context.Context, result *Result) (err error) {
 				return fmt.Errorf("write %s: %w", t, err)
 			}
 		}
+		r.Tally.add(&e.moved[i])
 		for _, p := range e.parts[i*fanOut : (i+1)*fanOut] {
 			r.Rows += p.written
 			r.Tally.add(&p.tally)
@@ -141,7 +142,7 @@ func (w *writing) table(ctx context.Context, i int) (err error) {
 				if j >= fanOut {
 					return
 				}
-				if err := m.part(inner, parts[j], out[j]); err != nil {
+				if err := m.write(inner, parts[j], out[j]); err != nil {
 					cancel(err)
 					return
 				}
@@ -177,135 +178,48 @@ func (w *writing) table(ctx context.Context, i int) (err error) {
 // emitter makes rows of states.
 type emitter struct {
 	*writing
-	file    spillFile // for what has to be divided further
+	loader  loader
 	folder  Folder
 	encoder Encoder
-	used    int64
-	scratch []byte
-	reading [][]byte // by depth
-	step    Step
 	state   State
-
-	current *part // that is being written
+	part    *part // that is being written
 	ctx     context.Context
 	out     chan<- piece
 	piece   piece
 }
 
-// part makes the rows of one part.
-func (m *emitter) part(ctx context.Context, p *part, out chan<- piece) error {
+// write makes the rows of one part.
+func (m *emitter) write(ctx context.Context, p *part, out chan<- piece) error {
 	p.late, p.written = Tally{}, 0
-	m.current, m.ctx, m.out, m.piece = p, ctx, out, piece{}
-	var err error
-	switch {
-	case p.store != nil:
-		err = m.emit(p.store)
-	case p.run != nil:
-		err = m.run(p.run, 1)
-		if e := m.file.reset(); err == nil {
-			err = e
-		}
-	}
+	m.part, m.ctx, m.out, m.piece = p, ctx, out, piece{}
+	err := m.loader.states(ctx, p, &p.late, func(key, state []byte) error {
+		m.state = State{Table: p.table, Key: key, State: state, Tally: &p.late}
+		return m.folder.Rows(&m.state, m.row)
+	})
 	if err == nil {
 		err = m.send()
 	}
 	return err
 }
 
-// run makes the rows of a spilled run: in memory if there is room, otherwise it is divided by the next bits of the hash.
-func (m *emitter) run(r *run, depth int) (err error) {
-	st := newStore(m.pool, &m.used, fanBits*depth)
-	defer st.clear()
-	budget := m.MaxMemoryBytes / 2 / int64(len(m.emitters))
-	limit := int(min(max(budget/4/fanOut, 1<<10), 64<<10))
-	var kids []*run
-	defer func() {
-		for _, k := range kids {
-			k.clear()
+// row encodes a row.
+func (m *emitter) row(r *Row) error {
+	if m.piece.bytes == nil {
+		if m.piece.bytes, _ = m.idle.Get().(*[]byte); m.piece.bytes == nil {
+			b := make([]byte, 0, chunkBytes+chunkBytes/4)
+			m.piece.bytes = &b
 		}
-	}()
-	kid := func(hash uint64) *run { return kids[hash>>(64-fanBits*(depth+1))&(fanOut-1)] }
-	n := 0
-	for len(m.reading) <= depth {
-		m.reading = append(m.reading, nil)
 	}
-	m.reading[depth], err = r.each(m.reading[depth], func(rec record) error {
-		if n++; n&0x3ff == 0 && m.ctx.Err() != nil {
-			return context.Cause(m.ctx)
-		}
-		if kids != nil {
-			return kid(rec.hash).add(rec.raw, limit)
-		}
-		var err error
-		m.scratch, err = fold(m.folder, &m.step, m.scratch, st, m.current.table, &rec, &m.current.late)
-		full := errors.Is(err, errStoreFull)
-		if err != nil && !full {
-			return err
-		}
-		if !full && (st.bytes <= budget || st.n < 2) || (depth+1)*fanBits >= 64 {
-			return err
-		}
-		for range fanOut {
-			kids = append(kids, &run{file: &m.file, used: &m.used})
-		}
-		if err := dump(st, func(raw []byte, hash uint64) error { return kid(hash).add(raw, limit) }); err != nil {
-			return err
-		}
-		st.clear()
-		if full {
-			return kid(rec.hash).add(rec.raw, limit)
-		}
-		return nil
-	})
-	if cap(m.reading[depth]) > 1<<20 {
-		m.reading[depth] = nil
-	}
-	if err != nil {
+	var err error
+	if *m.piece.bytes, err = m.encoder.AppendRow(*m.piece.bytes, r); err != nil {
 		return err
 	}
-	if kids == nil {
-		return m.emit(st)
-	}
-	for _, k := range kids {
-		if err := k.flush(); err != nil {
-			return err
-		}
-		k.trim()
-	}
-	for _, k := range kids {
-		if err := m.run(k, depth+1); err != nil {
-			return err
-		}
-		k.clear()
+	m.piece.rows++
+	m.part.written++
+	if len(*m.piece.bytes) >= chunkBytes {
+		return m.send()
 	}
 	return nil
-}
-
-// emit makes the rows of a store.
-func (m *emitter) emit(st *store) error {
-	p := m.current
-	row := func(r *Row) error {
-		if m.piece.bytes == nil {
-			if m.piece.bytes, _ = m.idle.Get().(*[]byte); m.piece.bytes == nil {
-				b := make([]byte, 0, chunkBytes+chunkBytes/4)
-				m.piece.bytes = &b
-			}
-		}
-		var err error
-		if *m.piece.bytes, err = m.encoder.AppendRow(*m.piece.bytes, r); err != nil {
-			return err
-		}
-		m.piece.rows++
-		p.written++
-		if len(*m.piece.bytes) >= chunkBytes {
-			return m.send()
-		}
-		return nil
-	}
-	return st.sorted(func(key, state []byte) error {
-		m.state = State{Table: p.table, Key: key, State: state, Tally: &p.late}
-		return m.folder.Rows(&m.state, row)
-	})
 }
 
 // send gives what has been encoded to the writer.
