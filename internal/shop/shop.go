@@ -94,7 +94,7 @@ func Run(ctx context.Context, cfg Config) (Stats, error) {
 	for i := range sessions {
 		x, err := s.newSession(ctx, rand.New(rand.NewPCG(cfg.Seed, uint64(i))))
 		if err != nil {
-			if ctx.Err() != nil {
+			if over(ctx) {
 				err = nil
 			}
 			return s.stats, err
@@ -115,6 +115,12 @@ func Run(ctx context.Context, cfg Config) (Stats, error) {
 	}
 	wg.Wait()
 	return s.stats, errors.Join(errs...)
+}
+
+// over reports whether ctx has ended, or is about to: the network keeps its deadline a little earlier than ctx itself.
+func over(ctx context.Context) bool {
+	end, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(end)
 }
 
 // count notes how a transaction ended.

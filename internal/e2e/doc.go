@@ -1,0 +1,22 @@
+// Package e2e proves the promises of the whole sidecar against real servers: a source, an event log, Kafka. It has no code
+// but tests.
+//
+//   - oracle_test.go: random concurrent workloads over every type and every kind of table. The log is compared with what
+//     triggers saw, what a second slot saw, what a session recorded at known positions, and the tables themselves.
+//   - crash_test.go: the sidecar, both servers and the network fail at random moments while applications work.
+//   - memory_test.go: transactions and rows far larger than the memory that is allowed.
+//   - start_test.go, slot_test.go, harm_test.go, idle_test.go, context_test.go, writer_test.go, tamper_test.go: what
+//     Postgres really does, one fact at a time.
+//
+// The oracle of all of them is world (world_test.go), a fold of the log that knows nothing of package rebuild: a map from
+// table and key to rows, which checks each event against the state before it.
+//
+// Environment:
+//
+//	BACKSTORY_TEST_PG_VERSION=14 … 18   the server's version
+//	BACKSTORY_SEED=n                    the seed of every random choice; the default is another one each time, and is printed
+//	BACKSTORY_ORACLE_SECONDS=n          how long the workloads of the oracle test last
+//	BACKSTORY_CRASH_SECONDS=n           how long each crash test lasts
+//	BACKSTORY_MEMORY_ROWS=n             rows of the large transaction
+//	BACKSTORY_MEMORY_MB=n               megabytes of rows of one megabyte
+package e2e

@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"sync"
+	"testing"
+)
+
+// proxy is a network between a program and a server, which can be cut.
+type proxy struct {
+	t      testing.TB
+	target string
+	l      net.Listener
+	wg     sync.WaitGroup
+
+	mu    sync.Mutex // guards the following
+	conns map[net.Conn]bool
+	down  bool // new connections are refused
+}
+
+// newProxy listens before the server of a URL.
+func newProxy(t testing.TB, raw string) *proxy {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{t: t, target: u.Host, l: l, conns: map[net.Conn]bool{}}
+	p.wg.Go(p.accept)
+	t.Cleanup(func() {
+		_ = l.Close()
+		p.cut()
+		p.wg.Wait()
+	})
+	return p
+}
+
+// through gives the URL that leads through the proxy.
+func (p *proxy) through(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	u.Host = p.l.Addr().String()
+	return u.String()
+}
+
+func (p *proxy) accept() {
+	for {
+		c, err := p.l.Accept()
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		down := p.down
+		p.mu.Unlock()
+		s, err := net.Dial("tcp", p.target)
+		if err != nil || down {
+			_ = c.Close()
+			if s != nil {
+				_ = s.Close()
+			}
+			continue
+		}
+		p.mu.Lock()
+		p.conns[c], p.conns[s] = true, true
+		p.mu.Unlock()
+		pump := func(to, from net.Conn) {
+			_, _ = io.Copy(to, from)
+			_ = to.Close()
+			_ = from.Close()
+			p.mu.Lock()
+			delete(p.conns, from)
+			p.mu.Unlock()
+		}
+		p.wg.Go(func() { pump(c, s) })
+		p.wg.Go(func() { pump(s, c) })
+	}
+}
+
+// cut ends all connections, in the middle of whatever is being said. It tells how many.
+func (p *proxy) cut() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.conns) / 2
+	for c := range p.conns {
+		if t, ok := c.(*net.TCPConn); ok {
+			_ = t.SetLinger(0) // a reset, not a farewell
+		}
+		_ = c.Close()
+	}
+	return fmt.Sprint(n)
+}
+
+// refuse lets nobody in, or everybody again.
+func (p *proxy) refuse(down bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.down = down
+}

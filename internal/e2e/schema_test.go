@@ -1,0 +1,193 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// TestSchemaChanges: what a table is called, how its rows are identified and what columns it has may change while the
+// sidecar runs, and may have changed again by the time it reads of it. No row is lost from sight by that.
+func TestSchemaChanges(t *testing.T) {
+	t.Parallel()
+	big := strings.Repeat("x", 3000)
+	for _, c := range []struct {
+		name  string
+		first []string // captured before the change
+		then  []string
+		// later statements, too, are read only after all of then has happened, if behind
+	}{
+		{"the table is renamed", []string{`INSERT INTO public.things VALUES (1, 'a', 1), (2, 'b', 2), (3, 'c', 3)`},
+			[]string{`ALTER TABLE public.things RENAME TO stuff`, `UPDATE public.stuff SET v = 'x' WHERE id = 1`, `DELETE FROM public.stuff WHERE id = 2`, `UPDATE public.stuff SET id = 4 WHERE id = 3`}},
+		{"it goes to another schema", []string{`INSERT INTO public.things VALUES (1, 'a', 1), (2, 'b', 2)`},
+			[]string{`CREATE SCHEMA other; ALTER TABLE public.things SET SCHEMA other`, `UPDATE other.things SET v = 'x' WHERE id = 1`, `DELETE FROM other.things WHERE id = 2`}},
+		{"it changes in the transaction that changes its rows", []string{`INSERT INTO public.things VALUES (1, 'a', 1)`},
+			[]string{`BEGIN; INSERT INTO public.things VALUES (2, 'b', 2); UPDATE public.things SET v = 'y' WHERE id = 1; ALTER TABLE public.things ADD x text;
+				UPDATE public.things SET n = 7; UPDATE public.things SET x = 'x' WHERE id = 2; DELETE FROM public.things WHERE id = 1; COMMIT`}},
+		{"a column is dropped and added again", []string{`INSERT INTO public.things VALUES (1, 'a', 1), (2, 'b', 2)`},
+			[]string{`ALTER TABLE public.things DROP n`, `UPDATE public.things SET v = 'x' WHERE id = 1`, `ALTER TABLE public.things ADD n text`, `UPDATE public.things SET n = 'n', v = 'y'`, `DELETE FROM public.things WHERE id = 2`}},
+		{"a column is renamed", []string{`INSERT INTO public.things VALUES (1, 'a', 1), (2, 'b', 2)`},
+			[]string{`ALTER TABLE public.things RENAME n TO m`, `UPDATE public.things SET v = 'x', m = 5`, `DELETE FROM public.things WHERE id = 2`}},
+		{"its replica identity is made FULL and DEFAULT again", []string{`INSERT INTO public.things VALUES (1, 'a', 1), (2, 'b', 2), (3, '` + big + `', 3)`},
+			[]string{`ALTER TABLE public.things REPLICA IDENTITY FULL`, `UPDATE public.things SET n = 5`, `DELETE FROM public.things WHERE id = 2`,
+				`ALTER TABLE public.things REPLICA IDENTITY DEFAULT`, `UPDATE public.things SET n = 6`, `UPDATE public.things SET v = 'x'`, `DELETE FROM public.things WHERE id = 3`}},
+		{"its primary key is dropped", []string{`INSERT INTO public.things VALUES (1, 'a', 1), (2, 'b', 2)`},
+			[]string{`UPDATE public.things SET v = 'x' WHERE id = 1`, `DELETE FROM public.things WHERE id = 2`, `ALTER TABLE public.things DROP CONSTRAINT things_pkey`}},
+		{"its primary key becomes another one", []string{`INSERT INTO public.things VALUES (1, 'a', 11), (2, 'b', 12)`},
+			[]string{`UPDATE public.things SET v = 'x' WHERE id = 1`, `DELETE FROM public.things WHERE id = 2`, `ALTER TABLE public.things DROP CONSTRAINT things_pkey, ALTER n SET NOT NULL, ADD PRIMARY KEY (n)`}},
+		{"it is dropped", []string{`INSERT INTO public.things VALUES (1, 'a', 1), (2, 'b', 2)`},
+			[]string{`UPDATE public.things SET v = 'x' WHERE id = 1`, `DELETE FROM public.things WHERE id = 2`, `INSERT INTO public.things VALUES (3, NULL, 3)`, `DROP TABLE public.things`}},
+	} {
+		for _, behind := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, the sidecar is behind: %v", c.name, behind), func(t *testing.T) {
+				t.Parallel()
+				s := newSystem(t, where{tables: []string{"*.*"}})
+				db := s.sql()
+				db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text, n int); ALTER TABLE public.things ALTER v SET STORAGE EXTERNAL; CREATE TABLE public.zzz (id int PRIMARY KEY)`)
+				s.init()
+				for _, q := range c.first {
+					db.do("%s", q)
+				}
+				s.once()
+				var want contents
+				columns := map[string][]string{}
+				for _, q := range c.then {
+					if strings.HasPrefix(q, "DROP TABLE") {
+						columns = columnsOf(db, "n.nspname NOT IN ('audit')")
+						var err error
+						if want, err = dump(t.Context(), db, columns); err != nil {
+							t.Fatal(err)
+						}
+					}
+					db.do("%s", q)
+					if !behind {
+						s.once()
+					}
+				}
+				s.once()
+				l := s.openLog()
+				w := newWorld()
+				w.byOID = true
+				w.replay(t, l, func(e *eventlog.Event) error {
+					if e.Op == eventlog.OpImport {
+						return fmt.Errorf("a row that the log has seen counts as new")
+					}
+					return nil
+				})
+				verify(t, l)
+				if want == nil {
+					w.sameTables(t, db, "true")
+				} else if err := w.differs(want, columns); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
+// TestUnknownIsNotNull: of a row that was there before the log, the stream tells only the new values, without the large ones
+// that did not change. What nobody told is neither NULL nor empty, and never read from the table as it is now.
+func TestUnknownIsNotNull(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, n int, big text, maybe text); ALTER TABLE public.things ALTER big SET STORAGE EXTERNAL`)
+	db.do(`INSERT INTO public.things SELECT i, 0, repeat('then', 1000), NULL FROM generate_series(1, 4) i`)
+	s.init()
+	db.do(`UPDATE public.things SET n = 1 WHERE id = 1`)                         // never seen
+	db.do(`UPDATE public.things SET n = 2 WHERE id = 1`)                         // seen, big still unknown
+	db.do(`UPDATE public.things SET big = repeat('now', 1000) WHERE id = 1`)     // from unknown to known
+	db.do(`UPDATE public.things SET big = 'later', maybe = 'm' WHERE id = 1`)    // all known
+	db.do(`UPDATE public.things SET id = 12 WHERE id = 2`)                       // never seen, and moves
+	db.do(`DELETE FROM public.things WHERE id = 12`)                             // seen, big unknown
+	db.do(`DELETE FROM public.things WHERE id = 3`)                              // never seen
+	db.do(`INSERT INTO public.things VALUES (5, 5, repeat('five', 1000), NULL)`) // seen from its beginning
+	db.do(`UPDATE public.things SET n = 6 WHERE id = 5`)
+	s.once()
+	now := `"` + strings.Repeat("now", 1000) + `"`
+	five := `"` + strings.Repeat("five", 1000) + `"`
+	for i, want := range []struct{ op, id, data, before, meta, previous string }{
+		{"import", "1", `{"id":1,"n":1,"maybe":null}`, ``, `{"first_seen":true,"unknown":["big"]}`, ""},
+		{"update", "1", `{"n":2}`, `{"n":1}`, `{"unknown":["big"]}`, ""},
+		{"update", "1", `{"big":` + now + `}`, `{}`, `{"unknown":["big"]}`, ""},
+		{"update", "1", `{"big":"later","maybe":"m"}`, `{"big":` + now + `,"maybe":null}`, ``, ""},
+		{"import", "12", `{"id":12,"n":0,"maybe":null}`, ``, `{"first_seen":true,"unknown":["big"]}`, "2"},
+		{"delete", "12", ``, `{"id":12,"n":0,"maybe":null}`, `{"unknown":["big"]}`, ""},
+		{"delete", "3", ``, `{"id":3}`, `{"first_seen":true,"unknown":["n","big","maybe"]}`, ""},
+		{"insert", "5", `{"id":5,"n":5,"big":` + five + `,"maybe":null}`, ``, ``, ""},
+		{"update", "5", `{"n":6}`, `{"n":5}`, ``, ""},
+	} {
+		all := s.allEvents()
+		if i >= len(all) {
+			t.Fatalf("%d events only", len(all))
+		}
+		e := all[i]
+		if e.Op.String() != want.op || e.AggregateID != want.id || string(e.Data) != want.data || string(e.Before) != want.before || string(e.Metadata) != want.meta || e.PreviousID != want.previous {
+			t.Errorf("event %d: %s %s data %s before %s meta %s previous %q,\nwant %+v", i+1, e.Op, e.AggregateID, short(string(e.Data)), short(string(e.Before)), e.Metadata, e.PreviousID, want)
+		}
+	}
+}
+
+// TestAfterAGapTheLogKnowsNothing: what the log knew of a row before a gap may be wrong after it, so it is no before.
+func TestAfterAGapTheLogKnowsNothing(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text)`)
+	s.init()
+	db.do(`INSERT INTO public.things VALUES (1, 'a'), (2, 'a')`)
+	s.once()
+	db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	db.do(`UPDATE public.things SET v = 'unseen'`)
+	s.gapFound("the slot was dropped", "gone")
+	s.goesOn(func() {
+		db.do(`UPDATE public.things SET v = 'b' WHERE id = 1`)
+		db.do(`UPDATE public.things SET v = 'c' WHERE id = 1`)
+		db.do(`DELETE FROM public.things WHERE id = 2`)
+	})
+	all := s.allEvents()[3:]
+	if len(all) != 3 {
+		t.Fatalf("%d events after the gap", len(all))
+	}
+	for i, want := range []struct{ op, before string }{{"import", ""}, {"update", `{"v":"b"}`}, {"delete", `{"id":2}`}} {
+		if e := all[i]; e.Op.String() != want.op || string(e.Before) != want.before {
+			t.Errorf("event %d: %s, before %s; want %+v", e.Position, e.Op, e.Before, want)
+		}
+	}
+}
+
+// TestNoLookupFoldsAHistory: the state of a row that changes all the time is found by a bounded number of its events.
+func TestNoLookupFoldsAHistory(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true, logs: map[string]string{"autovacuum": "off"}})
+	s.cfg.Log.MaxCacheBytes = 1
+	db := s.sql()
+	db.do(`CREATE TABLE public.hot (id int PRIMARY KEY, n int, v text)`)
+	s.init()
+	db.do(`INSERT INTO public.hot VALUES (1, 0, repeat('wide', 200)), (2, 0, '')`)
+	db.do(`DO $$ BEGIN FOR i IN 1..3000 LOOP UPDATE public.hot SET n = i WHERE id = 1; COMMIT; END LOOP; END $$`)
+	s.once()
+	l := s.logSQL()
+	fetched := func() int64 {
+		l.do(`SELECT pg_stat_clear_snapshot()`)
+		return atoi(t, l.one(`SELECT sum(coalesce(idx_tup_fetch, 0) + seq_tup_read) FROM pg_stat_user_tables WHERE relname LIKE 'event_p%%'`))
+	}
+	var before int64
+	eventually(t, 30*time.Second, "the statistics are at rest", func() (bool, error) {
+		n := fetched()
+		defer func() { before = n }()
+		return n == before && n > 0, nil
+	})
+	db.do(`UPDATE public.hot SET n = -1 WHERE id = 1`)
+	s.once()
+	time.Sleep(time.Second) // the server's statistics come late
+	if n := fetched() - before; n > 500 {
+		t.Errorf("one update of a row with 3000 events read %d of them", n)
+	} else {
+		t.Logf("one update of a row with 3000 events read %d of them", n)
+	}
+	checkLog(t, s.openLog()).sameTables(t, db, "n.nspname = 'public'")
+}

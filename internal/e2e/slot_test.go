@@ -1,0 +1,175 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// TestInitSaysForWhomItWaits: making a slot waits for every open transaction, for a prepared one that nobody remembers for
+// ever, and no timeout of the server ends it. Init says who it is, gives up in the end, and leaves nothing behind.
+func TestInitSaysForWhomItWaits(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true})
+	db := s.sql()
+	db.do(simple)
+	other := s.sql()
+	var mu sync.Mutex
+	var said []string
+	waiting := func(list []string) {
+		mu.Lock()
+		defer mu.Unlock()
+		said = append(said, list...)
+	}
+	slots := func() string { return db.one(`SELECT count(*) FROM pg_replication_slots`) }
+
+	t.Run("an open transaction", func(t *testing.T) {
+		said = nil
+		other.do(`BEGIN; INSERT INTO public.things VALUES (1, 'open')`)
+		pid := other.one(`SELECT pg_backend_pid()`)
+		s.cfg.Capture.BlockedAfter = 2500 * time.Millisecond
+		_, err := s.tryInit(within(t, time.Minute), waiting)
+		if err == nil || !strings.Contains(err.Error(), "pid "+pid) || eventlog.Hint(err) == "" {
+			t.Fatalf("init while pid %s has a transaction open: %v (%s)", pid, err, eventlog.Hint(err))
+		}
+		if len(said) == 0 || !strings.Contains(said[0], "pid "+pid) {
+			t.Errorf("while it waited it said %q", said)
+		}
+		eventually(t, 10*time.Second, "no slot is left", func() (bool, error) { return slots() == "0", nil })
+	})
+	t.Run("a prepared one", func(t *testing.T) {
+		said = nil
+		other.do(`PREPARE TRANSACTION 'forgotten ''one'''`)
+		_, err := s.tryInit(within(t, time.Minute), waiting)
+		if err == nil || !strings.Contains(err.Error(), "forgotten ''one") || eventlog.Hint(err) == "" {
+			t.Fatalf("init while a prepared transaction is open: %v (%s)", err, eventlog.Hint(err))
+		}
+		if len(said) == 0 || !strings.Contains(said[0], "forgotten") {
+			t.Errorf("while it waited it said %q", said)
+		}
+		eventually(t, 10*time.Second, "no slot is left", func() (bool, error) { return slots() == "0", nil })
+	})
+	t.Run("until it ends", func(t *testing.T) {
+		s.cfg.Capture.BlockedAfter = time.Minute
+		once := sync.OnceFunc(func() {
+			if _, err := other.Exec(context.Background(), `COMMIT PREPARED 'forgotten ''one'''`); err != nil {
+				t.Error(err)
+			}
+		})
+		if _, err := s.tryInit(within(t, time.Minute), func([]string) { once() }); err != nil {
+			t.Fatal(err)
+		}
+	})
+	// The row that was in the way is older than the slot; the next ones are not.
+	db.do(`INSERT INTO public.things VALUES (2, 'b')`)
+	s.once()
+	all := s.allEvents()
+	if len(all) != 1 || all[0].AggregateID != "2" {
+		t.Fatalf("%d events, want the second row only", len(all))
+	}
+}
+
+// TestApplicationIsNeverHarmed: after init, and after the sidecar has run, every UPDATE and DELETE that worked before works
+// on tables of every kind, though Postgres refuses them for a published table without a usable replica identity.
+func TestApplicationIsNeverHarmed(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{tables: []string{"*.*"}})
+	db := s.sql()
+	major := s.src.Major()
+	tables := map[string]string{
+		"no_key":             `CREATE TABLE public.no_key (id int, v text)`,
+		"deferrable":         `CREATE TABLE public.deferrable (id int PRIMARY KEY DEFERRABLE, v text)`,
+		"deferred":           `CREATE TABLE public.deferred (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text)`,
+		"dropped_index":      `CREATE TABLE public.dropped_index (id int NOT NULL, v text); CREATE UNIQUE INDEX di ON public.dropped_index (id); ALTER TABLE public.dropped_index REPLICA IDENTITY USING INDEX di; DROP INDEX public.di`,
+		"dropped_index_pk":   `CREATE TABLE public.dropped_index_pk (id int PRIMARY KEY, u int NOT NULL, v text); CREATE UNIQUE INDEX dip ON public.dropped_index_pk (u); ALTER TABLE public.dropped_index_pk REPLICA IDENTITY USING INDEX dip; DROP INDEX public.dip`,
+		"nothing":            `CREATE TABLE public.nothing (id int PRIMARY KEY, v text); ALTER TABLE public.nothing REPLICA IDENTITY NOTHING`,
+		"full_keyless":       `CREATE TABLE public.full_keyless (id int, v text); ALTER TABLE public.full_keyless REPLICA IDENTITY FULL`,
+		"full_deferrable":    `CREATE TABLE public.full_deferrable (id int PRIMARY KEY DEFERRABLE, v text); ALTER TABLE public.full_deferrable REPLICA IDENTITY FULL`,
+		"generated":          `CREATE TABLE public.generated (id int PRIMARY KEY, v text, g int GENERATED ALWAYS AS (id * 2) STORED)`,
+		"generated_full":     `CREATE TABLE public.generated_full (id int PRIMARY KEY, v text, g int GENERATED ALWAYS AS (id * 2) STORED); ALTER TABLE public.generated_full REPLICA IDENTITY FULL`,
+		"generated_key":      `CREATE TABLE public.generated_key (id int, v text, g int GENERATED ALWAYS AS (id * 2) STORED PRIMARY KEY)`,
+		"generated_identity": `CREATE TABLE public.generated_identity (id int PRIMARY KEY, v text, g int GENERATED ALWAYS AS (id * 2) STORED NOT NULL); CREATE UNIQUE INDEX gi ON public.generated_identity (g); ALTER TABLE public.generated_identity REPLICA IDENTITY USING INDEX gi`,
+		"usual":              `CREATE TABLE public.usual (id int PRIMARY KEY, v text)`,
+		"partitioned":        `CREATE TABLE public.partitioned (id int, v text) PARTITION BY HASH (id); CREATE TABLE public.partitioned_0 PARTITION OF public.partitioned FOR VALUES WITH (MODULUS 1, REMAINDER 0)`,
+		"partitioned_pk":     `CREATE TABLE public.partitioned_pk (id int PRIMARY KEY, v text) PARTITION BY HASH (id); CREATE TABLE public.partitioned_pk_0 PARTITION OF public.partitioned_pk FOR VALUES WITH (MODULUS 1, REMAINDER 0)`,
+		"parent":             `CREATE TABLE public.parent (id int, v text); CREATE TABLE public.child () INHERITS (public.parent)`,
+		"secured":            `CREATE TABLE public.secured (id int PRIMARY KEY, v text); ALTER TABLE public.secured ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY`,
+	}
+	if major >= 18 {
+		tables["virtual"] = `CREATE TABLE public.virtual (id int PRIMARY KEY, v text, g int GENERATED ALWAYS AS (id * 2) VIRTUAL)`
+		tables["virtual_full"] = `CREATE TABLE public.virtual_full (id int PRIMARY KEY, v text, g int GENERATED ALWAYS AS (id * 2) VIRTUAL); ALTER TABLE public.virtual_full REPLICA IDENTITY FULL`
+	}
+	for _, sql := range tables {
+		db.do("%s", sql)
+	}
+	use := func(when string) {
+		t.Helper()
+		for name := range tables {
+			for _, q := range []string{
+				`INSERT INTO public.%s (id, v) VALUES (1, 'a'), (2, 'b')`, `UPDATE public.%s SET v = v || 'x'`, `UPDATE public.%s SET id = id + 10`,
+				`DELETE FROM public.%s WHERE id = 11`, `TRUNCATE public.%s CASCADE`} {
+				if name == "dropped_index_pk" {
+					q = strings.Replace(strings.Replace(q, "(id, v) VALUES (1, 'a'), (2, 'b')", "(id, u, v) VALUES (1, 1, 'a'), (2, 2, 'b')", 1), "(id, v)", "(id, u, v)", 1)
+				}
+				if _, err := db.Exec(t.Context(), fmt.Sprintf(q, name)); err != nil {
+					t.Errorf("%s: the application's %s fails: %v", when, fmt.Sprintf(q, name), err)
+				}
+			}
+		}
+	}
+	use("before")
+	if t.Failed() {
+		return
+	}
+	s.init()
+	use("after init")
+	s.once()
+	use("after a run")
+	s.init() // a second time, with everything there
+	use("after another init")
+	s.once()
+	for _, r := range db.ask(`SELECT pubname, puballtables FROM pg_publication`) {
+		if r[1] != "f" {
+			t.Errorf("publication %s is for all tables", r[0])
+		}
+	}
+	if n := db.one(`SELECT count(*) FROM pg_publication_tables WHERE schemaname = 'backstory'`); n != "0" {
+		t.Errorf("%s tables of the log itself are published", n)
+	}
+	w := checkLog(t, s.openLog())
+	want := map[string]bool{}
+	for _, r := range db.ask(`SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND n.nspname = 'public'`) {
+		want["public."+r[0]] = true
+	}
+	for _, table := range w.tables {
+		delete(want, table.name)
+	}
+	delete(want, "public.child") // which nothing was inserted into
+	for name := range want {
+		t.Errorf("the log knows nothing of %s", name)
+	}
+}
+
+// TestRunWarnsOfUnlimitedWAL: a dead sidecar keeps all WAL, unless the server has a limit of its own.
+func TestRunWarnsOfUnlimitedWAL(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(simple)
+	s.init()
+	p := s.command(true, "run", "--once")
+	if code := p.wait(time.Minute); code != 0 {
+		t.Fatalf("run --once returned %d:\n%s", code, p.out)
+	}
+	if !strings.Contains(p.out.String(), "max_slot_wal_keep_size") {
+		t.Errorf("no word of max_slot_wal_keep_size:\n%s", p.out)
+	}
+	if p = s.command(true, "doctor"); p.wait(time.Minute) != 3 || !strings.Contains(p.out.String(), "max_slot_wal_keep_size") {
+		t.Errorf("doctor returned %d:\n%s", p.cmd.ProcessState.ExitCode(), p.out)
+	}
+}

@@ -1,0 +1,606 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// world is the state of all tables after some events, by its own simple fold: a map from table and key to rows. It checks
+// each event against the state before it.
+type world struct {
+	tables   map[string]*worldTable
+	position eventlog.Position
+	ids      map[eventlog.ID]eventlog.Position
+	xid      uint32
+	lsn      eventlog.LSN
+	change   int64
+	xids     map[uint32]bool      // transactions that are over
+	touched  map[*worldTable]bool // by the transaction that is open
+	counts   map[countKey]int     // row changes by transaction and table
+	// byOID knows tables by their OIDs, where names change.
+	byOID bool
+	// unseen are tables of which the log does not have all rows.
+	unseen map[string]bool
+}
+
+type worldTable struct {
+	name string
+	rel  *eventlog.Relation // the newest version
+	// rows by key. There can be several under one key inside a transaction, where the key is DEFERRABLE, and of tables
+	// without a key.
+	rows map[string][]worldRow
+}
+
+// worldRow has the JSON of each column.
+type worldRow map[string]string
+
+type countKey struct {
+	xid      uint32
+	relation string
+	op       eventlog.Op
+}
+
+func newWorld() *world {
+	return &world{tables: map[string]*worldTable{}, ids: map[eventlog.ID]eventlog.Position{}, xids: map[uint32]bool{}, touched: map[*worldTable]bool{},
+		counts: map[countKey]int{}, unseen: map[string]bool{}}
+}
+
+func members(object []byte) (worldRow, error) {
+	if object == nil {
+		return nil, nil
+	}
+	m := worldRow{}
+	err := eventlog.EachMember(object, func(name, value []byte) error {
+		if _, ok := m[string(name)]; ok {
+			return fmt.Errorf("member %s twice", name)
+		}
+		m[string(name)] = string(value)
+		return nil
+	})
+	return m, err
+}
+
+// apply folds one event. It returns what is wrong with it.
+func (w *world) apply(e *eventlog.Event) error {
+	if err := w.place(e); err != nil {
+		return fmt.Errorf("event %d (%s, %s of %s/%s in transaction %d): %w", e.Position, e.Type, e.Op, e.Aggregate, short(e.AggregateID), e.XID, err)
+	}
+	if e.Relation == nil {
+		return nil
+	}
+	if err := w.row(e); err != nil {
+		return fmt.Errorf("event %d (%s, %s of %s %s in transaction %d, change %d): %w\ndata %s\nbefore %s\nrest %s\nmeta %s\nprevious %q", e.Position, e.Type, e.Op,
+			e.Relation, short(e.AggregateID), e.XID, e.Change, err, short(string(e.Data)), short(string(e.Before)), short(string(e.Rest)), e.Metadata, e.PreviousID)
+	}
+	return nil
+}
+
+func short(s string) string {
+	if len(s) > 700 {
+		return s[:700] + "…"
+	}
+	return s
+}
+
+// place checks what does not depend on rows: positions, order, identity.
+func (w *world) place(e *eventlog.Event) error {
+	if e.Position != w.position+1 {
+		return fmt.Errorf("position %d follows %d", e.Position, w.position)
+	}
+	w.position = e.Position
+	if p, ok := w.ids[e.ID]; ok {
+		return fmt.Errorf("id %s is that of event %d too", e.ID, p)
+	}
+	w.ids[e.ID] = e.Position
+	if e.Relation == nil {
+		return nil
+	}
+	if e.XID != w.xid || e.CommitLSN != w.lsn {
+		if err := w.commit(); err != nil {
+			return err
+		}
+		if e.CommitLSN <= w.lsn {
+			return fmt.Errorf("commit LSN %s follows %s", e.CommitLSN, w.lsn)
+		}
+		if w.xids[e.XID] {
+			return fmt.Errorf("transaction %d comes a second time", e.XID)
+		}
+		w.xid, w.lsn, w.change = e.XID, e.CommitLSN, 0
+		w.xids[e.XID] = true
+	}
+	if e.Change <= w.change {
+		return fmt.Errorf("change %d follows %d", e.Change, w.change)
+	}
+	w.change = e.Change
+	return nil
+}
+
+// commit checks what holds between transactions: a key has one row.
+func (w *world) commit() error {
+	for t := range w.touched {
+		if t.rel != nil && len(t.rel.Key) > 0 {
+			for k, rows := range t.rows {
+				if len(rows) > 1 {
+					return fmt.Errorf("%s has %d rows under key %q after transaction %d", t.name, len(rows), short(k), w.xid)
+				}
+			}
+		}
+	}
+	clear(w.touched)
+	return nil
+}
+
+func (w *world) table(r *eventlog.Relation) *worldTable {
+	name := r.String()
+	if w.byOID {
+		for old, t := range w.tables {
+			if t.rel.OID == r.OID && old != name { // it was renamed
+				delete(w.tables, old)
+				w.tables[name], t.name = t, name
+			}
+		}
+	}
+	t := w.tables[name]
+	if t == nil {
+		t = &worldTable{name: name, rows: map[string][]worldRow{}}
+		w.tables[name] = t
+	}
+	if t.rel != nil && t.rel != r {
+		t.reshape(r)
+	}
+	t.rel = r
+	return t
+}
+
+// reshape takes away what another version of the table has no columns for. What is added is not known yet.
+func (t *worldTable) reshape(r *eventlog.Relation) {
+	has := map[string]bool{}
+	for _, c := range r.Columns {
+		has[c.Name] = true
+	}
+	for _, rows := range t.rows {
+		for _, row := range rows {
+			maps.DeleteFunc(row, func(name, _ string) bool { return !has[name] })
+		}
+	}
+}
+
+// unknown are the columns whose values before the event nobody told.
+func unknown(e *eventlog.Event) (list []string) {
+	var meta struct{ Unknown []string }
+	if e.Metadata != nil {
+		_ = json.Unmarshal(e.Metadata, &meta)
+	}
+	return meta.Unknown
+}
+
+func (w *world) row(e *eventlog.Event) error {
+	t := w.table(e.Relation)
+	w.counts[countKey{e.XID, t.name, e.Op}]++
+	if e.Op == eventlog.OpTruncate {
+		clear(t.rows)
+		return nil
+	}
+	if len(t.rel.Key) > 0 && t.rel.ReplicaIdentity != 'd' {
+		w.touched[t] = true
+	}
+	data, err := members(e.Data)
+	if err != nil {
+		return fmt.Errorf("data: %w", err)
+	}
+	before, err := members(e.Before)
+	if err != nil {
+		return fmt.Errorf("before: %w", err)
+	}
+	rest, err := members(e.Rest)
+	if err != nil {
+		return fmt.Errorf("rest: %w", err)
+	}
+	unseen, lacks := w.unseen[t.name], unknown(e)
+	if !unseen && bytes.Contains(e.Metadata, []byte(`"first_seen":`)) {
+		return fmt.Errorf("a row is new although the log has the table's whole life")
+	}
+	// Only of a column that was added after the row nobody may know.
+	added := func(old worldRow) error {
+		for _, c := range lacks {
+			if _, ok := old[c]; ok {
+				return fmt.Errorf("%s is unknown although the log has it", c)
+			}
+		}
+		return nil
+	}
+	switch e.Op {
+	case eventlog.OpInsert:
+		if e.Before != nil || e.Rest != nil || e.PreviousID != "" {
+			return fmt.Errorf("an insert with something before it")
+		}
+		if err := t.whole(data); err != nil {
+			return err
+		}
+		return t.put(e.AggregateID, data)
+	case eventlog.OpImport:
+		if !unseen {
+			return fmt.Errorf("an import of a row of a table whose whole life is in the log")
+		}
+		if e.PreviousID != "" {
+			delete(t.rows, e.PreviousID)
+		}
+		delete(t.rows, e.AggregateID)
+		return t.put(e.AggregateID, data)
+	case eventlog.OpDelete:
+		if e.Data != nil || e.Rest != nil {
+			return fmt.Errorf("a delete that sets something")
+		}
+		if unseen {
+			delete(t.rows, e.AggregateID)
+			return nil
+		}
+		old, err := t.take(e.AggregateID, before)
+		if err != nil {
+			return err
+		}
+		if len(lacks) == 0 {
+			if err := t.whole(before); err != nil {
+				return fmt.Errorf("before: %w", err)
+			}
+		}
+		if len(old) != len(before) {
+			return fmt.Errorf("the row had other columns: %v", names(old))
+		}
+		return added(old)
+	case eventlog.OpUpdate:
+	default:
+		return fmt.Errorf("operation %s", e.Op)
+	}
+	if len(data) == 0 {
+		return fmt.Errorf("an update that changes nothing")
+	}
+	if len(lacks) == 0 && !slices.Equal(names(data), names(before)) && !unseen {
+		return fmt.Errorf("sets %v, but before has %v", names(data), names(before))
+	}
+	known := maps.Clone(before)
+	for k, v := range data {
+		if b, ok := before[k]; ok && b == v {
+			return fmt.Errorf("%s is the same before and after", k)
+		}
+		if _, ok := rest[k]; ok {
+			return fmt.Errorf("%s changed, but is among the unchanged", k)
+		}
+	}
+	if e.Rest != nil && !unseen {
+		maps.Copy(known, rest)
+		if len(known)+len(lacks) != len(t.rel.Columns) {
+			return fmt.Errorf("before and rest together have %d columns, the table has %d", len(known), len(t.rel.Columns))
+		}
+	}
+	from := e.AggregateID
+	if key, err := t.key(known); err == nil && len(t.rel.Key) > 0 {
+		from = key // the whole key is among what is known of the row before
+		if key != e.AggregateID && e.PreviousID != key {
+			return fmt.Errorf("the key was %q, the previous id is %q", key, e.PreviousID)
+		}
+	} else if e.PreviousID != "" {
+		from = e.PreviousID
+	}
+	if e.PreviousID != "" && from != e.PreviousID {
+		return fmt.Errorf("the key was %q, the previous id is %q", from, e.PreviousID)
+	}
+	if e.PreviousID == "" && from != e.AggregateID && from != "" {
+		return fmt.Errorf("the key was %q, but there is no previous id", from)
+	}
+	old, err := t.take(from, known)
+	if err != nil {
+		return err
+	}
+	if err := added(old); err != nil {
+		return err
+	}
+	now := maps.Clone(old)
+	maps.Copy(now, data)
+	return t.put(e.AggregateID, now)
+}
+
+func names(r worldRow) []string { return slices.Sorted(maps.Keys(r)) }
+
+// whole checks that a row has every column.
+func (t *worldTable) whole(r worldRow) error {
+	if len(r) != len(t.rel.Columns) {
+		return fmt.Errorf("%d columns of %d: %v", len(r), len(t.rel.Columns), names(r))
+	}
+	for _, c := range t.rel.Columns {
+		if _, ok := r[c.Name]; !ok {
+			return fmt.Errorf("no column %s", c.Name)
+		}
+	}
+	return nil
+}
+
+// key makes the key of a row as an aggregate id.
+func (t *worldTable) key(r worldRow) (string, error) {
+	var parts []string
+	for _, i := range t.rel.Key {
+		c := &t.rel.Columns[i]
+		j, ok := r[c.Name]
+		if !ok {
+			return "", fmt.Errorf("no key column %s", c.Name)
+		}
+		text, null, err := eventlog.AppendText(nil, &c.Type, []byte(j))
+		if err != nil || null {
+			return "", fmt.Errorf("key column %s: null %v, %w", c.Name, null, err)
+		}
+		s := string(text)
+		if len(t.rel.Key) > 1 {
+			s = strings.NewReplacer(`\`, `\\`, `,`, `\,`).Replace(s)
+		}
+		parts = append(parts, s)
+	}
+	return strings.Join(parts, ","), nil
+}
+
+// put adds a row.
+func (t *worldTable) put(key string, r worldRow) error {
+	if len(t.rel.Key) > 0 {
+		k, err := t.key(r)
+		if err != nil {
+			return err
+		}
+		if k != key {
+			return fmt.Errorf("the row's key is %q, the aggregate id %q", short(k), short(key))
+		}
+		if t.rel.ReplicaIdentity == 'd' && len(t.rows[key]) > 0 {
+			return fmt.Errorf("there is a row under this key already")
+		}
+	}
+	t.rows[key] = append(t.rows[key], r)
+	return nil
+}
+
+// take removes the row that had the values known of it.
+func (t *worldTable) take(key string, known worldRow) (worldRow, error) {
+	rows := t.rows[key]
+	var differs string
+	for i, r := range rows {
+		same := true
+		for k, v := range known {
+			if now, ok := r[k]; !ok || now != v {
+				same, differs = false, fmt.Sprintf("%s is %s, before says %s", k, short(now), short(v))
+				break
+			}
+		}
+		if !same {
+			continue
+		}
+		if len(rows) == 1 {
+			delete(t.rows, key)
+		} else {
+			t.rows[key] = slices.Delete(slices.Clone(rows), i, i+1)
+		}
+		return r, nil
+	}
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("there is no row under %q", short(key))
+	}
+	return nil, fmt.Errorf("%d rows under %q, but none is like this before: %s", len(rows), short(key), differs)
+}
+
+// contents are the printed rows of tables, sorted.
+type contents map[string][]string
+
+const (
+	fieldMark = "\x1f"
+	nullMark  = "\x00NULL"
+)
+
+// printed gives a value in a form that is short enough to keep.
+func printed(text []byte) string {
+	if len(text) > 200 {
+		return fmt.Sprintf("%s… (%d bytes, md5 %x)", text[:40], len(text), md5.Sum(text))
+	}
+	return string(text)
+}
+
+// print gives the rows of a table as Postgres prints them, by columns.
+func (t *worldTable) print(columns []string) ([]string, error) {
+	types := map[string]*eventlog.Type{}
+	for i := range t.rel.Columns {
+		types[t.rel.Columns[i].Name] = &t.rel.Columns[i].Type
+	}
+	var out []string
+	var text []byte
+	for _, rows := range t.rows {
+		for _, r := range rows {
+			var fields []string
+			for _, c := range columns {
+				if _, ok := r[c]; !ok { // added after the row was last written
+					fields = append(fields, nullMark)
+					continue
+				}
+				if types[c] == nil {
+					return nil, fmt.Errorf("the log knows no column %s", c)
+				}
+				var null bool
+				var err error
+				if text, null, err = eventlog.AppendText(text[:0], types[c], []byte(r[c])); err != nil {
+					return nil, err
+				}
+				if null {
+					fields = append(fields, nullMark)
+				} else {
+					fields = append(fields, printed(text))
+				}
+			}
+			out = append(out, strings.Join(fields, fieldMark))
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// differs compares the state with what tables hold.
+func (w *world) differs(want contents, columns map[string][]string) error {
+	for name, rows := range want {
+		var have []string
+		if t := w.tables[name]; t != nil {
+			var err error
+			if have, err = t.print(columns[name]); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		if slices.Equal(have, rows) {
+			continue
+		}
+		in := map[string]int{}
+		for _, r := range rows {
+			in[r]++
+		}
+		for _, r := range have {
+			in[r]--
+		}
+		msg := fmt.Sprintf("%s: the log has %d rows, the table %d; columns %q", name, len(have), len(rows), columns[name])
+		shown := 0
+		for r, n := range in {
+			if n != 0 && shown < 6 {
+				who := "only in the table"
+				if n < 0 {
+					who = "only in the log"
+				}
+				msg += fmt.Sprintf("\n  %s: %s", who, short(strings.ReplaceAll(r, fieldMark, " | ")))
+				shown++
+			}
+		}
+		return fmt.Errorf("%s", msg)
+	}
+	return nil
+}
+
+// columnsOf lists the columns of captured tables that are in the stream: all but generated ones.
+func columnsOf(s *session, where string) map[string][]string {
+	s.t.Helper()
+	out := map[string][]string{}
+	for _, r := range s.ask(`SELECT n.nspname, c.relname, coalesce((SELECT json_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
+		AND NOT a.attisdropped AND a.attgenerated = ''), '[]') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'backstory') AND ` + where) {
+		var cols []string
+		if err := json.Unmarshal([]byte(r[2]), &cols); err != nil {
+			s.t.Fatal(err)
+		}
+		out[r[0]+"."+r[1]] = cols
+	}
+	return out
+}
+
+// dump reads whole tables.
+func dump(ctx context.Context, s *session, columns map[string][]string) (contents, error) {
+	out := contents{}
+	for name, cols := range columns {
+		schema, table, _ := strings.Cut(name, ".")
+		var list []string
+		for _, c := range cols {
+			list = append(list, eventlog.QuoteIdent(c))
+		}
+		res, err := s.PgConn().Exec(ctx, "SELECT "+strings.Join(list, ", ")+" FROM ONLY "+eventlog.QuoteQualified(schema, table)).ReadAll()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		rows := []string{}
+		for _, r := range res[0].Rows {
+			var fields []string
+			for _, v := range r {
+				if v == nil {
+					fields = append(fields, nullMark)
+				} else {
+					fields = append(fields, printed(v))
+				}
+			}
+			rows = append(rows, strings.Join(fields, fieldMark))
+		}
+		slices.Sort(rows)
+		out[name] = rows
+	}
+	return out, nil
+}
+
+// replay folds the whole log, calling each after each event.
+func (w *world) replay(t testing.TB, l *eventlog.Log, each func(e *eventlog.Event) error) {
+	t.Helper()
+	faults := 0
+	err := l.Read(within(t, 5*time.Minute), eventlog.Selection{After: w.position, Quiet: true}, func(e *eventlog.Event) error {
+		err := w.apply(e)
+		if err == nil && each != nil {
+			err = each(e)
+		}
+		if err != nil {
+			if faults++; faults > 5 {
+				return err
+			}
+			t.Error(err)
+		}
+		return nil
+	})
+	if err == nil {
+		err = w.commit()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// checkLog proves what must hold of every log, and gives the state at its end.
+func checkLog(t testing.TB, l *eventlog.Log, unseen ...string) *world {
+	t.Helper()
+	w := newWorld()
+	for _, u := range unseen {
+		w.unseen[u] = true
+	}
+	w.replay(t, l, nil)
+	verify(t, l)
+	return w
+}
+
+func verify(t testing.TB, l *eventlog.Log) *eventlog.Verdict {
+	t.Helper()
+	v, err := l.Verify(within(t, 5*time.Minute), nil)
+	if err != nil {
+		t.Fatalf("verify: %v", err)
+	}
+	if v.Broken != "" {
+		t.Fatalf("verify: %s at %d", v.Broken, v.At)
+	}
+	return v
+}
+
+// sameTables compares the log's end with the source as it is.
+func (w *world) sameTables(t testing.TB, s *session, where string) {
+	t.Helper()
+	columns := columnsOf(s, where)
+	now, err := dump(within(t, 5*time.Minute), s, columns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.differs(now, columns); err != nil {
+		t.Fatalf("the tables differ at the end (position %d): %v", w.position, err)
+	}
+}
+
+func atoi(t testing.TB, s string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
