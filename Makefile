@@ -48,7 +48,7 @@ bench: build client ## speed, as ratios against limits taken in the same run
 	$(GO) run ./internal/bench $(ARGS)
 
 fuzz: ## each fuzz test for 20 seconds
-	@for p in ./eventlog ./capture; do for f in $$($(GO) test -list 'Fuzz.*' $$p 2>/dev/null | grep ^Fuzz); do $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s $$p || exit 1; done; done
+	@for p in ./eventlog ./capture; do for f in $$($(GO) test -list 'Fuzz.*' $$p 2>/dev/null | grep ^Fuzz); do $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s -fuzzminimizetime 1s $$p || exit 1; done; done
 
 lint: vet ## vet, format and staticcheck (staticcheck.conf gives the reason for what is off)
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run make fmt"; exit 1; }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,7 @@ type Sidecar struct {
 
 	now   atomic.Pointer[running]
 	bad   atomic.Pointer[trouble]
+	stuck time.Duration                   // how long one batch may take, or the source be silent; set by New
 	busy  atomic.Int64                    // since when, in unix nanoseconds, the log has been working on one batch; 0: it is not
 	ended atomic.Pointer[eventlog.Counts] // what writers that have ended counted
 }
@@ -58,10 +60,12 @@ type running struct {
 	stream *capture.Stream
 }
 
-// trouble is why an attempt ended.
+// trouble is why attempts end.
 type trouble struct {
 	err   error
 	since time.Time
+	said  time.Time // when it was last logged
+	times int
 }
 
 // New opens the event log. The sidecar does nothing before Run.
@@ -74,7 +78,7 @@ func New(ctx context.Context, cfg Config) (*Sidecar, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Sidecar{cfg: cfg, log: log, started: time.Now()}
+	s := &Sidecar{cfg: cfg, log: log, started: time.Now(), stuck: 2 * time.Minute}
 	if cfg.Reactors == nil {
 		return s, nil
 	}
@@ -169,6 +173,10 @@ func (s *Sidecar) drain(ctx context.Context) error {
 	}
 }
 
+// standbyLimit is how long a run that ends by itself waits for somebody else's use of the slot to end: mostly a connection
+// of the run before, which the server has not yet given up.
+const standbyLimit = 10 * time.Second
+
 // capture runs attempts until one ends for good.
 func (s *Sidecar) capture(ctx context.Context) error {
 	var until eventlog.LSN
@@ -178,30 +186,56 @@ func (s *Sidecar) capture(ctx context.Context) error {
 			return err
 		}
 	}
+	started := time.Now()
 	pause := 100 * time.Millisecond
 	for {
 		began := time.Now()
 		err := s.attempt(ctx, until)
-		if err == nil {
+		if err == nil || ctx.Err() != nil {
 			return nil
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		s.bad.Store(&trouble{err, time.Now()})
-		if s.cfg.Once || !passes(err) {
+		standby := errors.Is(err, capture.ErrSlotInUse)
+		if !passes(err) || s.cfg.Once && !(standby && time.Since(started) < standbyLimit) {
 			return err
 		}
+		s.trouble(err)
 		if time.Since(began) > 30*time.Second {
 			pause = 100 * time.Millisecond
 		}
-		s.cfg.Logger.Warn("capture was interrupted; trying again", "err", err, "hint", eventlog.Hint(err))
 		select {
 		case <-time.After(pause/2 + rand.N(pause)):
 		case <-ctx.Done():
 			return nil
 		}
-		pause = min(2*pause, 15*time.Second)
+		if pause = min(2*pause, 15*time.Second); standby {
+			pause = min(pause, time.Second) // whoever takes over should not be long in coming
+		}
+	}
+}
+
+// trouble notes why there is no capture, and says so: at once where the reason is new, then every minute.
+func (s *Sidecar) trouble(err error) {
+	now := time.Now()
+	t := &trouble{err: err, since: now, said: now}
+	if old := s.bad.Load(); old != nil && old.err.Error() == err.Error() {
+		t.since, t.said, t.times = old.since, old.said, old.times
+	}
+	t.times++
+	if t.times == 1 || now.Sub(t.said) >= time.Minute {
+		t.said = now
+		if errors.Is(err, capture.ErrSlotInUse) {
+			s.cfg.Logger.Info("another process captures this source; waiting to take over", "err", err, "hint", eventlog.Hint(err), "attempts", t.times)
+		} else {
+			s.cfg.Logger.Warn("capture is interrupted; trying again", "err", err, "hint", eventlog.Hint(err), "attempts", t.times)
+		}
+	}
+	s.bad.Store(t)
+}
+
+// recovered ends the trouble.
+func (s *Sidecar) recovered() {
+	if t := s.bad.Swap(nil); t != nil {
+		s.cfg.Logger.Info("capture goes on", "after", time.Since(t.since).Round(time.Millisecond), "attempts", t.times)
 	}
 }
 
@@ -219,13 +253,27 @@ func (s *Sidecar) total() eventlog.Counts {
 
 // attempt runs one writer and one stream until either ends.
 func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
+	// First whatever speaks against it: a writer fences the one before, which may be at work.
+	head, err := s.log.Head(ctx)
+	if err != nil {
+		return err
+	}
+	if head.Gap != "" {
+		return gapProblem(head.Gap)
+	}
+	if head.Slot != s.cfg.Capture.Slot {
+		return capture.WrongSlot(head.Slot, s.cfg.Capture.Slot)
+	}
+	if err := capture.SlotFree(ctx, s.cfg.Capture); err != nil {
+		return err
+	}
 	captured, err := s.log.Captured(ctx)
 	if err != nil {
 		return err
 	}
 	w, err := s.log.NewWriter(ctx)
 	if err != nil {
-		return err
+		return eventlog.Remedy(err)
 	}
 	defer w.Close(context.WithoutCancel(ctx))
 	if gap := w.Head().Gap; gap != "" {
@@ -245,7 +293,20 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	// Appending goes on after ctx has ended, until what was received is in the log; an operator's second signal ends the process.
 	appendCtx := context.WithoutCancel(ctx)
 	var failed error
-	for b := range stream.Batches() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for open := true; open; {
+		var b *eventlog.Batch
+		select {
+		case b, open = <-stream.Batches():
+		case <-tick.C: // on an idle source there may be nothing to append for long
+			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil {
+				s.recovered()
+			}
+		}
+		if b == nil {
+			continue
+		}
 		if failed == nil {
 			s.busy.Store(time.Now().UnixNano())
 			failed = w.Append(appendCtx, b)
@@ -253,7 +314,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			if failed == nil {
 				stream.Flushed(w.Head().EndLSN)
 				stream.Applied(w.Seen())
-				s.bad.Store(nil)
+				s.recovered()
 			} else {
 				stop()
 			}
@@ -262,16 +323,34 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	}
 	err = <-done
 	if failed != nil {
-		return failed
+		return eventlog.Remedy(failed)
 	}
 	var gap *capture.Gap
 	if errors.As(err, &gap) {
+		if gap.Publication && s.recorded(appendCtx, captured) {
+			return fmt.Errorf("%w: %s", errTablesChanged, gap.Reason)
+		}
 		if e := w.Gap(appendCtx, gap.Reason, gap.From, gap.To); e != nil {
 			return fmt.Errorf("record a gap (%s): %w", gap.Reason, e)
 		}
 		return gapProblem(gap.Reason)
 	}
 	return err
+}
+
+// errTablesChanged means that init has changed what is captured: the next attempt knows it.
+var errTablesChanged = errors.New("the captured tables were changed")
+
+// recorded tells whether what looks like a gap is the work of init, which first alters the publications and then records it.
+func (s *Sidecar) recorded(ctx context.Context, was []eventlog.Captured) bool {
+	for range 10 {
+		now, err := s.log.Captured(ctx)
+		if err == nil && !slices.EqualFunc(was, now, func(a, b eventlog.Captured) bool { return a.OID == b.OID && a.Published == b.Published }) {
+			return capture.CheckPublications(ctx, s.cfg.Capture, now) == nil
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	return false
 }
 
 func gapProblem(reason string) error {
@@ -283,8 +362,11 @@ var ErrGap = errors.New("possible gap in the history")
 
 // passes tells whether an error goes away by itself.
 func passes(err error) bool {
-	if errors.Is(err, ErrGap) || errors.Is(err, eventlog.ErrFenced) {
+	switch {
+	case errors.Is(err, ErrGap):
 		return false
+	case errors.Is(err, eventlog.ErrFenced), errors.Is(err, eventlog.ErrReadOnly), errors.Is(err, capture.ErrSlotInUse), errors.Is(err, errTablesChanged):
+		return true
 	}
 	state := eventlog.SQLState(err)
 	for _, class := range []string{"08", "57", "53", "25006", "40"} {

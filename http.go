@@ -50,18 +50,23 @@ func (s *Sidecar) Handler() http.Handler {
 	return mux
 }
 
-// Serve answers HTTP on addr until ctx ends. There is no authentication, so only loopback addresses are taken.
+// Serve answers HTTP on addr until ctx ends.
 func (s *Sidecar) Serve(ctx context.Context, addr string) error {
-	l, err := listen(addr)
+	l, err := Listen(addr)
 	if err != nil {
 		return err
 	}
+	return s.ServeOn(ctx, l)
+}
+
+// ServeOn answers HTTP until ctx ends, and closes the listener.
+func (s *Sidecar) ServeOn(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 10 * time.Second}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
 	select {
 	case err := <-done:
-		return fmt.Errorf("serve HTTP on %s: %w", addr, err)
+		return fmt.Errorf("serve HTTP on %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -73,10 +78,31 @@ func (s *Sidecar) Serve(ctx context.Context, addr string) error {
 	return nil
 }
 
-func listen(addr string) (net.Listener, error) {
+// CheckAddr checks an address for HTTP, host:port. There is no authentication, so only loopback addresses are taken.
+func CheckAddr(addr string) error {
+	const hint = "Use a loopback address such as 127.0.0.1:8800, since there is no authentication, or off. A proxy, or a container in the same network namespace, can make it reachable."
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return &eventlog.Problem{Err: fmt.Errorf("read HTTP address %q: it is not host:port", addr), Hint: hint}
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return &eventlog.Problem{Err: fmt.Errorf("HTTP address %s could be reached from elsewhere", addr), Hint: hint}
+	}
+	return nil
+}
+
+// Listen opens an address for ServeOn.
+func Listen(addr string) (net.Listener, error) {
+	if err := CheckAddr(addr); err != nil {
+		return nil, err
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, &eventlog.Problem{Err: fmt.Errorf("listen for HTTP: %w", err),
+		var op *net.OpError
+		if errors.As(err, &op) {
+			err = op.Err
+		}
+		return nil, &eventlog.Problem{Err: fmt.Errorf("listen for HTTP on %s: %w", addr, err),
 			Hint: "Another backstory may run on this machine. Choose another address with BACKSTORY_HTTP_ADDR, or switch HTTP off with BACKSTORY_HTTP_ADDR=off."}
 	}
 	return l, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -19,6 +20,9 @@ type Plan struct {
 	Head      *eventlog.Head
 	// SameServer tells that the log will be kept by the source's own server.
 	SameServer bool
+	// LogDatabase is where the log is or will be, LogRole who we are there, and MayCreateLog whether that is enough to make it.
+	LogDatabase, LogRole string
+	MayCreateLog         bool
 	// Rows and Bytes of the selected tables as they are now, by the server's estimates.
 	Rows, Bytes int64
 }
@@ -40,6 +44,11 @@ func Prepare(ctx context.Context, cfg Config) (*Plan, error) {
 		return nil, err
 	}
 	defer log.Close()
+	err = log.Pool().QueryRow(ctx, `SELECT current_database()::text, current_user::text, has_database_privilege(current_database(), 'CREATE')`).
+		Scan(&p.LogDatabase, &p.LogRole, &p.MayCreateLog)
+	if err != nil {
+		return nil, fmt.Errorf("ask the log's server: %w", err)
+	}
 	var system string
 	if err := log.Pool().QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&system); err == nil {
 		p.SameServer = system == cp.Server.SystemID
@@ -68,6 +77,29 @@ func Prepare(ctx context.Context, cfg Config) (*Plan, error) {
 	return p, nil
 }
 
+// permitted says what the role may not do, before anything is done.
+func (p *Plan) permitted() error {
+	var lacks []string
+	if !p.LogExists && !p.MayCreateLog {
+		lacks = append(lacks, fmt.Sprintf("make the schema of the event log in database %s", p.LogDatabase))
+	}
+	if len(p.NotOwned) > 0 {
+		var names []string
+		for _, t := range p.NotOwned {
+			if names = append(names, t.String()); len(names) == 5 && len(p.NotOwned) > 5 {
+				names[4] = fmt.Sprintf("%d more tables", len(p.NotOwned)-4)
+				break
+			}
+		}
+		lacks = append(lacks, "publish "+strings.Join(names, ", ")+", which it does not own")
+	}
+	if len(lacks) == 0 {
+		return nil
+	}
+	return &eventlog.Problem{Err: fmt.Errorf("role %s may not %s", p.Role, strings.Join(lacks, ", nor ")),
+		Hint: "Let the owner, or a superuser, run what backstory init --print-sql prints; then run backstory init again."}
+}
+
 // Done is what Init did.
 type Done struct {
 	Created bool // the log's schema was made or brought up to date
@@ -79,11 +111,21 @@ type Done struct {
 // waiting is told, once a second, for whom making the slot waits.
 func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Done, error) {
 	cfg = cfg.withDefaults()
+	if err := p.permitted(); err != nil {
+		return nil, err
+	}
 	log, err := eventlog.Connect(ctx, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
+	making := "backstory init is making replication slot " + cfg.Capture.Slot
+	if p.Head == nil && !p.NewSlot {
+		if err := leftOver(ctx, cfg, log, p, making); err != nil {
+			return nil, err
+		}
+		p.NewSlot = true
+	}
 	d := &Done{}
 	if d.Created, err = log.Create(ctx); err != nil {
 		return nil, err
@@ -96,19 +138,15 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 	if err != nil {
 		return nil, err
 	}
-	if head == nil && !p.NewSlot {
-		if p.Slot.Active {
-			return nil, &eventlog.Problem{Err: fmt.Errorf("replication slot %s is in use (pid %d), but not by this log", cfg.Capture.Slot, p.Slot.ActivePID),
-				Hint: "Choose another name with BACKSTORY_SLOT."}
-		}
-		// Left over from an init that did not finish, or from a log that is gone: it does not begin where this log does.
-		if err := capture.DropSlot(ctx, cfg.Capture); err != nil {
+	if head == nil {
+		if err := note(ctx, log, making); err != nil {
 			return nil, err
 		}
-		p.NewSlot = true
 	}
-	if head != nil && p.NewSlot {
-		return nil, &eventlog.Problem{Err: fmt.Errorf("%w: the replication slot %s is gone", ErrGap, cfg.Capture.Slot), Hint: eventlog.GapHint}
+	if head != nil {
+		if err := mayGoOn(ctx, cfg, p, head, before); err != nil {
+			return nil, err
+		}
 	}
 	res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, waiting)
 	if err != nil {
@@ -118,7 +156,57 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 	if head != nil {
 		return d, log.SetCaptured(ctx, res.Tables)
 	}
-	return d, log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot}, res.Tables)
+	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot}, res.Tables)
+	if err == nil {
+		err = note(ctx, log, "the event log of backstory")
+	}
+	return d, err
+}
+
+// note puts a comment on the log's schema: between a slot and the log that it is for there is nothing else that a crash
+// would leave.
+func note(ctx context.Context, log *eventlog.Log, text string) error {
+	if _, err := log.Pool().Exec(ctx, `COMMENT ON SCHEMA backstory IS '`+text+`'`); err != nil {
+		return eventlog.Remedy(fmt.Errorf("prepare the event log: %w", err))
+	}
+	return nil
+}
+
+// leftOver drops the slot of an init that did not finish, since it does not begin where the log will. Any other slot of
+// that name may be that of another log, whose changes it keeps.
+func leftOver(ctx context.Context, cfg Config, log *eventlog.Log, p *Plan, making string) error {
+	slot := cfg.Capture.Slot
+	if p.Slot.Active {
+		return &eventlog.Problem{Err: fmt.Errorf("replication slot %s is in use (pid %d), but not by this log", slot, p.Slot.ActivePID), Hint: "Choose another name with BACKSTORY_SLOT."}
+	}
+	var comment string
+	if err := log.Pool().QueryRow(ctx, `SELECT coalesce(obj_description(oid, 'pg_namespace'), '') FROM pg_namespace WHERE nspname = 'backstory'`).Scan(&comment); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("look at the event log: %w", err)
+	}
+	if comment != making {
+		return &eventlog.Problem{Err: fmt.Errorf("replication slot %s exists already, but this log has not made it", slot),
+			Hint: "If another log uses it, choose another name with BACKSTORY_SLOT. If its log is gone for good, drop it: SELECT pg_drop_replication_slot('" + slot + "');"}
+	}
+	return capture.DropSlot(ctx, cfg.Capture)
+}
+
+// mayGoOn refuses what would hide that changes may be missing.
+func mayGoOn(ctx context.Context, cfg Config, p *Plan, head *eventlog.Head, captured []eventlog.Captured) error {
+	if head.Gap != "" {
+		return gapProblem(head.Gap)
+	}
+	if head.Slot != cfg.Capture.Slot {
+		return capture.WrongSlot(head.Slot, cfg.Capture.Slot)
+	}
+	if p.NewSlot {
+		return gapProblem("the replication slot " + cfg.Capture.Slot + " is gone")
+	}
+	err := capture.CheckPublications(ctx, cfg.Capture, captured)
+	var gap *capture.Gap
+	if errors.As(err, &gap) {
+		return gapProblem(gap.Reason)
+	}
+	return err
 }
 
 // AcceptGap lets a log go on after a gap, with a new slot: what happened in between stays unknown, and no table counts as
@@ -130,29 +218,36 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 		return nil, err
 	}
 	defer log.Close()
-	if err := capture.DropSlot(ctx, cfg.Capture); err != nil {
-		return nil, err
-	}
-	p, err := capture.Prepare(ctx, cfg.Capture)
-	if err != nil {
-		return nil, err
-	}
 	head, err := log.Head(ctx)
 	if err != nil {
 		return nil, err
 	}
+	p, err := capture.Prepare(ctx, cfg.Capture) // refuses a slot that is not ours
+	if err != nil {
+		return nil, err
+	}
+	if p.Slot.Active {
+		return nil, &eventlog.Problem{Err: fmt.Errorf("replication slot %s is in use (pid %d)", cfg.Capture.Slot, p.Slot.ActivePID),
+			Hint: "Stop the sidecar first: accepting a gap makes a new slot."}
+	}
 	if head.Gap == "" { // the gap is recorded before it is accepted, so that the history says so
 		w, err := log.NewWriter(ctx)
 		if err != nil {
-			return nil, err
+			return nil, eventlog.Remedy(err)
 		}
-		err = w.Gap(ctx, "accepted by hand: the replication slot was made anew", head.EndLSN, p.Server.FlushLSN)
+		err = w.Gap(ctx, whyAccepted(ctx, cfg, log, p), head.EndLSN, p.Server.FlushLSN)
 		if e := w.Close(ctx); err == nil {
 			err = e
 		}
 		if err != nil {
 			return nil, err
 		}
+	}
+	if p.Slot.Exists {
+		if err := capture.DropSlot(ctx, cfg.Capture); err != nil {
+			return nil, err
+		}
+		p.NewSlot = true
 	}
 	res, err := capture.Apply(ctx, cfg.Capture, p, nil, waiting)
 	if err != nil {
@@ -166,4 +261,21 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	}
 	return &Done{Start: res.Start, Tables: res.Tables}, log.AcceptGap(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database,
 		Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot})
+}
+
+// whyAccepted is the reason of a gap that a person accepts before the sidecar has met it.
+func whyAccepted(ctx context.Context, cfg Config, log *eventlog.Log, p *capture.Plan) string {
+	reason := "accepted by hand: the replication slot was made anew"
+	captured, err := log.Captured(ctx)
+	if err != nil {
+		return reason
+	}
+	var gap *capture.Gap
+	if errors.As(capture.CheckPublications(ctx, cfg.Capture, captured), &gap) {
+		return "accepted by hand: " + gap.Reason
+	}
+	if p.NewSlot {
+		return "accepted by hand: the replication slot " + cfg.Capture.Slot + " is gone"
+	}
+	return reason
 }

@@ -26,7 +26,7 @@ type Status struct {
 
 // SourceStatus is how capture fares.
 type SourceStatus struct {
-	State        string    `json:"state"` // streaming, connecting, waiting, stopped
+	State        string    `json:"state"` // streaming, connecting, waiting (Error says for what), standby (another process streams), stopped, unreachable
 	Since        time.Time `json:"since,omitzero"`
 	Error        string    `json:"error,omitempty"`
 	Hint         string    `json:"hint,omitempty"`
@@ -53,6 +53,8 @@ type LogStatus struct {
 	EndLSN     string            `json:"end_lsn"`
 	Seal       string            `json:"seal"`
 	Gap        string            `json:"gap,omitempty"`
+	Error      string            `json:"error,omitempty"` // why the log cannot be read now
+	Hint       string            `json:"hint,omitempty"`
 	// Events and Unattributed count since the start of the process.
 	Events            int64   `json:"events"`
 	UnattributedShare float64 `json:"unattributed_share"`
@@ -119,10 +121,16 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, er
 		return st, nil
 	}
 	st.Source.fill(src, h)
-	if src.Slot.Active {
-		st.Source.State = "streaming"
-	}
 	st.CaughtUp = h.EndLSN >= src.WAL || src.Idle
+	switch {
+	case src.Slot.Active:
+		st.Source.State = "streaming"
+	case src.Slot.ConfirmedFlush > h.EndLSN: // or the log has gone on since it was read
+		if h, err := log.Head(ctx); err == nil && src.Slot.ConfirmedFlush > h.EndLSN {
+			st.CaughtUp = false
+			st.Source.Error, st.Source.Hint = "the replication slot "+h.Slot+" was moved by somebody else beyond the end of the log, "+h.EndLSN.String(), eventlog.GapHint
+		}
+	}
 	return st, nil
 }
 
@@ -148,7 +156,8 @@ func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		// The log cannot be read: what the process itself knows is still worth having.
 		st = &Status{Reactors: []sinks.Status{}}
-		st.Source.Error, st.Source.Hint = err.Error(), eventlog.Hint(err)
+		st.Source.Slot, st.Source.SafeBytes = s.cfg.Capture.Slot, -1
+		st.Log.Error, st.Log.Hint = err.Error(), eventlog.Hint(err)
 	}
 	st.Running = true
 	if s.dispatch != nil {
@@ -164,6 +173,8 @@ func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 		st.Source.State, st.Source.Since = ss.Doing, ss.Since
 		if ss.Error != "" {
 			st.Source.Error, st.Source.Hint = ss.Error, ss.Hint
+		} else if b := s.bad.Load(); b != nil { // what ended the attempt before has not proved to be over
+			st.Source.Since, st.Source.Error, st.Source.Hint = b.since, b.err.Error(), eventlog.Hint(b.err)
 		}
 		st.Source.ReceivedLSN = r.stream.Received().String()
 		if wal, err := eventlog.ParseLSN(st.Source.WALLSN); err == nil && ss.Doing == "streaming" {
@@ -183,23 +194,23 @@ func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 		}
 	} else if b := s.bad.Load(); b != nil {
 		st.Source.State, st.Source.Since, st.Source.Error, st.Source.Hint = "waiting", b.since, b.err.Error(), eventlog.Hint(b.err)
+		if errors.Is(b.err, capture.ErrSlotInUse) {
+			st.Source.State = "standby"
+		}
 	}
 	return st, nil
 }
 
-// stuckAfter is how long one batch may take, or the source be silent, before the process counts as stuck.
-const stuckAfter = 2 * time.Minute
-
 // Live tells whether the process moves or has nothing to do. A source or a log that cannot be reached is no reason to
-// restart it; one batch that has not been finished for two minutes is.
+// restart it; one batch that takes more than two minutes is.
 func (s *Sidecar) Live() error {
 	if since := s.busy.Load(); since != 0 {
-		if d := time.Since(time.Unix(0, since)); d > stuckAfter {
+		if d := time.Since(time.Unix(0, since)); d > s.stuck {
 			return fmt.Errorf("the event log has been working on one batch for %s", d.Round(time.Second))
 		}
 	}
 	if r := s.now.Load(); r != nil && r.stream.State().Doing == "streaming" {
-		if d := time.Since(r.stream.LastSeen()); d > stuckAfter && s.busy.Load() == 0 {
+		if d := time.Since(r.stream.LastSeen()); d > s.stuck && s.busy.Load() == 0 {
 			return fmt.Errorf("the source has been silent for %s", d.Round(time.Second))
 		}
 	}
@@ -208,11 +219,11 @@ func (s *Sidecar) Live() error {
 
 // Ready tells whether row changes flow into the log.
 func (s *Sidecar) Ready() error {
+	if b := s.bad.Load(); b != nil {
+		return b.err
+	}
 	r := s.now.Load()
 	if r == nil {
-		if b := s.bad.Load(); b != nil {
-			return b.err
-		}
 		return errors.New("starting")
 	}
 	if st := r.stream.State(); st.Doing != "streaming" {

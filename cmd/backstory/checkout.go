@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -10,6 +11,19 @@ import (
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/rebuild"
 )
+
+// gapUntil finds the last gap up to a position, nil if there is none.
+func gapUntil(ctx context.Context, l *eventlog.Log, p eventlog.Position) (gap *eventlog.Event, err error) {
+	h, err := l.Head(ctx)
+	if err != nil || h.Incarnation == 0 && h.Gap == "" { // most logs never have one
+		return nil, err
+	}
+	err = l.Read(ctx, eventlog.Selection{Aggregates: []string{"Source"}, Types: []string{"SourceGap"}, Until: p, Newest: true, Limit: 1, Quiet: true}, func(e *eventlog.Event) error {
+		gap = e.Clone()
+		return nil
+	})
+	return gap, err
+}
 
 func newCheckout() *cobra.Command {
 	var o struct {
@@ -54,6 +68,14 @@ func newCheckout() *cobra.Command {
 			if !o.json {
 				fmt.Fprintf(os.Stderr, "%s is %s\n", o.at, rev.How)
 			}
+			gap, err := gapUntil(ctx, l, rev.Position)
+			if err != nil {
+				return err
+			}
+			if gap != nil && !o.partial {
+				return &eventlog.Problem{Err: fmt.Errorf("the history has a gap at position %d: %s", gap.Position, member(gap.Data, "reason")),
+					Hint: fmt.Sprintf("Rows may be missing or out of date since. Use --partial all the same, or a revision of before: --at %d.", gap.Position-1)}
+			}
 			var into rebuild.Target
 			switch {
 			case o.csv != "":
@@ -82,6 +104,9 @@ func newCheckout() *cobra.Command {
 			}
 			for _, t := range rep.Tables {
 				fmt.Fprintf(out, "%12s rows  %s → %s\n", countText(t.Rows), t.Table, t.Into)
+			}
+			if gap != nil {
+				rep.Warnings = append(rep.Warnings, fmt.Sprintf("the history has a gap at position %d: rows may be missing or out of date since", gap.Position))
 			}
 			for _, w := range rep.Warnings {
 				fmt.Fprintf(os.Stderr, "%s %s\n", out.yellow("warning:"), w)

@@ -3,12 +3,14 @@ package main
 import (
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/kelseyhightower/envconfig"
 
@@ -38,6 +40,7 @@ type settings struct {
 	KafkaCompression  string   `split_words:"true"`
 	KafkaCreateTopics bool     `split_words:"true"`
 	KafkaPartitions   int      `split_words:"true"`
+	KafkaIdempotence  string   `split_words:"true" default:"on"` // off: for brokers without idempotent producers
 	KafkaTLS          bool     `split_words:"true"`
 	KafkaSASL         string   `split_words:"true"`
 	KafkaUser         string   `split_words:"true"`
@@ -52,19 +55,28 @@ type settings struct {
 	PartitionEvents int64  `split_words:"true" default:"8388608"`
 }
 
-// usage wraps an error of wrong use.
-func usage(hint, format string, args ...any) error {
-	return &exitError{exitUsage, &eventlog.Problem{Err: fmt.Errorf(format, args...), Hint: hint}}
-}
-
+// readSettings reads the environment, checks what can be checked without a connection, and warns of names that mean nothing.
 func readSettings() (*settings, error) {
+	for name := range fields() {
+		if v, ok := os.LookupEnv(name); ok && v == "" {
+			_ = os.Unsetenv(name) // as compose files have it: empty is not set
+		}
+	}
 	var s settings
 	if err := envconfig.Process("backstory", &s); err != nil {
 		var pe *envconfig.ParseError
 		if errors.As(err, &pe) { // its own text would print the value
-			return nil, usage("See README, Settings.", "%s is not a %s", pe.KeyName, pe.TypeName)
+			want := map[string]string{"int": "a whole number", "int64": "a whole number", "bool": "true or false"}[pe.TypeName]
+			return nil, usage(defaultHint(pe.KeyName), "%s is not %s", pe.KeyName, want)
 		}
 		return nil, err
+	}
+	log, err := s.logger()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range unknown() {
+		log.Warn("unknown setting", "name", name, "meant", strings.Join(similar(name, slices.Sorted(maps.Keys(fields()))), " or "))
 	}
 	for _, f := range []struct {
 		value *string
@@ -76,9 +88,33 @@ func readSettings() (*settings, error) {
 		}
 		b, err := os.ReadFile(f.file)
 		if err != nil {
-			return nil, usage("It must name a readable file that holds the value.", "read %s_FILE: %v", f.name, err)
+			return nil, usage("It must name a readable file that holds the value of "+f.name+".", "read %s_FILE: %v", f.name, err)
 		}
 		*f.value = strings.TrimSpace(string(b))
+	}
+	for _, u := range []struct{ name, value string }{{"BACKSTORY_SOURCE_URL", s.SourceURL}, {"BACKSTORY_LOG_URL", s.LogURL}} {
+		if u.value == "" {
+			continue
+		}
+		if _, err := eventlog.ConnConfig(u.value, ""); err != nil {
+			return nil, usage(eventlog.Hint(err), "%s: %w", u.name, err)
+		}
+	}
+	for _, n := range []struct {
+		name  string
+		value int64
+	}{{"BACKSTORY_MAX_BATCH_BYTES", int64(s.MaxBatchBytes)}, {"BACKSTORY_MAX_CACHE_BYTES", int64(s.MaxCacheBytes)}, {"BACKSTORY_PARTITION_EVENTS", s.PartitionEvents}} {
+		if n.value <= 0 {
+			return nil, usage(defaultHint(n.name), "%s has to be more than 0", n.name)
+		}
+	}
+	if s.KafkaPartitions < 0 {
+		return nil, usage(defaultHint("BACKSTORY_KAFKA_PARTITIONS"), "BACKSTORY_KAFKA_PARTITIONS must not be negative")
+	}
+	if s.HTTPAddr != "off" {
+		if err := backstory.CheckAddr(s.HTTPAddr); err != nil {
+			return nil, usage(eventlog.Hint(err), "BACKSTORY_HTTP_ADDR: %w", err)
+		}
 	}
 	if len(s.KafkaBrokers) > 0 && s.KafkaTopic == "" {
 		return nil, usage("Set it to a topic, or to a template such as shop.{aggregate}.", "BACKSTORY_KAFKA_BROKERS is set, BACKSTORY_KAFKA_TOPIC is not")
@@ -89,20 +125,35 @@ func readSettings() (*settings, error) {
 	return &s, nil
 }
 
-// unknown gives the names in the environment that begin with our prefix and mean nothing.
-func unknown() []string {
-	known := map[string]bool{}
+// fields gives the settings by their names in the environment.
+func fields() map[string]reflect.StructField {
+	out := map[string]reflect.StructField{}
 	t := reflect.TypeFor[settings]()
 	for i := range t.NumField() {
-		known[envName(t.Field(i).Name)] = true
+		out[envName(t.Field(i).Name)] = t.Field(i)
 	}
+	return out
+}
+
+func defaultHint(name string) string {
+	if d := fields()[name].Tag.Get("default"); d != "" {
+		return "The default is " + d + "; README, Settings, tells what it means."
+	}
+	return "README, Settings, tells what it means."
+}
+
+// unknown gives the names in the environment that begin with our prefix and mean nothing.
+func unknown() []string {
+	known := fields()
 	var out []string
 	for _, e := range os.Environ() {
 		name, _, _ := strings.Cut(e, "=")
-		if strings.HasPrefix(name, "BACKSTORY_") && !known[name] && !strings.HasPrefix(name, "BACKSTORY_TEST_") && !strings.HasPrefix(name, "BACKSTORY_BENCH_") && !strings.HasPrefix(name, "BACKSTORY_CRASH_") {
+		_, ok := known[name]
+		if strings.HasPrefix(name, "BACKSTORY_") && !ok && !strings.HasPrefix(name, "BACKSTORY_TEST_") && !strings.HasPrefix(name, "BACKSTORY_BENCH_") && !strings.HasPrefix(name, "BACKSTORY_CRASH_") {
 			out = append(out, name)
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 
@@ -130,6 +181,7 @@ func (s *settings) reactors(log *slog.Logger) (func(*sinks.Dispatcher) error, er
 		if s.KafkaCreateTopics {
 			cfg.CreateTopics = &kafka.CreateTopics{Partitions: s.KafkaPartitions}
 		}
+		cfg.NoIdempotence = s.KafkaIdempotence == "off"
 		if s.KafkaTLS {
 			cfg.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 		}
@@ -140,11 +192,11 @@ func (s *settings) reactors(log *slog.Logger) (func(*sinks.Dispatcher) error, er
 		list = append(list, &sinks.Reactor{Name: "kafka", Sink: k})
 	}
 	if s.JSONL != "" {
-		j := jsonl.File(s.JSONL)
-		if s.JSONL == "-" {
-			j = jsonl.Stream(os.Stdout)
+		j, every := jsonl.File(s.JSONL), time.Duration(0)
+		if s.JSONL == "-" { // what was printed is nowhere to be read again
+			j, every = jsonl.Stream(os.Stdout), -1
 		}
-		list = append(list, &sinks.Reactor{Name: "jsonl", Sink: j})
+		list = append(list, &sinks.Reactor{Name: "jsonl", Sink: j, CheckpointEvery: every})
 	}
 	if len(list) == 0 {
 		return nil, nil

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +52,7 @@ func newDemo() *cobra.Command {
 			case o.port < 0 || o.port > 65535:
 				return usage("", "--port %d is not a TCP port", o.port)
 			}
-			d := &demo{demoOptions: o, out: openScreen(cmd, false), began: time.Now()}
+			d := &demo{demoOptions: o, out: openScreen(cmd, false)}
 			defer d.out.close()
 			return d.run(cmd.Context())
 		},
@@ -61,7 +62,7 @@ func newDemo() *cobra.Command {
 	f.BoolVar(&o.fresh, "fresh", false, "throw away what an earlier demo has left")
 	f.BoolVar(&o.resume, "continue", false, "go on with what an earlier demo has left, without asking")
 	f.Float64Var(&o.rate, "rate", 10, "transactions of the shop per second")
-	f.DurationVar(&o.duration, "duration", 0, "end after this time; default: with Ctrl-C")
+	f.DurationVar(&o.duration, "duration", 0, "end when the shop has been at work for this time; default: with Ctrl-C")
 	f.StringVar(&o.version, "pg", "", "version of Postgres: 14 to 18, or a full one; default: the newest one installed, otherwise the newest one")
 	f.IntVar(&o.port, "port", 0, fmt.Sprintf("TCP port of Postgres (default %d); another one is taken where it is in use", demoPort))
 	return c
@@ -79,10 +80,9 @@ type demoOptions struct {
 // demo is Postgres, the shop and the sidecar in one process.
 type demo struct {
 	demoOptions
-	out   *screen
-	began time.Time
-	home  *demoHome
-	old   bool // it goes on with what an earlier one has left
+	out  *screen
+	home *demoHome
+	old  bool // it goes on with what an earlier one has left
 
 	server *pgserver.Server
 	url    string // of the shop's database
@@ -141,12 +141,12 @@ func (d *demo) left() string {
 
 // choose decides whether an earlier demo goes on.
 func (d *demo) choose(ctx context.Context) error {
+	if err := d.home.waitForOrphans(ctx); err != nil {
+		return err
+	}
 	since := d.home.since()
 	if since.IsZero() {
 		return nil
-	}
-	if err := d.home.waitForOrphan(ctx); err != nil {
-		return err
 	}
 	switch {
 	case d.fresh:
@@ -171,13 +171,8 @@ func (d *demo) choose(ctx context.Context) error {
 
 // startPostgres starts the server, on the port of the last time if that is free.
 func (d *demo) startPostgres(ctx context.Context) error {
-	wanted := d.port
-	if wanted == 0 {
-		wanted = d.home.lastPort()
-	}
-	if wanted == 0 {
-		wanted = demoPort
-	}
+	last, _ := d.home.lastPorts()
+	wanted := cmp.Or(d.port, last, demoPort)
 	port := wanted
 	for try := 1; ; try++ {
 		if !localserver.PortFree(port) {
@@ -246,7 +241,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err != nil {
 		return d.hint(err)
 	}
-	if _, err := backstory.Init(ctx, d.config(), plan, waiting); err != nil {
+	if _, err := backstory.Init(ctx, d.config(), plan, waiting()); err != nil {
 		return d.hint(err)
 	}
 	d.psql = d.home.linkPrograms(d.server.BinDir())
@@ -273,11 +268,6 @@ func (d *demo) config() backstory.Config {
 // work runs sidecar and shop until ctx ends, the time is over, or something fails. Then it stops them in the order in which
 // data flows.
 func (d *demo) work(ctx context.Context) error {
-	if d.duration > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, max(0, d.duration-time.Since(d.began)))
-		defer cancel()
-	}
 	sidecar, err := backstory.New(ctx, d.config())
 	if err != nil {
 		return d.hint(leftByUser(ctx, err))
@@ -290,12 +280,20 @@ func (d *demo) work(ctx context.Context) error {
 	captured := make(chan error, 1)
 	go func() { captured <- sidecar.Run(sideCtx) }()
 	served := make(chan error, 1)
-	d.http = freeHTTP()
+	d.http = d.freeHTTP()
 	go func() { served <- sidecar.Serve(sideCtx, d.http) }()
 	if err := d.home.writeEnv(d.url, d.http); err != nil {
 		return err
 	}
 
+	d.intro()
+	waitReady(ctx, sidecar)
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if d.duration > 0 {
+		defer time.AfterFunc(d.duration, stop).Stop()
+	}
 	shopCtx, closeShop := context.WithCancel(ctx)
 	defer closeShop()
 	var stats shop.Stats
@@ -311,7 +309,6 @@ func (d *demo) work(ctx context.Context) error {
 
 	var failed error
 	shopEnded, sidecarEnded := false, false
-	d.intro()
 	lines := enterKeys()
 	show, sum := time.NewTicker(showEvery), time.NewTicker(sumEvery)
 	defer show.Stop()
@@ -382,6 +379,14 @@ func (d *demo) work(ctx context.Context) error {
 	return nil
 }
 
+// waitReady lets the sidecar connect before the shop opens: the first events then come as soon as all others. Where it
+// cannot, that shows later.
+func waitReady(ctx context.Context, sidecar *backstory.Sidecar) {
+	for end := time.Now().Add(drainLimit); sidecar.Ready() != nil && ctx.Err() == nil && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // waitCaughtUp waits until the log has everything that the shop did.
 func waitCaughtUp(ctx context.Context, sidecar *backstory.Sidecar) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
@@ -399,8 +404,9 @@ func waitCaughtUp(ctx context.Context, sidecar *backstory.Sidecar) bool {
 }
 
 // freeHTTP gives an address for HTTP.
-func freeHTTP() string {
-	port := demoHTTPPort
+func (d *demo) freeHTTP() string {
+	_, last := d.home.lastPorts()
+	port := cmp.Or(last, demoHTTPPort)
 	if !localserver.PortFree(port) {
 		if p, err := localserver.FreePort(); err == nil {
 			port = p

@@ -87,19 +87,20 @@ func (h *demoHome) empty() error {
 	return nil
 }
 
-var envPort = regexp.MustCompile(`@127\.0\.0\.1:([0-9]+)/`)
+var envPort = regexp.MustCompile(`127\.0\.0\.1:([0-9]+)`)
 
-// lastPort is the port of the last time, 0 if there was none: a shell that has read demo.env then finds the next demo too.
-func (h *demoHome) lastPort() int {
+// lastPorts are the ports of the last time, 0 if there was none: a shell that has read demo.env then finds the next demo
+// too.
+func (h *demoHome) lastPorts() (postgres, http int) {
 	text, err := os.ReadFile(h.env())
 	if err != nil {
-		return 0
+		return 0, 0
 	}
-	if m := envPort.FindSubmatch(text); m != nil {
-		n, _ := strconv.Atoi(string(m[1]))
-		return n
+	if m := envPort.FindAllSubmatch(text, 2); len(m) == 2 {
+		postgres, _ = strconv.Atoi(string(m[0][1]))
+		http, _ = strconv.Atoi(string(m[1][1]))
 	}
-	return 0
+	return postgres, http
 }
 
 // writeEnv writes demo.env.
@@ -145,27 +146,21 @@ func (h *demoHome) linkPrograms(serverBin string) (psql string) {
 	return ""
 }
 
-// orphanLimit is how long the Postgres of a demo that was killed may take to end.
+// orphanLimit is how long the processes of a demo that was killed may take to end.
 const orphanLimit = 15 * time.Second
 
-// waitForOrphan waits for the Postgres of a demo that was killed. On Linux it is told to end when the demo dies; elsewhere
-// it is told now. The lock is ours, so no living demo needs it.
-func (h *demoHome) waitForOrphan(ctx context.Context) error {
-	text, err := os.ReadFile(filepath.Join(h.data(), "postmaster.pid"))
-	if err != nil {
-		return nil
-	}
-	line, _, _ := strings.Cut(string(text), "\n")
-	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil || pid <= 1 || !h.serves(pid) {
-		return nil
-	}
+// waitForOrphans waits for the Postgres, or the initdb, of a demo that was killed. On Linux they are told to end when the
+// demo dies; elsewhere Postgres is told now. The lock is ours, so no living demo needs them.
+func (h *demoHome) waitForOrphans(ctx context.Context) error {
+	left := h.orphans()
 	if runtime.GOOS != "linux" {
-		_ = unix.Kill(pid, syscall.SIGINT) // fast shutdown
+		for _, pid := range left {
+			_ = unix.Kill(pid, syscall.SIGINT) // fast shutdown
+		}
 	}
-	for deadline := time.Now().Add(orphanLimit); h.serves(pid); {
+	for deadline := time.Now().Add(orphanLimit); len(left) > 0; left = h.orphans() {
 		if time.Now().After(deadline) {
-			return &eventlog.Problem{Err: fmt.Errorf("the Postgres of an earlier demo still runs (process %d)", pid), Hint: fmt.Sprintf("End it with kill -INT %d.", pid)}
+			return &eventlog.Problem{Err: fmt.Errorf("the Postgres of an earlier demo still runs (process %d)", left[0]), Hint: fmt.Sprintf("End it with kill -INT %d.", left[0])}
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
@@ -176,14 +171,39 @@ func (h *demoHome) waitForOrphan(ctx context.Context) error {
 	return nil
 }
 
-// serves tells whether a process is a Postgres that works on our data: process ids are used again.
-func (h *demoHome) serves(pid int) bool {
+// orphans lists processes that work on our data.
+func (h *demoHome) orphans() (pids []int) {
 	if runtime.GOOS == "linux" {
-		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		return err == nil && strings.Contains(string(line), "\x00"+h.data()+"\x00")
+		// All of them have their working directory there, and so has the shell of somebody who looks at the server's log.
+		paths, _ := filepath.Glob("/proc/[0-9]*/cwd")
+		for _, p := range paths {
+			dir, err := os.Readlink(p)
+			if err != nil || !strings.HasPrefix(dir, h.data()) {
+				continue
+			}
+			name, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "comm"))
+			if n := strings.TrimSpace(string(name)); n == "postgres" || n == "initdb" {
+				pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+				pids = append(pids, pid)
+			}
+		}
+		return pids
 	}
+	text, err := os.ReadFile(filepath.Join(h.data(), "postmaster.pid"))
+	if err != nil {
+		return nil
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil || pid <= 1 {
+		return nil
+	}
+	// Process ids are used again.
 	out, err := exec.Command("ps", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
-	return err == nil && strings.Contains(string(out), h.data())
+	if err != nil || !strings.Contains(string(out), h.data()) {
+		return nil
+	}
+	return []int{pid}
 }
 
 // foregroundTerminal tells whether a person can type here: f is a terminal, and the shell has put us into its foreground.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,9 +42,6 @@ func newInit() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, name := range unknown() {
-				log.Warn("unknown setting", "name", name)
-			}
 			cfg := s.config(log)
 			if err := cfg.Capture.WithDefaults().Validate(); err != nil {
 				return &exitError{exitUsage, err}
@@ -67,7 +66,7 @@ func newInit() *cobra.Command {
 				}
 			}
 			_ = out.Flush()
-			d, err := backstory.Init(ctx, cfg, p, waiting)
+			d, err := backstory.Init(ctx, cfg, p, waiting())
 			if err != nil {
 				return err
 			}
@@ -81,9 +80,20 @@ func newInit() *cobra.Command {
 	return c
 }
 
-func waiting(blockers []string) {
-	fmt.Fprintf(os.Stderr, "\rwaiting for open transactions to end: %s ", strings.Join(blockers, "; "))
+// waiting tells for whom making the slot waits, whenever that changes.
+func waiting() func([]string) {
+	last := ""
+	return func(blockers []string) {
+		// How long they have been open changes every second.
+		who := ages.ReplaceAllString(strings.Join(blockers, "; "), "")
+		if who != last {
+			last = who
+			fmt.Fprintf(os.Stderr, "waiting for open transactions to end: %s\n", strings.Join(blockers, "; "))
+		}
+	}
 }
+
+var ages = regexp.MustCompile(`open for [^;]*`)
 
 // ask wants a yes on the terminal.
 func ask(question string) error {
@@ -168,21 +178,36 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 
 // printSQL prints what init would run, for somebody who may.
 func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
-	fmt.Fprintln(s, "-- In the database of the event log:")
+	fmt.Fprintf(s, "-- In database %s, for the event log:\n", p.LogDatabase)
 	if !p.LogExists {
 		sql, err := eventlog.Migration(1)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(s, "BEGIN;\n%s\nINSERT INTO backstory.migration (number) VALUES (1);\nCOMMIT;\n", strings.TrimSpace(sql))
-		fmt.Fprintln(s, "-- The role of the sidecar must own what was made here, or be a member of the role that does:")
-		fmt.Fprintln(s, "--   GRANT <owner> TO <sidecar role>;")
+		role := eventlog.QuoteIdent(p.LogRole)
+		if !p.MayCreateLog {
+			fmt.Fprintf(s, "GRANT CREATE ON DATABASE %s TO %s;\n", eventlog.QuoteIdent(p.LogDatabase), role)
+		}
+		fmt.Fprintf(s, "SET ROLE %s;  -- it has to own the log\n", role)
+		fmt.Fprintf(s, "BEGIN;\n%s\nINSERT INTO backstory.migration (number) VALUES (1);\nCOMMIT;\nRESET ROLE;\n", strings.TrimSpace(sql))
 	} else {
 		fmt.Fprintln(s, "-- nothing to do")
 	}
-	fmt.Fprintln(s, "\n-- In the source database, as the owner of the tables:")
+	fmt.Fprintf(s, "\n-- In database %s, the source, as the owner of the tables:\n", p.Server.Database)
 	for _, q := range p.SQL {
 		fmt.Fprintln(s, q)
+	}
+	var look, schemas []string
+	for _, t := range p.NotOwned {
+		look = append(look, eventlog.QuoteQualified(t.Schema, t.Name))
+		if q := eventlog.QuoteIdent(t.Schema); !slices.Contains(schemas, q) {
+			schemas = append(schemas, q)
+		}
+	}
+	if len(look) > 0 {
+		role := eventlog.QuoteIdent(p.Role)
+		fmt.Fprintln(s, "-- So that backstory sees which tables are empty; those are complete in the log from the beginning:")
+		fmt.Fprintf(s, "GRANT USAGE ON SCHEMA %s TO %s;\nGRANT SELECT ON %s TO %s;\n", strings.Join(schemas, ", "), role, strings.Join(look, ", "), role)
 	}
 	if len(p.SQL) == 0 {
 		fmt.Fprintln(s, "-- nothing to do")
@@ -199,7 +224,7 @@ func slotNote(cfg backstory.Config, p *backstory.Plan) string {
 }
 
 func acceptGap(ctx context.Context, s *screen, cfg backstory.Config) error {
-	d, err := backstory.AcceptGap(ctx, cfg, waiting)
+	d, err := backstory.AcceptGap(ctx, cfg, waiting())
 	if err != nil {
 		return err
 	}

@@ -99,7 +99,7 @@ func newLog() *cobra.Command {
 	return c
 }
 
-// checkTypes warns of types that the log has never seen.
+// checkTypes refuses types that the log has never seen.
 func checkTypes(cmd *cobra.Command, l *eventlog.Log, types []string) error {
 	if len(types) == 0 {
 		return nil
@@ -114,7 +114,11 @@ func checkTypes(cmd *cobra.Command, l *eventlog.Log, types []string) error {
 			found = found || k == t
 		}
 		if !found {
-			return usage("The log holds: "+strings.Join(known, ", ")+".", "the log has no event of type %s", t)
+			hint := "The log holds: " + strings.Join(known, ", ") + "."
+			if near := similar(t, known); len(near) > 0 {
+				hint = "Did you mean " + strings.Join(near, " or ") + "? " + hint
+			}
+			return &eventlog.Problem{Err: fmt.Errorf("the log has no event of type %s", t), Hint: hint}
 		}
 	}
 	return nil

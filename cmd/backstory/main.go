@@ -60,12 +60,16 @@ func run(ctx context.Context, args []string) int {
 	}
 	code := exitFailed
 	var ee *exitError
-	if errors.As(err, &ee) {
+	switch {
+	case errors.As(err, &ee):
 		code = ee.code
 		if ee.err == nil {
 			return code
 		}
+	case errors.Is(err, eventlog.ErrBadRevision), errors.Is(err, eventlog.ErrBadEntity), errors.Is(err, eventlog.ErrBadURL):
+		code = exitUsage
 	}
+	err = eventlog.Remedy(err)
 	fmt.Fprintln(os.Stderr, "backstory:", err)
 	if hint := eventlog.Hint(err); hint != "" {
 		fmt.Fprintln(os.Stderr, "  →", hint)
@@ -80,10 +84,9 @@ func newRoot() *cobra.Command {
 		Short:         "Gives an existing application its history: tails the write-ahead log of its Postgres database into an event log.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &exitError{exitUsage, &eventlog.Problem{Err: err, Hint: "See " + c.CommandPath() + " --help."}}
-	})
 	root.AddCommand(newDemo(), newInit(), newRun(), newStatus(), newLog(), newShow(), newCheckout(), newVerify(), newSink(), newDoctor())
+	strict(root)
 	return root
 }

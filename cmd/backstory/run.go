@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/url"
 	"strings"
 
@@ -29,9 +30,6 @@ func newRun() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, name := range unknown() {
-				log.Warn("unknown setting", "name", name)
-			}
 			cfg := s.config(log)
 			cfg.Once = once
 			if cfg.Reactors, err = s.reactors(log); err != nil {
@@ -55,6 +53,14 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 	}
 	log.Info("starting", "source", redacted(s.SourceURL), "log", redacted(logURL), "slot", s.Slot, "tables", strings.Join(s.Tables, ","),
 		"http", s.HTTPAddr, "kafka", strings.Join(s.KafkaBrokers, ","), "topic", s.KafkaTopic, "max_batch_bytes", s.MaxBatchBytes, "max_cache_bytes", s.MaxCacheBytes)
+	var l net.Listener // before anything else: on one machine it keeps a second sidecar of the same settings away
+	if !cfg.Once && s.HTTPAddr != "off" {
+		var err error
+		if l, err = backstory.Listen(s.HTTPAddr); err != nil {
+			return err
+		}
+		defer l.Close()
+	}
 	sc, err := backstory.New(ctx, cfg)
 	if err != nil {
 		return err
@@ -67,14 +73,14 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 			}
 		}
 	}
-	if cfg.Once || s.HTTPAddr == "off" {
+	if l == nil {
 		return finish(sc.Run(ctx), log)
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	served := make(chan error, 1)
 	go func() {
-		served <- sc.Serve(ctx, s.HTTPAddr)
+		served <- sc.ServeOn(ctx, l)
 		stop()
 	}()
 	err = sc.Run(ctx)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/sinks"
 )
 
@@ -46,7 +47,7 @@ func newSink() *cobra.Command {
 				printReactor(out, r)
 			}
 			if n == 0 && len(args) == 1 {
-				return usage("backstory sink status shows all.", "there is no reactor %s", args[0])
+				return &eventlog.Problem{Err: fmt.Errorf("there is no reactor %s", args[0]), Hint: "backstory sink status shows all."}
 			}
 			if n == 0 && !asJSON {
 				fmt.Fprintln(out, "There are no reactors. BACKSTORY_KAFKA_BROKERS and BACKSTORY_KAFKA_TOPIC, or BACKSTORY_JSONL, make one.")

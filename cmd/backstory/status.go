@@ -52,7 +52,10 @@ func (s *settings) status(ctx context.Context) (*backstory.Status, error) {
 		return nil, usage("Set BACKSTORY_SOURCE_URL.", "no database is named")
 	}
 	st, err := backstory.ReadStatus(ctx, cfg)
-	if err != nil {
+	if err != nil { // a sidecar knows why the log cannot be read, and what it does about it
+		if live := s.askSidecar(ctx); live != nil && live.Source.Slot == cfg.Capture.WithDefaults().Slot {
+			return live, nil
+		}
 		return nil, err
 	}
 	if live := s.askSidecar(ctx); live != nil && live.Source.Slot == st.Source.Slot &&
@@ -98,9 +101,11 @@ func printStatus(s *screen, st *backstory.Status) {
 	if !st.Source.Since.IsZero() {
 		fmt.Fprintf(s, " since %s", age(st.Source.Since, now))
 	}
-	if st.CaughtUp {
+	switch {
+	case st.Source.WALLSN == "": // the source or the log cannot be asked
+	case st.CaughtUp:
 		fmt.Fprint(s, ", caught up")
-	} else {
+	default:
 		fmt.Fprintf(s, ", %s behind", bytesText(st.Source.LagBytes))
 		if st.Source.LagSeconds > 1 {
 			fmt.Fprintf(s, " (%.0f s)", st.Source.LagSeconds)
@@ -113,24 +118,36 @@ func printStatus(s *screen, st *backstory.Status) {
 			fmt.Fprintf(s, "         → %s\n", st.Source.Hint)
 		}
 	}
-	fmt.Fprintf(s, "         slot %s: received %s, confirmed %s, the WAL ends at %s; the source keeps %s for us",
-		st.Source.Slot, st.Source.ReceivedLSN, st.Source.ConfirmedLSN, st.Source.WALLSN, bytesText(st.Source.RetainedBytes))
-	if st.Source.SafeBytes >= 0 {
-		fmt.Fprintf(s, " and may keep %s more", bytesText(st.Source.SafeBytes))
+	if st.Source.WALLSN != "" {
+		fmt.Fprintf(s, "         slot %s: received %s, confirmed %s, the WAL ends at %s; the source keeps %s for us",
+			st.Source.Slot, st.Source.ReceivedLSN, st.Source.ConfirmedLSN, st.Source.WALLSN, bytesText(st.Source.RetainedBytes))
+		if st.Source.SafeBytes >= 0 {
+			fmt.Fprintf(s, " and may keep %s more", bytesText(st.Source.SafeBytes))
+		}
+		fmt.Fprintln(s)
 	}
-	fmt.Fprintln(s)
-	fmt.Fprintf(s, "%s      %s events", s.bold("log"), countText(int64(st.Log.Position)))
+	if st.Log.Error != "" {
+		fmt.Fprintf(s, "%s      %s", s.bold("log"), s.red("not to be read"))
+	} else {
+		fmt.Fprintf(s, "%s      %s events", s.bold("log"), countText(int64(st.Log.Position)))
+	}
 	if !st.Log.OccurredAt.IsZero() {
 		fmt.Fprintf(s, ", the last one %s", age(st.Log.OccurredAt, now))
 	}
 	fmt.Fprintln(s)
+	if st.Log.Error != "" {
+		fmt.Fprintf(s, "         %s\n", s.red(st.Log.Error))
+		if st.Log.Hint != "" {
+			fmt.Fprintf(s, "         → %s\n", st.Log.Hint)
+		}
+	}
 	if st.Log.Gap != "" {
 		fmt.Fprintf(s, "         %s\n         → %s\n", s.red("gap: "+st.Log.Gap), eventlog.GapHint)
 	}
 	if st.Running && st.Log.Events > 0 {
 		fmt.Fprintf(s, "         since the start: %s events, %.0f %% without who and why\n", countText(st.Log.Events), 100*st.Log.UnattributedShare)
 	}
-	if !st.Baseline.Done {
+	if len(st.Baseline.Incomplete) > 0 {
 		fmt.Fprintf(s, "         %d tables have rows from before the history, which are not in the log:", len(st.Baseline.Incomplete))
 		for i, t := range st.Baseline.Incomplete {
 			if i == 5 {
