@@ -49,7 +49,7 @@ type Sidecar struct {
 
 	now   atomic.Pointer[running]
 	bad   atomic.Pointer[trouble]
-	stuck time.Duration                   // how long one batch may take, or the source be silent; set by New
+	stuck time.Duration                   // how long one batch may take before the process counts as stuck
 	busy  atomic.Int64                    // since when, in unix nanoseconds, the log has been working on one batch; 0: it is not
 	ended atomic.Pointer[eventlog.Counts] // what writers that have ended counted
 }

@@ -201,6 +201,10 @@ func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 	return st, nil
 }
 
+// silentAfter is how long a streaming source may say nothing before the process counts as stuck: long before, the stream
+// should have connected again.
+const silentAfter = 2 * time.Minute
+
 // Live tells whether the process moves or has nothing to do. A source or a log that cannot be reached is no reason to
 // restart it; one batch that takes more than two minutes is.
 func (s *Sidecar) Live() error {
@@ -210,7 +214,7 @@ func (s *Sidecar) Live() error {
 		}
 	}
 	if r := s.now.Load(); r != nil && r.stream.State().Doing == "streaming" {
-		if d := time.Since(r.stream.LastSeen()); d > s.stuck && s.busy.Load() == 0 {
+		if d := time.Since(r.stream.LastSeen()); d > silentAfter && s.busy.Load() == 0 {
 			return fmt.Errorf("the source has been silent for %s", d.Round(time.Second))
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -52,17 +53,19 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 		return err
 	}
 	defer func() { _ = x.sql.Close(context.WithoutCancel(ctx)) }()
+	var connected atomic.Bool
 	x.repl, err = s.cfg.connectReplication(ctx, func(cfg *pgconn.Config) {
 		dial := cfg.DialFunc
 		cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			c, err := dial(ctx, network, addr)
-			if err != nil {
-				return nil, err
+			if err != nil || connected.Load() { // when a connection breaks, pgconn dials again to cancel what it was doing
+				return c, err
 			}
 			x.net = newConn(c)
 			return x.net, nil
 		}
 	})
+	connected.Store(true)
 	if err != nil {
 		return err
 	}
@@ -244,6 +247,9 @@ func (x *session) end(err error) error {
 // goodbye ends the stream by the protocol, so that the slot is free when the process is gone. In the middle of a large
 // transaction the server does not listen: then it finds out by itself.
 func (x *session) goodbye() {
+	if x.repl.IsClosed() {
+		return
+	}
 	limit := time.Now().Add(time.Second)
 	_ = x.net.SetDeadline(limit)
 	f := x.repl.Frontend()
@@ -371,6 +377,9 @@ func (x *session) tell(now time.Time, must bool) error {
 }
 
 func (x *session) toSource(b []byte) error {
+	if x.repl.IsClosed() { // pgconn is clearing up by itself
+		return net.ErrClosed
+	}
 	_ = x.net.SetWriteDeadline(time.Now().Add(30 * time.Second))
 	f := x.repl.Frontend()
 	f.Send(&pgproto3.CopyData{Data: b})

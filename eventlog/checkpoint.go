@@ -267,6 +267,10 @@ func (le *Lease) write(ctx context.Context, sql string, arg any) error {
 // Release gives the lease back, so that another process can have it at once. Watch must have returned.
 func (le *Lease) Release(ctx context.Context) error {
 	_ = le.lose("given back")
+	// The end of a session is noticed by the server a moment later; giving the lock back is not.
+	unlock, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	_, _ = le.conn.Exec(unlock, `SELECT pg_advisory_unlock_all()`)
 	return closeConn(ctx, le.conn)
 }
 

@@ -277,7 +277,7 @@ func (w *Writer) cover(ctx context.Context, backlog LSN) error {
 				}
 			}
 		}
-		p, err := w.log.createPartition(ctx, w.conn, next)
+		p, err := w.log.createPartition(ctx, w.conn, next, w.mine)
 		if err != nil {
 			return err
 		}

@@ -45,10 +45,16 @@ func (l *Log) partitions(ctx context.Context, q interface {
 
 // createPartition makes the partition that begins at first. It attaches rather than creates in place, since CREATE TABLE …
 // PARTITION OF would wait for every reader (PostgreSQL manual, Table Partitioning).
-func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Position) (*partition, error) {
+// before is called at the beginning of the transaction; an error of it prevents the partition.
+func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Position, before ...func(context.Context, pgx.Tx) error) (*partition, error) {
 	p := &partition{first: first, last: first + Position(l.cfg.PartitionEvents) - 1}
 	n := "backstory." + p.name()
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, f := range before {
+			if err := f(ctx, tx); err != nil {
+				return err
+			}
+		}
 		for _, q := range []string{
 			fmt.Sprintf(`CREATE TABLE %s (LIKE backstory.event INCLUDING DEFAULTS, CHECK (position >= %d AND position <= %d))`, n, p.first, p.last),
 			fmt.Sprintf(`ALTER TABLE %s SET (toast_tuple_target = 4080)`, n),

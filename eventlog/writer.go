@@ -205,6 +205,9 @@ func (w *Writer) begin(ctx context.Context) error {
 	if ro != "" {
 		return &Problem{fmt.Errorf("%w: %s", ErrReadOnly, ro), readOnlyHint}
 	}
+	if err := w.endOthers(ctx); err != nil {
+		return fmt.Errorf("take over the event log: %w", err)
+	}
 	var epoch int64
 	if err := w.conn.QueryRow(ctx, `UPDATE backstory.head SET epoch = epoch + 1, updated_at = now() RETURNING epoch`).Scan(&epoch); err != nil {
 		if errors.Is(err, pgx.ErrNoRows) {
@@ -214,6 +217,9 @@ func (w *Writer) begin(ctx context.Context) error {
 	}
 	if err := w.reload(ctx); err != nil {
 		return err
+	}
+	if w.head.Epoch != epoch {
+		return fenced
 	}
 	var err error
 	if w.parts, err = w.log.partitions(ctx, w.conn); err != nil {
@@ -274,13 +280,8 @@ func (w *Writer) cleanUp(ctx context.Context) error {
 		w.slog.Info("removing an unfinished transaction from the log", "position", w.head.Position, "written", w.head.Written)
 	}
 	err := pgx.BeginFunc(ctx, w.conn, func(tx pgx.Tx) error {
-		// Only as long as nobody else has taken over: beyond the head would be what that one is writing.
-		var mine bool
-		if err := tx.QueryRow(ctx, `SELECT epoch = $1 FROM backstory.head FOR UPDATE`, w.head.Epoch).Scan(&mine); err != nil {
+		if err := w.mine(ctx, tx); err != nil { // otherwise beyond the head is what another one is writing
 			return err
-		}
-		if !mine {
-			return fenced
 		}
 		if _, err := tx.Exec(ctx, `SET LOCAL backstory.maintenance = 'on'`); err != nil {
 			return err
@@ -313,6 +314,61 @@ func (w *Writer) cleanUp(ctx context.Context) error {
 	w.head.Written = w.head.Position
 	w.publish()
 	return nil
+}
+
+// mine makes sure, until the transaction ends, that nobody has taken over.
+func (w *Writer) mine(ctx context.Context, tx pgx.Tx) error {
+	var mine bool
+	if err := tx.QueryRow(ctx, `SELECT epoch = $1 FROM backstory.head FOR UPDATE`, w.head.Epoch).Scan(&mine); err != nil {
+		return err
+	}
+	if !mine {
+		return fenced
+	}
+	return nil
+}
+
+// writerLock is the advisory lock by which the session of a writer is found.
+const writerLock = `backstory.key_hash('backstory writer')`
+
+// endOthers ends the sessions of writers before this one. The epoch keeps them from appending; but one whose process sleeps or
+// whose machine is gone may hold locks, in a transaction that it will not end, and the server would wait for it for hours. A
+// session of another role can only be left alone.
+func (w *Writer) endOthers(ctx context.Context) error {
+	const others = `SELECT l.pid FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
+		AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		AND (l.classid::bigint << 32 | l.objid::bigint) = ` + writerLock
+	for range 100 {
+		rows, err := w.conn.Query(ctx, others)
+		if err != nil {
+			return err
+		}
+		pids, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+		if err != nil {
+			return err
+		}
+		ended := 0
+		for _, pid := range pids {
+			_, err := w.conn.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid)
+			if err != nil && code(err) != "42501" { // insufficient_privilege
+				return err
+			}
+			if err == nil {
+				ended++
+			}
+		}
+		if ended == 0 {
+			break
+		}
+		w.slog.Info("ending the session of the writer before", "pids", pids)
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	_, err := w.conn.Exec(ctx, `SELECT pg_try_advisory_lock_shared(`+writerLock+`)`)
+	return err
 }
 
 // Head gives the end of the log as this writer knows it.

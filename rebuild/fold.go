@@ -22,7 +22,7 @@ type Fold struct {
 	MaxMemoryBytes int64
 	// Workers fold and write rows; one more goroutine reads. Default: as many as processors.
 	Workers int
-	// TempDir is where temporary files go. Default: os.TempDir.
+	// TempDir is where temporary files go; on a disk, if memory is to be spared. Default: os.TempDir.
 	TempDir string
 	// Progress is called about five times a second, by one goroutine at a time. Optional.
 	Progress func(Progress)

@@ -29,7 +29,6 @@ type outcome struct {
 	catchUp time.Duration
 	whole   float64
 	usage   usage // of the sidecar
-	size    float64
 }
 
 // app measures what the sidecar costs an application that wants all of the machine: pgbench's TPC-B on tables as pgbench makes them.

@@ -16,7 +16,7 @@ type machine struct {
 	Cores    int       `json:"cores"`
 	Memory   string    `json:"memory"`
 	Kernel   string    `json:"kernel"`
-	Load     string    `json:"load"` // average when the run began: others at work make figures worthless
+	Load     string    `json:"load"` // averages when the run began
 	Go       string    `json:"go"`
 	Postgres string    `json:"postgres"`
 	Client   string    `json:"client_programs"`
@@ -83,6 +83,14 @@ func revision(dir string) string {
 	return rev
 }
 
+// disturbed tells whether others were at work when the run began: then the figures are worthless. The build that go run has just
+// done is in the load average of one minute, so a little is allowed.
+func (m *machine) disturbed() bool {
+	var one float64
+	_, err := fmt.Sscan(m.Load, &one)
+	return err == nil && one > float64(m.Cores)
+}
+
 func (m *machine) print(w io.Writer) {
 	fmt.Fprintf(w, "machine   %s, %d cores, %s, %s; load before: %s\n", m.CPU, m.Cores, m.Memory, m.Kernel, m.Load)
 	fmt.Fprintf(w, "versions  backstory %s; %s; PostgreSQL %s; client programs: %s\n", m.Revision, m.Go, m.Postgres, m.Client)
@@ -90,5 +98,8 @@ func (m *machine) print(w io.Writer) {
 	for _, x := range m.Settings {
 		s = append(s, x.Name+"="+x.Value)
 	}
-	fmt.Fprintf(w, "server    %s; one server for source and log\n", strings.Join(s, " "))
+	if m.disturbed() {
+		fmt.Fprintln(w, "DISTURBED others are at work on this machine: take no figure from this run")
+	}
+	fmt.Fprintln(w, wrap("server    one for source and log: "+strings.Join(s, " "), 150, "          "))
 }

@@ -225,18 +225,18 @@ func (r *report) table() string {
 	rows := [][]string{}
 	const heading = "\x00" // a line of its own between the rows
 	for _, g := range r.Groups {
-		rows = append(rows, []string{heading, "", ""}, []string{heading, strings.ToUpper(g.Name) + "  " + g.About, ""})
+		rows = append(rows, []string{heading, ""}, []string{heading, wrap(strings.ToUpper(g.Name)+"  "+g.About, 150, "    ")})
 		for _, f := range g.Figures {
 			rows = append(rows, f.row())
 		}
 		for _, n := range g.Notes {
-			rows = append(rows, []string{heading, "  · " + n, ""})
+			rows = append(rows, []string{heading, wrap("  · "+n, 150, "    ")})
 		}
 		for _, n := range g.NotMeasured {
-			rows = append(rows, []string{heading, "  NOT MEASURED: " + n, ""})
+			rows = append(rows, []string{heading, wrap("  NOT MEASURED: "+n, 150, "    ")})
 		}
 		if g.Error != "" {
-			rows = append(rows, []string{heading, "  FAILED: " + strings.ReplaceAll(g.Error, "\n", "\n    "), ""})
+			rows = append(rows, []string{heading, "  FAILED: " + strings.ReplaceAll(g.Error, "\n", "\n    ")})
 		}
 	}
 	head := []string{"what", "figure", "compared with", "limit", "ratio", "smallest–greatest", "target", ""}
@@ -275,6 +275,27 @@ func (r *report) table() string {
 	}
 	pass, miss, other := r.count()
 	fmt.Fprintf(&b, "\n%d targets met, %d missed, %d not measured or failed.\n", pass, miss, other)
+	return b.String()
+}
+
+// wrap breaks text into lines of at most width characters; those after the first begin with indent.
+func wrap(text string, width int, indent string) string {
+	var b strings.Builder
+	n := 0
+	for i, word := range strings.Split(text, " ") {
+		w := utf8.RuneCountInString(word)
+		switch {
+		case i == 0:
+		case n+1+w > width:
+			b.WriteString("\n" + indent)
+			n = len(indent)
+		default:
+			b.WriteByte(' ')
+			n++
+		}
+		b.WriteString(word)
+		n += w
+	}
 	return b.String()
 }
 

@@ -32,16 +32,6 @@ func (in *installation) command(ctx context.Context, args ...string) (usage, str
 	return runProgram(ctx, in.lab.sidecar, args, in.env...)
 }
 
-// drop removes source and log.
-func (in *installation) drop(ctx context.Context) error {
-	if in.log != in.source {
-		if err := in.log.drop(ctx); err != nil {
-			return err
-		}
-	}
-	return in.source.drop(ctx)
-}
-
 // once runs `backstory run --once` and makes sure that everything is in the log, with its indexes.
 func (in *installation) once(ctx context.Context, w *loaded) (usage, map[string]time.Duration, error) {
 	costs := in.lab.watchBackends(ctx, slices.Compact([]*database{in.source, in.log})...)

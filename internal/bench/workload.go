@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -193,12 +192,4 @@ func copySlots(ctx context.Context, d *database, slot string, names ...string) e
 		}
 	}
 	return nil
-}
-
-// shorten is for progress lines.
-func shorten(s string, n int) string {
-	if i := strings.IndexByte(s, '\n'); i >= 0 {
-		s = s[:i]
-	}
-	return s[:min(len(s), n)]
 }

@@ -318,10 +318,7 @@ func dial(ctx context.Context, url string) (*pgx.Conn, error) {
 // do runs statements.
 func (s *session) do(format string, args ...any) {
 	s.t.Helper()
-	q := format
-	if len(args) > 0 {
-		q = fmt.Sprintf(format, args...)
-	}
+	q := fmt.Sprintf(format, args...)
 	if _, err := s.Exec(context.Background(), q); err != nil {
 		s.t.Fatalf("%.300s: %v", q, err)
 	}

@@ -119,7 +119,7 @@ func priceList(x *session) error {
 		if err != nil {
 			return err
 		}
-		if x.chance(0.2) {
+		if x.chance(0.25) {
 			return refusal(fmt.Sprintf("prices times %s: not approved", factor))
 		}
 		return nil

@@ -2,8 +2,6 @@ package shop
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"runtime"
 	"slices"
@@ -70,38 +68,42 @@ func TestEverythingHappensAndTheTablesStayConsistent(t *testing.T) {
 	url := newShop(t, pgservertest.ForTest(t, pgserver.Config{Settings: map[string]string{"fsync": "off"}}))
 	seed := uint64(time.Now().UnixNano())
 	t.Log("seed", seed)
-	var ended, attributed int64
-	refusals := map[string]bool{}
-	stats, err := Run(t.Context(), Config{URL: url, Sessions: 6, Seed: seed, Transactions: 8000, OnTransaction: func(x Transaction) {
-		ended++
-		if x.Actor != "" {
-			attributed++
-		}
-		refusals[x.Refusal] = true
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%+v", stats)
-	for _, action := range []string{
-		"open the shop", "sign up", "open a cart", "add to cart", "change quantity", "remove from cart", "check out", "pay", "decline payment", "try another payment",
+	missing := map[string]bool{}
+	for _, what := range []string{
+		"sign up", "open a cart", "add to cart", "change quantity", "remove from cart", "check out", "pay", "decline payment", "try another payment",
 		"cancel", "ship", "deliver", "change address", "remove line", "refund", "change phone", "change preferences", "suspend customer", "reactivate customer",
 		"forget customer", "change price", "edit description", "edit tags", "discontinue", "new product", "repair by hand", "mark abandoned carts", "delete old carts",
 		"restock", "recount", "new price list",
+		"refused: not enough in stock", "refused: the cart has been cleared away", "refused: the cart is empty", "refused: prices times 1.03: not approved",
 	} {
-		if stats.Committed[action] == 0 {
-			t.Errorf("%q was never done", action)
+		missing[what] = true
+	}
+	var attributed, total int64
+	for round := uint64(0); len(missing) > 0; round++ { // rare things may take a few
+		if round == 10 {
+			t.Fatalf("these have never happened: %v", missing)
 		}
-	}
-	for _, refusal := range []string{"not enough in stock", "the cart has been cleared away", "the cart is empty", "prices times 1.03: not approved"} {
-		if !refusals[refusal] {
-			t.Errorf("nothing was refused because %q", refusal)
+		var ended int64
+		stats, err := Run(t.Context(), Config{URL: url, Sessions: 6, Seed: seed + round, Transactions: 3000, OnTransaction: func(x Transaction) {
+			ended++
+			if x.Actor != "" {
+				attributed++
+			}
+			if x.Outcome == Committed {
+				delete(missing, x.Action)
+			}
+			delete(missing, "refused: "+x.Refusal)
+		}})
+		if err != nil {
+			t.Fatal(err)
 		}
+		if stats.Commits < 3000 || ended != stats.Commits+stats.Rollbacks || stats.Unknown != 0 || stats.Reconnects != 0 || stats.Committed["open the shop"] != 1 {
+			t.Errorf("%d ended, %+v", ended, stats)
+		}
+		total += ended
+		consistent(t, connect(t, url))
 	}
-	if stats.Commits < 8000 || ended != stats.Commits+stats.Rollbacks || stats.Unknown != 0 || stats.Reconnects != 0 {
-		t.Errorf("%d ended, %+v", ended, stats)
-	}
-	if share := float64(attributed) / float64(ended); share < 0.7 || share > 0.98 {
+	if share := float64(attributed) / float64(total); share < 0.7 || share > 0.98 {
 		t.Errorf("%.2f of the transactions say who", share)
 	}
 	conn := connect(t, url)
@@ -158,20 +160,18 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 }
 
 func TestTheRateIsKept(t *testing.T) {
-	url := newShop(t, pgservertest.ForTest(t, pgserver.Config{}))
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-	defer cancel()
-	stats, err := Run(ctx, Config{URL: url, Rate: 40, Seed: 2})
-	if err != nil {
+	url := newShop(t, pgservertest.ForTest(t, pgserver.Config{Settings: map[string]string{"fsync": "off"}}))
+	began := time.Now()
+	if _, err := Run(t.Context(), Config{URL: url, Rate: 40, Seed: 2, Transactions: 60}); err != nil {
 		t.Fatal(err)
 	}
-	if n := stats.Commits + stats.Rollbacks; n < 60 || n > 180 { // 120 expected; this machine may be busy
-		t.Errorf("%d transactions in 3 s at 40/s", n)
+	if d := time.Since(began); d < 700*time.Millisecond { // 1.5 s on average; a busy machine takes longer
+		t.Errorf("60 transactions at 40/s took %s", d)
 	}
 }
 
 func TestPatienceLetsOrdersWait(t *testing.T) {
-	url := newShop(t, pgservertest.ForTest(t, pgserver.Config{}))
+	url := newShop(t, pgservertest.ForTest(t, pgserver.Config{Settings: map[string]string{"fsync": "off"}}))
 	stats, err := Run(t.Context(), Config{URL: url, Patience: time.Hour, Transactions: 400, Seed: 3})
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +182,7 @@ func TestPatienceLetsOrdersWait(t *testing.T) {
 }
 
 func TestAServerThatRestartsIsWaitedFor(t *testing.T) {
-	s := pgservertest.Start(t, pgserver.Config{})
+	s := pgservertest.Start(t, pgserver.Config{Settings: map[string]string{"fsync": "off"}})
 	url := newShop(t, s)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -228,7 +228,7 @@ func TestAServerThatRestartsIsWaitedFor(t *testing.T) {
 }
 
 func TestTheShopClosesWithItsContext(t *testing.T) {
-	url := newShop(t, pgservertest.ForTest(t, pgserver.Config{}))
+	url := newShop(t, pgservertest.ForTest(t, pgserver.Config{Settings: map[string]string{"fsync": "off"}}))
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(t.Context())
 	var began time.Time
@@ -257,7 +257,7 @@ func TestTheShopClosesWithItsContext(t *testing.T) {
 }
 
 func TestWhatIsWrongFromTheStartIsAnError(t *testing.T) {
-	s := pgservertest.ForTest(t, pgserver.Config{})
+	s := pgservertest.ForTest(t, pgserver.Config{Settings: map[string]string{"fsync": "off"}})
 	if _, err := Run(t.Context(), Config{URL: s.URL("nowhere")}); sqlState(err) != "3D000" {
 		t.Errorf("a database that is not there: %v", err)
 	}
@@ -267,7 +267,7 @@ func TestWhatIsWrongFromTheStartIsAnError(t *testing.T) {
 }
 
 func TestRandomUUIDsAreWellFormed(t *testing.T) {
-	url := newShop(t, pgservertest.ForTest(t, pgserver.Config{}))
+	url := newShop(t, pgservertest.ForTest(t, pgserver.Config{Settings: map[string]string{"fsync": "off"}}))
 	var actors []string
 	if _, err := Run(t.Context(), Config{URL: url, Seed: 6, Transactions: 50, OnTransaction: func(x Transaction) { actors = append(actors, x.Actor) }}); err != nil {
 		t.Fatal(err)
@@ -276,6 +276,6 @@ func TestRandomUUIDsAreWellFormed(t *testing.T) {
 		t.Errorf("%d keys are no random uuids", n)
 	}
 	if !slices.Contains(actors, "deploy:seed") {
-		t.Error(errors.New(fmt.Sprint("nobody opened the shop: ", actors)))
+		t.Errorf("nobody opened the shop: %q", actors)
 	}
 }

@@ -26,7 +26,7 @@ var tasks = []struct {
 	{2, dunning},
 	{3, restock},
 	{1, recount},
-	{0.5, priceList},
+	{1, priceList},
 }
 
 // pick chooses what to do next.
