@@ -20,7 +20,7 @@ func TestVerifyFindsTampering(t *testing.T) {
 	s.init()
 	for i := range 6 {
 		db.do(`BEGIN; SELECT pg_logical_emit_message(true, 'backstory', '{"actor": "a%[1]d"}'); INSERT INTO public.things SELECT %[1]d * 100 + i, 'v', i FROM generate_series(1, 10) i; COMMIT`, i)
-		db.do(`UPDATE public.things SET v = 'w' WHERE id %%% 100 = 3`)
+		db.do(`UPDATE public.things SET v = 'w' WHERE id %% 100 = 3`)
 		db.do(`INSERT INTO public.others VALUES ('k%d'); DELETE FROM public.things WHERE id = %d`, i, i*100+5)
 		s.once() // an append of its own
 	}
