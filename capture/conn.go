@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,7 +22,8 @@ type conn struct {
 	buf        []byte
 	r, w       int
 	behind     bool                 // owned by the reading goroutine
-	beforeRead func() time.Duration // how long the next read may wait; it may do other work first. nil: no limit
+	streaming  atomic.Bool          // the following are called, which must not change meanwhile
+	beforeRead func() time.Duration // how long the next read may wait; it may do other work first
 	afterRead  func()               // something was received
 }
 
@@ -36,7 +38,8 @@ func newConn(c net.Conn) *conn {
 // Read gives what has been received; when that is used up it waits for more, at most as long as beforeRead allows.
 func (c *conn) Read(p []byte) (int, error) {
 	if c.r == c.w {
-		if c.beforeRead != nil {
+		streaming := c.streaming.Load()
+		if streaming {
 			wait := c.beforeRead()
 			if c.behind {
 				time.Sleep(gatherPause)
@@ -50,7 +53,7 @@ func (c *conn) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		c.r, c.w = 0, n
-		if c.afterRead != nil {
+		if streaming {
 			c.afterRead()
 		}
 	}

@@ -58,8 +58,13 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 		dial := cfg.DialFunc
 		cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			c, err := dial(ctx, network, addr)
-			if err != nil || connected.Load() { // when a connection breaks, pgconn dials again to cancel what it was doing
+			if connected.Load() {
+				// The connection is broken: pgconn cancels what it was doing and clears up, in a goroutine of its own.
+				x.net.streaming.Store(false)
 				return c, err
+			}
+			if err != nil {
+				return nil, err
 			}
 			x.net = newConn(c)
 			return x.net, nil
@@ -186,6 +191,7 @@ func (x *session) run(known map[uint32]*eventlog.Relation) error {
 	x.net.beforeRead = x.pause
 	x.net.afterRead = func() { x.lastSeen.Store(time.Now().UnixNano()) }
 	x.net.afterRead()
+	x.net.streaming.Store(true)
 	for oid, r := range known {
 		x.relations[oid] = r
 	}
@@ -221,8 +227,10 @@ func (x *session) run(known map[uint32]*eventlog.Relation) error {
 
 // end hands over what is whole and says goodbye.
 func (x *session) end(err error) error {
-	x.net.beforeRead, x.net.afterRead = nil, nil
-	_ = x.net.SetReadDeadline(time.Time{})
+	x.net.streaming.Store(false)
+	if !x.repl.IsClosed() { // otherwise pgconn has set one
+		_ = x.net.SetReadDeadline(time.Time{})
+	}
 	if x.inTx {
 		x.batch.Add(eventlog.Item{Kind: eventlog.ItemReset})
 	}

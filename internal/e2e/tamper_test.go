@@ -26,7 +26,7 @@ func TestVerifyFindsTampering(t *testing.T) {
 	}
 	l := s.openLog()
 	good := verify(t, l)
-	if good.Appends < 6 || good.Events < 80 {
+	if good.Appends < 6 || good.Events < 70 {
 		t.Fatalf("%+v", good)
 	}
 	name := open(t, s.cfg.Log.URL).Config().Database
