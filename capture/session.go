@@ -39,6 +39,7 @@ type session struct {
 	told      eventlog.LSN
 	until     eventlog.LSN // 0, or where Run ends
 	done      bool
+	parted    bool // the source has taken leave, too
 	err       error
 }
 
@@ -74,11 +75,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	if err != nil {
 		return err
 	}
-	defer func() {
-		c, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		_ = x.repl.Close(c)
-	}()
+	defer x.hangUp()
 	if x.server, err = server(ctx, x.sql, x.repl); err != nil {
 		return err
 	}
@@ -253,7 +250,7 @@ func (x *session) end(err error) error {
 }
 
 // goodbye ends the stream by the protocol, so that the slot is free when the process is gone. In the middle of a large
-// transaction the server does not listen: then it finds out by itself.
+// transaction the server does not listen (see hangUp).
 func (x *session) goodbye() {
 	if x.repl.IsClosed() {
 		return
@@ -271,9 +268,23 @@ func (x *session) goodbye() {
 			return
 		}
 		if _, ok := msg.(*pgproto3.ReadyForQuery); ok {
+			x.parted = true
 			return
 		}
 	}
+}
+
+// hangUp closes the replication connection. A walsender that has not taken leave may go on for long before it finds out, in
+// the middle of a transaction or of WAL that is not ours, and keeps the slot meanwhile: it is ended.
+func (x *session) hangUp() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), 2*time.Second)
+	defer cancel()
+	_ = x.repl.Close(ctx)
+	if x.parted || x.sql.IsClosed() {
+		return
+	}
+	// What it may not do (another role's session) or cannot do any more takes longer, that is all.
+	_, _ = x.sql.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`, x.cfg.Slot, int32(x.repl.PID()))
 }
 
 // pause runs before each wait for the network, when everything received has been looked at. It hands the batch over if

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,12 +30,13 @@ type crashes struct {
 	source   *proxy
 	logs     *proxy
 	program  *program
+	broker   *broker // nil without Kafka
 	done     map[string]int
 	restarts atomic.Int64 // of the source
 }
 
-// newCrashes makes servers and a network; tables are made before init.
-func newCrashes(t *testing.T, tables string) *crashes {
+// newCrashes makes servers and a network, and a Kafka where kafka asks for it; tables are made before init.
+func newCrashes(t *testing.T, tables string, kafka bool) *crashes {
 	seed := seedOf(t)
 	s := newSystem(t, where{own: true, apart: true, logs: map[string]string{"wal_level": "replica"}})
 	s.cfg.Log.PartitionEvents = 20_000
@@ -44,6 +46,10 @@ func newCrashes(t *testing.T, tables string) *crashes {
 	c := &crashes{system: s, r: rand.New(rand.NewPCG(seed, 2)), direct: *s, done: map[string]int{}}
 	c.source, c.logs = newProxy(t, s.cfg.Capture.URL), newProxy(t, s.cfg.Log.URL)
 	s.cfg.Capture.URL, s.cfg.Log.URL = c.source.through(s.cfg.Capture.URL), c.logs.through(s.cfg.Log.URL)
+	if kafka {
+		c.broker = newBroker(t)
+		s.env = append(s.env, "BACKSTORY_KAFKA_BROKERS="+strings.Join(c.broker.Brokers(), ","), "BACKSTORY_KAFKA_TOPIC="+c.broker.topic)
+	}
 	if p := s.command(true, "init", "--yes"); p.wait(time.Minute) != 0 {
 		t.Fatalf("init:\n%s", p.out)
 	}
@@ -54,11 +60,12 @@ func newCrashes(t *testing.T, tables string) *crashes {
 func (c *crashes) fail(ctx context.Context) {
 	c.t.Helper()
 	c.start()
-	actions := []struct {
+	type action struct {
 		name   string
 		weight int
 		do     func()
-	}{
+	}
+	actions := []action{
 		{"kill the sidecar", 6, func() { c.program.kill(); c.pause(200); c.start() }},
 		{"end the sidecar", 1, func() {
 			_ = c.program.cmd.Process.Signal(syscall.SIGTERM)
@@ -80,6 +87,12 @@ func (c *crashes) fail(ctx context.Context) {
 			wg.Wait()
 			c.start()
 		}},
+	}
+	if c.broker != nil {
+		actions = append(actions,
+			action{"kill the broker", 2, func() { c.broker.restart(c.t, c.broker.Kill) }},
+			action{"stop the broker", 1, func() { c.broker.restart(c.t, func() error { return nil }) }},
+			action{"kill the sidecar and the broker", 1, func() { c.program.kill(); c.broker.restart(c.t, c.broker.Kill); c.start() }})
 	}
 	total := 0
 	for _, a := range actions {
@@ -188,7 +201,7 @@ func TestCrashesUnderPgbench(t *testing.T) {
 		CREATE TABLE public.pgbench_history (tid int, bid int, aid int, delta int, mtime timestamp, filler char(22));
 		CREATE TABLE public.pgbench_tellers (tid int NOT NULL PRIMARY KEY, bid int, tbalance int, filler char(84)) WITH (fillfactor = 100);
 		CREATE TABLE public.pgbench_accounts (aid int NOT NULL PRIMARY KEY, bid int, abalance int, filler char(84)) WITH (fillfactor = 100);
-		CREATE TABLE public.pgbench_branches (bid int NOT NULL PRIMARY KEY, bbalance int, filler char(88)) WITH (fillfactor = 100)`)
+		CREATE TABLE public.pgbench_branches (bid int NOT NULL PRIMARY KEY, bbalance int, filler char(88)) WITH (fillfactor = 100)`, false)
 	db := c.direct.sql()
 	db.do(`BEGIN; INSERT INTO public.pgbench_branches VALUES (1, 0, NULL);
 		INSERT INTO public.pgbench_tellers SELECT i, 1, 0, NULL FROM generate_series(1, 10) i;
@@ -306,7 +319,7 @@ func TestCrashesUnderShop(t *testing.T) {
 		CREATE TABLE public.orders (id bigserial PRIMARY KEY, customer_id bigint NOT NULL REFERENCES public.customers, status text, total numeric(10,2), lines jsonb, updated_at timestamptz DEFAULT now());
 		ALTER TABLE public.orders REPLICA IDENTITY FULL;
 		CREATE TABLE public.payments (id bigserial PRIMARY KEY, order_id bigint NOT NULL REFERENCES public.orders, amount numeric(10,2), at timestamptz DEFAULT now());
-		CREATE TABLE public.visits (path text, at timestamptz DEFAULT now())`)
+		CREATE TABLE public.visits (path text, at timestamptz DEFAULT now())`, withKafka(t))
 	db := c.direct.sql()
 	db.do(`INSERT INTO public.customers (email) SELECT 'c' || i || '@example.com' FROM generate_series(1, 50) i;
 		INSERT INTO public.products SELECT 'sku-' || i, 'product ' || i, i, 100, repeat(md5(i::text), 200) FROM generate_series(1, 40) i`)
@@ -345,6 +358,9 @@ func TestCrashesUnderShop(t *testing.T) {
 	w := checkLog(t, l)
 	db = c.direct.sql()
 	w.sameTables(t, db, "n.nspname = 'public'")
+	if c.broker != nil {
+		c.broker.holds(t, l)
+	}
 	paid := map[string]bool{}
 	for _, rows := range w.tables["public.payments"].rows {
 		paid[rows[0]["id"]] = true

@@ -171,22 +171,27 @@ func TestNoLookupFoldsAHistory(t *testing.T) {
 	db.do(`DO $$ BEGIN FOR i IN 1..3000 LOOP UPDATE public.hot SET n = i WHERE id = 1; COMMIT; END LOOP; END $$`)
 	s.once()
 	l := s.logSQL()
-	fetched := func() int64 {
-		l.do(`SELECT pg_stat_clear_snapshot()`)
-		return atoi(t, l.one(`SELECT sum(coalesce(idx_tup_fetch, 0) + seq_tup_read) FROM pg_stat_user_tables WHERE relname LIKE 'event_p%%'`))
+	// fetched tells how many events were read so far; the server's statistics come late.
+	fetched := func() (n int64) {
+		before := int64(-1)
+		eventually(t, 30*time.Second, "the statistics are at rest", func() (bool, error) {
+			time.Sleep(500 * time.Millisecond)
+			l.do(`SELECT pg_stat_clear_snapshot()`)
+			n = atoi(t, l.one(`SELECT sum(coalesce(idx_tup_fetch, 0) + seq_tup_read) FROM pg_stat_user_tables WHERE relname LIKE 'event_p%%'`))
+			defer func() { before = n }()
+			return n == before, nil
+		})
+		return n
 	}
-	var before int64
-	eventually(t, 30*time.Second, "the statistics are at rest", func() (bool, error) {
-		n := fetched()
-		defer func() { before = n }()
-		return n == before && n > 0, nil
-	})
+	before := fetched()
 	db.do(`UPDATE public.hot SET n = -1 WHERE id = 1`)
 	s.once()
-	time.Sleep(time.Second) // the server's statistics come late
-	if n := fetched() - before; n > 500 {
+	switch n := fetched() - before; {
+	case n == 0:
+		t.Error("one update read no event: nothing was measured")
+	case n > 500:
 		t.Errorf("one update of a row with 3000 events read %d of them", n)
-	} else {
+	default:
 		t.Logf("one update of a row with 3000 events read %d of them", n)
 	}
 	checkLog(t, s.openLog()).sameTables(t, db, "n.nspname = 'public'")

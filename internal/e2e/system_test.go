@@ -39,6 +39,7 @@ type system struct {
 	src *pgservertest.Server
 	log *pgservertest.Server
 	cfg backstory.Config
+	env []string // more of a program's environment
 }
 
 var systems atomic.Int64
@@ -226,7 +227,7 @@ func (s *system) environment() []string {
 	if n := s.cfg.Log.PartitionEvents; n > 0 {
 		env = append(env, fmt.Sprintf("BACKSTORY_PARTITION_EVENTS=%d", n))
 	}
-	return env
+	return append(env, s.env...)
 }
 
 // program is the sidecar as a process.
@@ -387,6 +388,16 @@ func withParam(t testing.TB, raw, key, value string) string {
 	q.Set(key, value)
 	u.RawQuery = q.Encode()
 	return u.String()
+}
+
+// databaseOf gives the name of a URL's database.
+func databaseOf(t testing.TB, raw string) string {
+	t.Helper()
+	cfg, err := pgx.ParseConfig(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg.Database
 }
 
 // withUser changes the user of a URL.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/md5"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -457,31 +458,38 @@ func (w *world) differs(want contents, columns map[string][]string) error {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		if slices.Equal(have, rows) {
-			continue
+		if err := difference(name, "the log", have, rows, columns[name]); err != nil {
+			return err
 		}
-		in := map[string]int{}
-		for _, r := range rows {
-			in[r]++
-		}
-		for _, r := range have {
-			in[r]--
-		}
-		msg := fmt.Sprintf("%s: the log has %d rows, the table %d; columns %q", name, len(have), len(rows), columns[name])
-		shown := 0
-		for r, n := range in {
-			if n != 0 && shown < 6 {
-				who := "only in the table"
-				if n < 0 {
-					who = "only in the log"
-				}
-				msg += fmt.Sprintf("\n  %s: %s", who, short(strings.ReplaceAll(r, fieldMark, " | ")))
-				shown++
-			}
-		}
-		return fmt.Errorf("%s", msg)
 	}
 	return nil
+}
+
+// difference compares printed rows with those of a table.
+func difference(name, whose string, have, rows, columns []string) error {
+	if slices.Equal(have, rows) {
+		return nil
+	}
+	in := map[string]int{}
+	for _, r := range rows {
+		in[r]++
+	}
+	for _, r := range have {
+		in[r]--
+	}
+	msg := fmt.Sprintf("%s: %s has %d rows, the table %d; columns %q", name, whose, len(have), len(rows), columns)
+	shown := 0
+	for r, n := range in {
+		if n != 0 && shown < 6 {
+			who := "only in the table"
+			if n < 0 {
+				who = "only in " + whose
+			}
+			msg += fmt.Sprintf("\n  %s: %s", who, short(strings.ReplaceAll(r, fieldMark, " | ")))
+			shown++
+		}
+	}
+	return errors.New(msg)
 }
 
 // columnsOf lists the columns of captured tables that are in the stream: all but generated ones.

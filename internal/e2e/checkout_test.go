@@ -1,0 +1,114 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/rebuild"
+)
+
+// checkout has the program build the tables as they were at a position, in a schema of a database or, where that is empty,
+// each in the schema of its own name, and reads them there.
+func (s *system) checkout(at eventlog.Position, url, schema string, columns map[string][]string) contents {
+	s.t.Helper()
+	args := []string{"checkout", "--json", "--at", fmt.Sprint(at), "--database", url}
+	if schema != "" {
+		args = append(args, "--schema", schema)
+	}
+	p := s.command(false, args...)
+	if p.wait(2*time.Minute) != 0 {
+		s.t.Fatalf("checkout of position %d:\n%s", at, p.out)
+	}
+	var rep rebuild.Report
+	if err := json.Unmarshal([]byte(p.out.tail(1)), &rep); err != nil || rep.Position != at {
+		s.t.Fatalf("checkout of position %d says:\n%s\n(%v)", at, p.out, err)
+	}
+	for _, w := range rep.Warnings {
+		if !strings.Contains(w, "is text") { // the database may lack a type
+			s.t.Errorf("checkout of position %d warns: %s", at, w)
+		}
+	}
+	there := map[string][]string{} // names there
+	from := map[string]string{}    // … and in the source
+	for _, t := range rep.Tables {
+		_, name, _ := strings.Cut(t.Table, ".")
+		if t.Orphans > 0 || len(t.Unknown) > 0 {
+			s.t.Errorf("checkout of position %d: %+v", at, t)
+		}
+		place := t.Table
+		if schema != "" {
+			place = schema + "." + name
+		}
+		if cols, ok := columns[t.Table]; ok {
+			there[place], from[place] = cols, t.Table
+		}
+	}
+	db := open(s.t, url)
+	read, err := dump(within(s.t, time.Minute), db, there)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	out := contents{}
+	for name := range columns {
+		out[name] = nil // a table of which nothing has happened yet need not be there
+	}
+	for place, rows := range read {
+		out[from[place]] = rows
+	}
+	return out
+}
+
+// same compares a checkout with what tables held.
+func (c contents) same(t testing.TB, at eventlog.Position, want contents, columns map[string][]string) {
+	t.Helper()
+	for _, name := range slices.Sorted(maps.Keys(columns)) {
+		if err := difference(name, "the checkout", c[name], want[name], columns[name]); err != nil {
+			t.Errorf("checkout of position %d: %v", at, err)
+		}
+	}
+}
+
+// shapes describes tables as a checkout has to make them: columns in order with types and NOT NULL, and the primary key.
+func shapes(s *session, where string) map[string]string {
+	s.t.Helper()
+	out := map[string]string{}
+	for _, r := range s.ask(`SELECT c.relname,
+			(SELECT coalesce(string_agg(quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END, ', ' ORDER BY a.attnum), '')
+				FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
+			(SELECT coalesce(string_agg(quote_ident(a.attname), ',' ORDER BY k.n), '') FROM pg_index x, unnest(x.indkey[:x.indnkeyatts - 1]) WITH ORDINALITY k(num, n)
+				JOIN pg_attribute a ON a.attnum = k.num WHERE a.attrelid = c.oid AND x.indrelid = c.oid AND x.indisprimary)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND ` + where) {
+		out[r[0]] = r[1] + " PRIMARY KEY (" + r[2] + ")"
+	}
+	return out
+}
+
+// checkouts compares checkouts of the end and of some recorded moments with what tables held then.
+func (s *system) checkouts(db *session, head eventlog.Position, columns map[string][]string, moments map[eventlog.Position]contents) {
+	s.t.Helper()
+	now, err := dump(within(s.t, time.Minute), db, columns)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.checkout(head, s.cfg.Capture.URL, "of_now", columns).same(s.t, head, now, columns)
+	have, want := shapes(db, "n.nspname = 'of_now'"), shapes(db, capturedSQL)
+	for name, shape := range have {
+		if shape != want[name] {
+			s.t.Errorf("%s was made as %s; it is %s", name, shape, want[name])
+		}
+	}
+	if len(have) < len(columns)*3/4 {
+		s.t.Errorf("%d tables were made of %d", len(have), len(columns))
+	}
+	// Where there are none of the source's own types, values look the same.
+	s.checkout(head, s.log.URL(s.log.NewDatabase(s.t)), "", columns).same(s.t, head, now, columns)
+	for at, c := range moments {
+		s.checkout(at, s.logURL(), fmt.Sprintf("of_%d", at), columns).same(s.t, at, c, columns)
+	}
+}
