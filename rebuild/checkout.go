@@ -359,16 +359,26 @@ func distance(a, b string) int {
 
 // checkComplete refuses tables of which the log does not have all rows.
 func checkComplete(tables []*history, partial bool) error {
-	var names []string
+	var names, inserts []string
 	for _, t := range tables {
-		if !t.relation().Complete {
-			names = append(names, t.relation().String())
+		switch r := t.relation(); {
+		case r.InsertOnly:
+			inserts = append(inserts, r.String())
+		case !r.Complete:
+			names = append(names, r.String())
 		}
 	}
-	if len(names) == 0 || partial {
+	var why []string
+	if len(names) > 0 {
+		why = append(why, fmt.Sprintf("%s: they existed before it began, and have not all been imported", shorten(names)))
+	}
+	if len(inserts) > 0 {
+		why = append(why, fmt.Sprintf("%s: without a usable key their updates and deletes are not in the stream", shorten(inserts)))
+	}
+	if len(why) == 0 || partial {
 		return nil
 	}
-	return &eventlog.Problem{Err: fmt.Errorf("%w of %s: they existed before it began, and have not all been imported", ErrIncomplete, shorten(names)),
+	return &eventlog.Problem{Err: fmt.Errorf("%w of %s", ErrIncomplete, strings.Join(why, "; of ")),
 		Hint: "Use --partial for the rows that the log knows of, or name other tables."}
 }
 
@@ -383,7 +393,7 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 		if placer != nil {
 			tr.Into = placer.Place(t.Table)
 		}
-		if !rel.Complete {
+		if !rel.Complete && !rel.InsertOnly {
 			warn("%s: the log does not have all rows", t)
 		}
 		if !tables[i].captured {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -13,11 +14,14 @@ import (
 	"github.com/backstory-dev/backstory/rebuild"
 )
 
+// inserts matches a warning of a table of which only inserts are captured; here nothing else happens to such a table.
+var inserts = regexp.MustCompile(`public\.(keyless|nothing)\b`)
+
 // checkout has the program build the tables as they were at a position, in a schema of a database or, where that is empty,
 // each in the schema of its own name, and reads them there.
 func (s *system) checkout(at eventlog.Position, url, schema string, columns map[string][]string) contents {
 	s.t.Helper()
-	args := []string{"checkout", "--json", "--at", fmt.Sprint(at), "--database", url}
+	args := []string{"checkout", "--json", "--partial", "--at", fmt.Sprint(at), "--database", url}
 	if schema != "" {
 		args = append(args, "--schema", schema)
 	}
@@ -30,7 +34,7 @@ func (s *system) checkout(at eventlog.Position, url, schema string, columns map[
 		s.t.Fatalf("checkout of position %d says:\n%s\n(%v)", at, p.out, err)
 	}
 	for _, w := range rep.Warnings {
-		if !strings.Contains(w, "is text") { // the database may lack a type
+		if !strings.Contains(w, "is text") && !inserts.MatchString(w) { // the database may lack a type
 			s.t.Errorf("checkout of position %d warns: %s", at, w)
 		}
 	}

@@ -101,9 +101,9 @@ func TestLogEqualsSource(t *testing.T) {
 	if len(again) == 0 {
 		t.Error("no moment was checked out")
 	}
-	s.checkouts(db, w.position, columns, again)
 	rows := witnessed(t, db, all)
 	decoded(t, db, s.cfg.Capture.Slot+"_c", w)
+	s.checkouts(db, w.position, columns, again)
 	counts := map[eventlog.Op]int{}
 	for _, e := range all {
 		counts[e.Op]++
