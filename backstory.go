@@ -293,6 +293,17 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	// Appending goes on after ctx has ended, until what was received is in the log; an operator's second signal ends the process.
 	appendCtx := context.WithoutCancel(ctx)
 	var failed error
+	work := func(f func() error) {
+		s.busy.Store(time.Now().UnixNano())
+		failed = f()
+		s.busy.Store(0)
+		if failed != nil {
+			stop()
+			return
+		}
+		stream.Flushed(w.Head().EndLSN)
+		stream.Applied(w.Seen())
+	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for open := true; open; {
@@ -300,6 +311,10 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		select {
 		case b, open = <-stream.Batches():
 		case <-tick.C: // on an idle source there may be nothing to append for long
+			if failed != nil {
+				continue
+			}
+			work(func() error { return w.Flush(appendCtx) })
 			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil {
 				s.recovered()
 			}
@@ -308,15 +323,8 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			continue
 		}
 		if failed == nil {
-			s.busy.Store(time.Now().UnixNano())
-			failed = w.Append(appendCtx, b)
-			s.busy.Store(0)
-			if failed == nil {
-				stream.Flushed(w.Head().EndLSN)
-				stream.Applied(w.Seen())
+			if work(func() error { return w.Append(appendCtx, b) }); failed == nil {
 				s.recovered()
-			} else {
-				stop()
 			}
 		}
 		b.Release()

@@ -14,7 +14,7 @@ const readBytes = 512 << 10
 // gatherPause is how long a reader that is behind waits before it reads again. The server sends each change by a send() of
 // its own, and on one machine each of them wakes whoever waits for the socket: data that gathers meanwhile costs neither
 // side a wake-up.
-const gatherPause = 400 * time.Microsecond
+const gatherPause = 200 * time.Microsecond
 
 // conn is the replication connection as pgconn sees it: large reads, and a hook before each wait for the network.
 type conn struct {
@@ -42,7 +42,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		if streaming {
 			wait := c.beforeRead()
 			if c.behind {
-				time.Sleep(gatherPause)
+				pause(gatherPause)
 			}
 			if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
 				return 0, err

@@ -37,6 +37,13 @@ func detach(c net.Conn) net.Conn {
 	return b
 }
 
+// pause waits for less than a millisecond, which is what Go's own timers take at least while nothing else runs: longer than it
+// takes the server to fill the socket's buffer.
+func pause(d time.Duration) {
+	ts := syscall.NsecToTimespec(int64(d))
+	_ = syscall.Nanosleep(&ts, nil) // an early end does no harm
+}
+
 // blockingConn is a socket outside the network poller. One goroutine reads, one writes; Close and the deadlines may be
 // used by any, and take effect at the next call (Close at once).
 type blockingConn struct {

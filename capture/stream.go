@@ -52,7 +52,7 @@ type State struct {
 
 // NewStream prepares a stream. from is what the log holds durably.
 func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Stream {
-	s := &Stream{cfg: cfg.WithDefaults(), captured: map[uint32]eventlog.Captured{}, out: make(chan *eventlog.Batch), free: make(chan *eventlog.Batch, 4)}
+	s := &Stream{cfg: cfg.WithDefaults(), captured: map[uint32]eventlog.Captured{}, out: make(chan *eventlog.Batch, 3), free: make(chan *eventlog.Batch, 4)}
 	for _, c := range captured {
 		s.captured[c.OID] = c
 	}

@@ -210,7 +210,7 @@ func (w *Writer) updateFull(t *table, it *Item) error {
 	if len(now) != len(t.rel.Columns) || len(old) != len(now) {
 		return fmt.Errorf("bug: %s has %d columns, the row change %d and %d", t.rel, len(t.rel.Columns), len(old), len(now))
 	}
-	quiet, any, restSize := true, false, 0
+	quiet, any := true, false
 	s.changed = append(s.changed[:0], make([]bool, len(now))...)
 	for i := range now {
 		n, o := &now[i], &old[i]
@@ -220,8 +220,6 @@ func (w *Writer) updateFull(t *table, it *Item) error {
 		if n.State != o.State || n.State == StateText && !bytes.Equal(n.Text, o.Text) {
 			s.changed[i], any = true, true
 			quiet = quiet && t.rules.quiet[i]
-		} else {
-			restSize += len(n.Text) + len(t.keys[i])
 		}
 	}
 	if !any {
@@ -245,8 +243,8 @@ func (w *Writer) updateFull(t *table, it *Item) error {
 	}
 	s.data, s.before = append(s.data, '}'), append(s.before, '}')
 	e.data, e.before = s.data, s.before
-	// Wide rows carry their unchanged attributes only now and then, enough for no look-up to fold a long history.
-	if restSize <= restBytes || e.moved || !t.rel.Complete || (uint64(w.tx.lsn>>3)+uint64(w.tx.change))*0x9e3779b97f4a7c15>>60 == 0 {
+	// Unchanged attributes are carried now and then only, enough for no look-up to fold a long history.
+	if e.moved || !t.rel.Complete || (uint64(w.tx.lsn>>3)+uint64(w.tx.change))*0x9e3779b97f4a7c15>>60 == 0 {
 		s.rest = append(s.rest[:0], '{')
 		for i := range now {
 			if !s.changed[i] {

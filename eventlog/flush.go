@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // smallTable names one of the tables that events refer to by number, in the order in which they are sealed.
@@ -64,7 +66,24 @@ type step struct {
 	part     bool     // they belong to a transaction that is still coming in: the head stays where it is
 }
 
-// flush writes what is gathered: whole transactions, and with part also the beginning of one that is still coming in.
+// flight is a step that is on its way to the log, while the writer makes the events of the next one.
+type flight struct {
+	step
+	from, next Head
+	seal       []byte // of the last event
+	buf        []byte // in which the rows lie
+	contexts   []ctxRow
+	news       []newRow
+	made       Counts
+	seen       LSN // everything that was captured before it is in the log then; 0: not everything that was made is in this step
+	done       chan error
+}
+
+// busy tells whether a step has not arrived yet.
+func (f *flight) busy() bool { return f != nil && len(f.done) == 0 }
+
+// flush writes what is gathered: whole transactions, and with part also the beginning of one that is still coming in. What it
+// writes is durable when join has returned.
 func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 	open := w.tx.open && !w.tx.skip && w.pos >= w.tx.first
 	whole := w.rows
@@ -81,8 +100,6 @@ func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 		if err := w.write(ctx, step{rows: whole, first: w.head.Written + 1, position: w.whole}); err != nil {
 			return err
 		}
-		n := copy(w.rows, w.rows[len(whole):])
-		w.rows, w.wholeEnd = w.rows[:n], 0
 	}
 	if open && part && len(w.rows) > 0 {
 		if n := len(w.tx.ranges); n > 1 {
@@ -92,10 +109,6 @@ func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 		if err := w.write(ctx, step{rows: w.rows, first: w.head.Written + 1, position: w.pos, part: true}); err != nil {
 			return err
 		}
-		w.rows = w.rows[:0]
-	}
-	if len(w.rows) == 0 && cap(w.rows) > 2*flushBytes {
-		w.rows = nil
 	}
 	if w.state.full() {
 		if len(w.rows) > 0 {
@@ -106,53 +119,80 @@ func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 	return nil
 }
 
-// write commits one step and moves the head.
+// write sends one step, which moves the head. One is on its way at a time.
 func (w *Writer) write(ctx context.Context, s step) error {
-	next := w.head
-	next.Written, next.Timeline = s.position, w.tl
-	seal := w.seal
-	contexts, news := w.contexts, []newRow(nil)
-	if len(s.rows) > 0 || len(contexts) > 0 {
+	if err := w.join(ctx); err != nil {
+		return err
+	}
+	f := &flight{step: s, from: w.head, next: w.head, seal: w.seal, buf: w.rows, contexts: w.contexts, done: make(chan error, 1)}
+	f.next.Written, f.next.Timeline = s.position, w.tl
+	if len(s.rows) > 0 || len(f.contexts) > 0 {
 		h := sha256.New()
 		h.Write(w.seal)
 		h.Write(s.rows)
 		var b []byte
-		for _, c := range contexts {
+		for _, c := range f.contexts {
 			b = contextRow(b[:0], c, s.position)
 			h.Write(b)
 		}
 		if len(s.rows) > 0 {
-			news = w.news
-			slices.SortStableFunc(news, func(a, b newRow) int { return int(a.table) - int(b.table) })
+			f.news, w.news = w.news, nil
+			slices.SortStableFunc(f.news, func(a, b newRow) int { return int(a.table) - int(b.table) })
 		}
-		for _, n := range news {
+		for _, n := range f.news {
 			h.Write(sealRow(n.table, n.args))
 		}
-		seal = h.Sum(nil)
+		f.seal = h.Sum(nil)
 	}
 	if !s.part {
-		next.Position, next.Seal, next.EndLSN, next.CommitLSN, next.OccurredAt = s.position, seal, w.endLSN, w.commit, w.when
+		f.next.Position, f.next.Seal, f.next.EndLSN, f.next.CommitLSN, f.next.OccurredAt = s.position, f.seal, w.endLSN, w.commit, w.when
+		f.made, w.made = w.made, Counts{}
 	}
-	if err := w.send(ctx, s, &next, seal, contexts, news); err != nil {
+	w.rows = append(w.spare[:0], w.rows[len(s.rows):]...)
+	w.wholeEnd, w.spare, w.contexts, w.ctxBytes = 0, nil, nil, 0
+	if len(w.rows) == 0 && !s.part {
+		f.seen = w.endLSN
+	}
+	w.head, w.seal, w.flight = f.next, f.seal, f
+	go func() { f.done <- w.fly(ctx, f) }()
+	return nil
+}
+
+// fly brings a step to the log. Until it has ended, the connection is its own.
+func (w *Writer) fly(ctx context.Context, f *flight) error {
+	if err := w.send(ctx, f); err != nil {
 		// The head refuses, or, where the other one is faster, the index of positions does.
 		if c := code(err); c == "BS001" || c == "23505" {
 			return fenced
 		}
 		return fmt.Errorf("append to the event log: %w", err)
 	}
-	w.seal, w.head = seal, next
-	w.head.UpdatedAt, w.lastOut = time.Now(), time.Now()
 	w.stats.Flushes.Add(1)
-	if !s.part {
-		w.stats.add(&w.made)
+	w.stats.add(&f.made)
+	w.stats.Bytes.Add(int64(len(f.rows)))
+	if f.seen != 0 {
+		w.seen.Store(uint64(f.seen))
 	}
-	w.stats.Bytes.Add(int64(len(s.rows)))
-	if len(s.rows) > 0 {
-		w.news = w.news[:0]
+	f.next.UpdatedAt = time.Now()
+	w.publish(f.next)
+	return nil
+}
+
+// join waits until everything that was written is durable. Whoever needs the connection calls it first (see db).
+func (w *Writer) join(ctx context.Context) error {
+	f := w.flight
+	if f == nil {
+		return w.failed
 	}
-	w.contexts, w.ctxBytes = w.contexts[:0], 0
-	w.publish()
-	for _, n := range news {
+	w.flight = nil
+	if w.failed = <-f.done; w.failed != nil {
+		return w.failed
+	}
+	w.lastOut = time.Now()
+	if cap(f.buf) <= 2*flushBytes {
+		w.spare = f.buf
+	}
+	for _, n := range f.news {
 		if n.table != aggregateTable {
 			continue
 		}
@@ -169,31 +209,34 @@ func (w *Writer) write(ctx context.Context, s step) error {
 	return nil
 }
 
+// db gives the connection to the log, with all steps done.
+func (w *Writer) db(ctx context.Context) (*pgx.Conn, error) { return w.conn, w.join(ctx) }
+
 // send makes one round trip of a step wherever it is small: the server reads the statements after COPY as soon as the
 // copied rows end.
-func (w *Writer) send(ctx context.Context, s step, next *Head, seal []byte, contexts []ctxRow, news []newRow) error {
+func (w *Writer) send(ctx context.Context, f *flight) error {
 	pc := w.conn.PgConn()
 	var q strings.Builder
-	late := len(s.rows) == 0
-	if len(news) > 0 || len(contexts) > 16 && !late {
+	late := len(f.rows) == 0
+	if len(f.news) > 0 || len(f.contexts) > 16 && !late {
 		if _, err := w.conn.Exec(ctx, "BEGIN"); err != nil {
 			return err
 		}
-		for _, n := range news {
+		for _, n := range f.news {
 			t := smallColumns[n.table]
 			var ph strings.Builder
 			for i := range n.args {
 				fmt.Fprintf(&ph, ", $%d", i+2)
 			}
-			args := append([]any{s.position}, n.args...)
+			args := append([]any{f.position}, n.args...)
 			if _, err := w.conn.Exec(ctx, "INSERT INTO backstory."+t.name+" (sealed_at, "+t.columns+") VALUES ($1"+ph.String()+")", args...); err != nil {
 				return err
 			}
 		}
-		if len(contexts) > 0 {
+		if len(f.contexts) > 0 {
 			b := copyStart(nil)
-			for _, c := range contexts {
-				b = contextRow(b, c, s.position)
+			for _, c := range f.contexts {
+				b = contextRow(b, c, f.position)
 			}
 			b = append(b, 0xff, 0xff)
 			if _, err := pc.CopyFrom(ctx, bytes.NewReader(b), "COPY backstory.context (first_position, last_position, sealed_at, metadata) FROM STDIN (FORMAT binary)"); err != nil {
@@ -202,34 +245,34 @@ func (w *Writer) send(ctx context.Context, s step, next *Head, seal []byte, cont
 		}
 	} else {
 		q.WriteString("BEGIN; ")
-		if len(contexts) > 0 {
+		if len(f.contexts) > 0 {
 			q.WriteString("INSERT INTO backstory.context (first_position, last_position, sealed_at, metadata, late) VALUES ")
-			for i, c := range contexts {
+			for i, c := range f.contexts {
 				if i > 0 {
 					q.WriteByte(',')
 				}
-				fmt.Fprintf(&q, "(%d,%d,%d,%s,%t)", c.first, c.last, s.position, quoteLiteral(string(c.meta)), late)
+				fmt.Fprintf(&q, "(%d,%d,%d,%s,%t)", c.first, c.last, f.position, quoteLiteral(string(c.meta)), late)
 			}
 			q.WriteString("; ")
 		}
 	}
-	if len(s.rows) > 0 {
-		q.WriteString("COPY backstory." + w.target(s.first, s.position) + " FROM STDIN (FORMAT binary); ")
+	if len(f.rows) > 0 {
+		q.WriteString("COPY backstory." + w.target(f.first, f.position) + " FROM STDIN (FORMAT binary); ")
 	}
 	when := "NULL"
-	if !next.OccurredAt.IsZero() {
-		when = "'" + next.OccurredAt.UTC().Format("2006-01-02 15:04:05.999999Z07:00") + "'"
+	if !f.next.OccurredAt.IsZero() {
+		when = "'" + f.next.OccurredAt.UTC().Format("2006-01-02 15:04:05.999999Z07:00") + "'"
 	}
-	fmt.Fprintf(&q, `SELECT backstory.advance(%d, %d, %d, %d, '\x%x', %d, '%s', '%s', %s); COMMIT`, w.head.Epoch, w.head.Written,
-		next.Position, next.Written, next.Seal, next.Timeline, next.EndLSN, next.CommitLSN, when)
-	if len(s.rows) == 0 {
+	fmt.Fprintf(&q, `SELECT backstory.advance(%d, %d, %d, %d, '\x%x', %d, '%s', '%s', %s); COMMIT`, f.from.Epoch, f.from.Written,
+		f.next.Position, f.next.Written, f.next.Seal, f.next.Timeline, f.next.EndLSN, f.next.CommitLSN, when)
+	if len(f.rows) == 0 {
 		_, err := pc.Exec(ctx, q.String()).ReadAll()
 		return err
 	}
 	// The last event carries the seal in place of its NULL.
-	end := binary.BigEndian.AppendUint32(nil, uint32(len(seal)))
-	end = append(append(end, seal...), 0xff, 0xff)
-	_, err := pc.CopyFrom(ctx, &pieces{[][]byte{copyStart(nil), s.rows[:len(s.rows)-len(nullSeal)], end}}, q.String())
+	end := binary.BigEndian.AppendUint32(nil, uint32(len(f.seal)))
+	end = append(append(end, f.seal...), 0xff, 0xff)
+	_, err := pc.CopyFrom(ctx, &pieces{[][]byte{copyStart(nil), f.rows[:len(f.rows)-len(nullSeal)], end}}, q.String())
 	return err
 }
 
@@ -269,21 +312,30 @@ func (w *Writer) cover(ctx context.Context, backlog LSN) error {
 				return nil
 			}
 		}
+		db, err := w.db(ctx)
+		if err != nil {
+			return err
+		}
 		// A partition that is full gets its indexes before there is another.
-		for _, p := range w.parts {
-			if !p.indexed {
-				if err := w.log.index(ctx, w.conn, p); err != nil {
-					return err
-				}
+		if err := w.indexAll(ctx); err != nil {
+			return err
+		}
+		if n := len(w.parts); n > 0 {
+			if err := w.log.summarize(ctx, db, w.parts[n-1]); err != nil {
+				return err
 			}
 		}
-		p, err := w.log.createPartition(ctx, w.conn, next, w.mine)
+		size := w.log.cfg.PartitionEvents
+		if backlog >= bulkBytes {
+			size = min(size, bulkEvents)
+		}
+		p, err := w.log.createPartition(ctx, db, next, size, w.mine)
 		if err != nil {
 			return err
 		}
 		w.parts = append(w.parts, p)
 		if backlog < bulkBytes {
-			if err := w.log.index(ctx, w.conn, p); err != nil {
+			if err := w.log.index(ctx, db, p); err != nil {
 				return err
 			}
 		}
@@ -292,11 +344,27 @@ func (w *Writer) cover(ctx context.Context, backlog LSN) error {
 
 // settle gives the newest partition its indexes once the writer is no longer far behind.
 func (w *Writer) settle(ctx context.Context, backlog LSN) error {
-	n := len(w.parts)
-	if n == 0 || w.parts[n-1].indexed || backlog >= bulkEndBytes {
+	if backlog >= bulkEndBytes {
 		return nil
 	}
-	return w.log.index(ctx, w.conn, w.parts[n-1])
+	return w.indexAll(ctx)
+}
+
+// indexAll gives all partitions their indexes.
+func (w *Writer) indexAll(ctx context.Context) error {
+	for _, p := range w.parts {
+		if p.indexed {
+			continue
+		}
+		db, err := w.db(ctx)
+		if err != nil {
+			return err
+		}
+		if err := w.log.index(ctx, db, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Gap records that the log may lack changes of the source between two positions of its WAL, and why. Nothing is
@@ -324,11 +392,15 @@ func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
 	if err := w.flush(ctx, 0, false); err != nil {
 		return err
 	}
-	if _, err := w.conn.Exec(ctx, `UPDATE backstory.head SET gap = $1 WHERE epoch = $2`, reason, w.head.Epoch); err != nil {
+	db, err := w.db(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := db.Exec(ctx, `UPDATE backstory.head SET gap = $1 WHERE epoch = $2`, reason, w.head.Epoch); err != nil {
 		return fmt.Errorf("record the gap: %w", err)
 	}
 	w.head.Gap = reason
-	w.publish()
+	w.publish(w.head)
 	return nil
 }
 

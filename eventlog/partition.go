@@ -6,11 +6,12 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 )
 
-// partition is one table of events by position. While the writer is far behind, the newest partition has only a block range
-// index and gets its b-trees when it is full or the writer has caught up: building them at once costs a third of
-// inserting row by row.
+// partition is one table of events by position. While the writer is far behind, the newest partition has none but small
+// partial indexes, is smaller, and gets its indexes when it is full or the writer has caught up: building them at once costs
+// half of what inserting row by row does.
 type partition struct {
 	first, last Position // last is inclusive
 	indexed     bool
@@ -25,7 +26,7 @@ func (l *Log) partitions(ctx context.Context, q interface {
 	rows, err := q.Query(ctx, `
 		SELECT (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''?(\d+)''?\) TO \(''?(\d+)''?\)'))[1]::bigint,
 		       (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''?(\d+)''?\) TO \(''?(\d+)''?\)'))[2]::bigint - 1,
-		       EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisunique AND x.indisvalid)
+		       to_regclass('backstory.' || c.relname || '_position') IS NOT NULL
 		FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 		WHERE i.inhparent = 'backstory.event'::regclass ORDER BY 1`)
 	if err != nil {
@@ -46,8 +47,8 @@ func (l *Log) partitions(ctx context.Context, q interface {
 // createPartition makes the partition that begins at first. It attaches rather than creates in place, since CREATE TABLE …
 // PARTITION OF would wait for every reader (PostgreSQL manual, Table Partitioning).
 // before is called at the beginning of the transaction; an error of it prevents the partition.
-func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Position, before ...func(context.Context, pgx.Tx) error) (*partition, error) {
-	p := &partition{first: first, last: first + Position(l.cfg.PartitionEvents) - 1}
+func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Position, events int64, before ...func(context.Context, pgx.Tx) error) (*partition, error) {
+	p := &partition{first: first, last: first + Position(events) - 1}
 	n := "backstory." + p.name()
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, f := range before {
@@ -56,12 +57,14 @@ func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Positio
 			}
 		}
 		for _, q := range []string{
-			fmt.Sprintf(`CREATE TABLE %s (LIKE backstory.event INCLUDING DEFAULTS, CHECK (position >= %d AND position <= %d))`, n, p.first, p.last),
+			fmt.Sprintf(`CREATE TABLE %s (LIKE backstory.event INCLUDING DEFAULTS)`, n),
 			fmt.Sprintf(`ALTER TABLE %s SET (toast_tuple_target = 4080)`, n),
 			// Somebody else's publication FOR ALL TABLES refuses a DELETE on a table without identity, and so ours of an
 			// unfinished transaction. FULL costs nothing until then.
 			fmt.Sprintf(`ALTER TABLE %s REPLICA IDENTITY FULL`, n),
-			fmt.Sprintf(`CREATE INDEX ON %s USING brin (position, commit_lsn, occurred_at) WITH (pages_per_range = 32)`, n),
+			// Few events have an entry in these: kept from the beginning they cost less than another two passes over a full partition.
+			fmt.Sprintf(`CREATE INDEX ON %s (old_id, stream, position) WHERE old_id IS NOT NULL`, n),
+			fmt.Sprintf(`CREATE INDEX ON %s (row_id, stream, position) WHERE row_id IS NOT NULL`, n),
 			fmt.Sprintf(`CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse()`, n),
 			fmt.Sprintf(`ALTER TABLE backstory.event ATTACH PARTITION %s FOR VALUES FROM (%d) TO (%d)`, n, p.first, p.last+1),
 		} {
@@ -77,23 +80,43 @@ func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Positio
 	return p, nil
 }
 
-// index gives a partition its b-tree indexes: by position, by entity, by what the entity was called before, by row where
-// that is not the entity; and one per aggregate whose key is not an integer, in the key's own type.
+// index gives a partition its indexes: by position, by entity, by block ranges for times and LSNs; and one per aggregate
+// whose key is not an integer, in the key's own type. The one by position, which becomes visible last, says that all are there.
 func (l *Log) index(ctx context.Context, conn *pgx.Conn, p *partition) error {
 	n := p.name()
+	// The id first, since it is what differs: the sort compares one number. Positions make all entries distinct.
+	byEntity := fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %[1]s_entity ON backstory.%[1]s (id, stream, position) WITH (deduplicate_items = off)`, n)
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		for _, q := range []string{
-			`SET LOCAL maintenance_work_mem = '128MB'`,
-			fmt.Sprintf(`CREATE UNIQUE INDEX ON backstory.%s (position)`, n),
-			fmt.Sprintf(`CREATE INDEX ON backstory.%s (stream, id, position)`, n),
-			fmt.Sprintf(`CREATE INDEX ON backstory.%s (stream, old_id, position) WHERE old_id IS NOT NULL`, n),
-			fmt.Sprintf(`CREATE INDEX ON backstory.%s (stream, row_id, position) WHERE row_id IS NOT NULL`, n),
-		} {
-			if _, err := tx.Exec(ctx, q); err != nil {
-				return err
-			}
+		if _, err := tx.Exec(ctx, `SET LOCAL maintenance_work_mem = '128MB'`); err != nil {
+			return err
 		}
-		return nil
+		var large bool
+		if err := tx.QueryRow(ctx, `SELECT pg_relation_size($1::text::regclass) > 32 << 20`, "backstory."+n).Scan(&large); err != nil {
+			return err
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		if large { // on a connection of its own, at the same time
+			g.Go(func() error {
+				_, err := l.pool.Exec(ctx, `SET maintenance_work_mem = '128MB'; `+byEntity+`; RESET maintenance_work_mem`, pgx.QueryExecModeSimpleProtocol)
+				return err
+			})
+		}
+		g.Go(func() error {
+			for _, q := range []string{
+				fmt.Sprintf(`CREATE UNIQUE INDEX %[1]s_position ON backstory.%[1]s (position)`, n),
+				fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %[1]s_range ON backstory.%[1]s USING brin (position, commit_lsn, occurred_at) WITH (pages_per_range = 32, autosummarize = on)`, n),
+			} {
+				if _, err := tx.Exec(ctx, q); err != nil {
+					return err
+				}
+			}
+			if large {
+				return nil
+			}
+			_, err := tx.Exec(ctx, byEntity)
+			return err
+		})
+		return g.Wait()
 	})
 	if err != nil {
 		return fmt.Errorf("index a partition of the event log: %w", err)
@@ -112,6 +135,14 @@ func (l *Log) index(ctx context.Context, conn *pgx.Conn, p *partition) error {
 		if err := l.indexKey(ctx, conn, p, a); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// summarize brings the block ranges of a partition up to date, which otherwise waits for autovacuum.
+func (l *Log) summarize(ctx context.Context, conn *pgx.Conn, p *partition) error {
+	if _, err := conn.Exec(ctx, `SELECT brin_summarize_new_values($1::text::regclass)`, "backstory."+p.name()+"_range"); err != nil {
+		return fmt.Errorf("summarize a partition of the event log: %w", err)
 	}
 	return nil
 }
@@ -166,8 +197,8 @@ func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) erro
 	name := viewName(a)
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE VIEW backstory.%[1]s AS
-			SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %[2]s AS aggregate_id, k.type, e.data, e.before,
-			       backstory.merged(c.metadata, e.meta) AS metadata,
+			SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %[2]s AS aggregate_id, k.type, e.data::json AS data, e.before::json AS before,
+			       backstory.merged(c.metadata, e.meta::json) AS metadata,
 			       e.occurred_at AS created_at
 			FROM backstory.event e
 			JOIN backstory.kind k ON k.id = e.kind

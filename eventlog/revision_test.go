@@ -186,7 +186,7 @@ func makeLog(t testing.TB, perPartition int64, events []logEvent) *Log {
 	}
 	var parts []*partition
 	for first := Position(1); first <= Position(len(events)); first += Position(perPartition) {
-		p, err := l.createPartition(ctx, conn.Conn(), first)
+		p, err := l.createPartition(ctx, conn.Conn(), first, int64(perPartition))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -270,12 +270,8 @@ func (w *Writer) lookup(ctx context.Context, t *table, k stateKey) (*rowState, e
 // fetch reads the last states of rows from the log into the cache.
 func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 	w.stats.Lookups.Add(int64(len(keys)))
-	for _, p := range w.parts {
-		if !p.indexed { // look-ups need the index; from now on it is kept row by row
-			if err := w.log.index(ctx, w.conn, p); err != nil {
-				return err
-			}
-		}
+	if err := w.indexAll(ctx); err != nil { // look-ups need the index; from now on it is kept row by row
+		return err
 	}
 	places := map[uint32][]place{}
 	found := make([]*building, len(keys))
@@ -391,7 +387,11 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, keys []stateKey, fou
 	if byRow {
 		col, txt = "row_id", "row_text"
 	}
-	rows, err := w.conn.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest
+	db, err := w.db(ctx)
+	if err != nil {
+		return err
+	}
+	rows, err := db.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest
 		FROM unnest($1::int4[], $2::int8[], $3::text[], $4::int8[], $5::text[]) WITH ORDINALITY AS k(stream, id, txt, below, kinds, i)
 		CROSS JOIN LATERAL (SELECT e.position, e.kind, e.data, e.rest FROM backstory.event e
 			WHERE e.stream = k.stream AND e.`+col+` = k.id AND e.`+txt+` IS NOT DISTINCT FROM k.txt AND e.position < k.below AND e.kind = ANY (k.kinds::int4[])
@@ -501,8 +501,12 @@ func (w *Writer) load(ctx context.Context, t *table, col int, big []byte) ([]byt
 			return nil, err
 		}
 	}
+	db, err := w.db(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var data, rest []byte
-	err := w.conn.QueryRow(ctx, `SELECT data, rest FROM backstory.event WHERE position = $1`, at).Scan(&data, &rest)
+	err = db.QueryRow(ctx, `SELECT data, rest FROM backstory.event WHERE position = $1`, at).Scan(&data, &rest)
 	if err != nil {
 		return nil, fmt.Errorf("read a value of event %d: %w", at, err)
 	}

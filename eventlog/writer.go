@@ -21,6 +21,8 @@ const (
 	// flushBytes is how much is gathered before it is written although the batch has not ended: a log transaction stays
 	// far below logical_decoding_work_mem, so that the source's own decoding never spills because of us.
 	flushBytes = 4 << 20
+	// gatherBytes is how much is gathered before it is written while much more is to come.
+	gatherBytes = 1 << 20
 	// progressEvery is how often progress without events is recorded at most.
 	progressEvery = 10 * time.Second
 	// progressBytes of WAL without events are recorded sooner.
@@ -28,6 +30,8 @@ const (
 	// bulkBytes of backlog make a fresh partition wait for its indexes; it gets them when the backlog is below bulkEndBytes.
 	bulkBytes    = 64 << 20
 	bulkEndBytes = 8 << 20
+	// bulkEvents is how large such a partition is at most: until it is full, whoever reads from it reads all of it.
+	bulkEvents = 1 << 20
 	// restBytes: an update carries its unchanged attributes if they are at most so many bytes …
 	restBytes = 256
 	// … or if it would be the restChain-th event in a row that does not.
@@ -41,9 +45,11 @@ type Writer struct {
 	conn *pgx.Conn
 	slog *slog.Logger
 
-	head    Head     // as in the database, after the last flush
+	head    Head     // as in the database, when what is on its way has arrived
 	pos     Position // of the last event made
 	seal    []byte   // chain, up to the last flush
+	flight  *flight  // what is on its way to the database; nil: nothing
+	failed  error    // why nothing more can be appended
 	endLSN  LSN      // everything before it is in the log once what is gathered is flushed
 	commit  LSN
 	whole   Position // of the last event of the last whole transaction
@@ -58,6 +64,7 @@ type Writer struct {
 	state   *stateCache
 
 	rows     []byte   // gathered events in COPY's binary form
+	spare    []byte   // memory for the next ones
 	wholeEnd int      // where in rows the open transaction begins
 	contexts []ctxRow // of whole transactions; when a part is written, those of the open one that are closed
 	ctxBytes int      // of contexts gathered
@@ -66,6 +73,7 @@ type Writer struct {
 	scratch  scratch
 	lastOut  time.Time // of the last flush
 	lastDML  LSN
+	backlog  LSN // of the last batch
 
 	published atomic.Pointer[Head]
 	seen      atomic.Uint64
@@ -190,7 +198,19 @@ func (l *Log) NewWriter(ctx context.Context) (*Writer, error) {
 }
 
 // Close ends the writer's connection.
-func (w *Writer) Close(ctx context.Context) error { return w.conn.Close(ctx) }
+func (w *Writer) Close(ctx context.Context) error {
+	if w.failed == nil {
+		w.failed = errClosed
+	}
+	if f := w.flight; f != nil {
+		_ = w.conn.PgConn().Conn().SetDeadline(time.Now()) // whatever it waits for
+		<-f.done
+		w.flight = nil
+	}
+	return w.conn.Close(ctx)
+}
+
+var errClosed = errors.New("the writer is closed")
 
 func (w *Writer) begin(ctx context.Context) error {
 	// A role or database setting must not weaken the promise that what is confirmed is durable.
@@ -270,7 +290,7 @@ func (w *Writer) reload(ctx context.Context) error {
 	}
 	w.head = *h
 	w.pos, w.whole, w.seal, w.endLSN, w.commit, w.when, w.tl = h.Position, h.Position, h.Seal, h.EndLSN, h.CommitLSN, h.OccurredAt, h.Timeline
-	w.publish()
+	w.publish(w.head)
 	return nil
 }
 
@@ -312,7 +332,7 @@ func (w *Writer) cleanUp(ctx context.Context) error {
 		return fmt.Errorf("remove an unfinished transaction from the log: %w", err)
 	}
 	w.head.Written = w.head.Position
-	w.publish()
+	w.publish(w.head)
 	return nil
 }
 
@@ -380,8 +400,7 @@ func (w *Writer) Seen() LSN { return LSN(w.seen.Load()) }
 // Stats gives the writer's counters.
 func (w *Writer) Stats() *Stats { return &w.stats }
 
-func (w *Writer) publish() {
-	h := w.head
+func (w *Writer) publish(h Head) {
 	w.published.Store(&h)
 	w.mu.Lock()
 	close(w.changed)
@@ -407,12 +426,14 @@ func (w *Writer) Wait(ctx context.Context, after Position) (Position, error) {
 }
 
 // Append puts a batch into the log. When it returns nil, every transaction whose commit the batch holds is durable and
-// visible. After an error nothing more may be appended: the writer must be closed and a new one opened, and the source
-// asked again from Head().EndLSN.
+// visible, unless the batch says that much more is to come (Backlog): then they may still be on their way, together with
+// those of the next one, until Head says so; ctx has to last that long. After an error nothing more may be appended: the
+// writer must be closed and a new one opened, and the source asked again from Head().EndLSN.
 func (w *Writer) Append(ctx context.Context, b *Batch) error {
 	if w.head.Gap != "" {
 		return &Problem{fmt.Errorf("the log has a gap: %s", w.head.Gap), GapHint}
 	}
+	w.backlog = b.Backlog
 	if err := w.prefetch(ctx, b); err != nil {
 		return err
 	}
@@ -467,7 +488,17 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 			}
 		}
 	}
+	behind := b.Backlog >= bulkEndBytes && !b.Final
+	if behind && !w.state.full() && (len(w.rows) < gatherBytes || len(w.rows) < flushBytes && w.flight.busy()) {
+		return w.failed // fewer and larger steps, and no waiting for the one before
+	}
 	if err := w.flush(ctx, b.Backlog, false); err != nil {
+		return err
+	}
+	if behind {
+		return nil
+	}
+	if err := w.join(ctx); err != nil {
 		return err
 	}
 	// Progress without events is recorded rarely: recording it is WAL too.
@@ -476,11 +507,22 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 		if err := w.write(ctx, step{position: w.pos}); err != nil {
 			return err
 		}
+		if err := w.join(ctx); err != nil {
+			return err
+		}
 	}
 	if len(w.rows) == 0 {
 		w.seen.Store(uint64(w.endLSN))
 	}
 	return w.settle(ctx, b.Backlog)
+}
+
+// Flush brings to the log what Append has kept back because more was to come, and waits for it.
+func (w *Writer) Flush(ctx context.Context) error {
+	if err := w.flush(ctx, w.backlog, false); err != nil {
+		return err
+	}
+	return w.join(ctx)
 }
 
 func (w *Writer) beginTx(it *Item) {
@@ -533,6 +575,9 @@ func (w *Writer) reset(ctx context.Context) error {
 
 // rewind goes back to the log as it is in the database.
 func (w *Writer) rewind(ctx context.Context) error {
+	if err := w.join(ctx); err != nil {
+		return err
+	}
 	w.rows, w.wholeEnd, w.contexts, w.news = w.rows[:0], 0, w.contexts[:0], w.news[:0]
 	w.tables, w.latest, w.sources, w.cur = map[*Relation]*table{}, map[uint32]*table{}, map[uint32]*source{}, nil
 	w.tx, w.ctxBytes, w.made = openTx{}, 0, Counts{}

@@ -2,7 +2,6 @@ package eventlog_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -333,6 +332,9 @@ func TestPartitionsFollowOneAnotherAndGetTheirIndexes(t *testing.T) {
 		b := s.tx(items...)
 		b.Backlog = backlog
 		appendAll(t, w, b)
+		if err := w.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	indexed := func() string {
 		var out string
