@@ -27,7 +27,8 @@ type Stream struct {
 
 	// Captured tells of a table whether the log has all its rows and whether it is insert-only.
 	captured map[uint32]eventlog.Captured
-	// out takes batches; its receiver releases them.
+	// out takes batches; its receiver releases them. It has no room: what was taken from it has been dealt with when the next one is
+	// (see session.end).
 	out  chan *eventlog.Batch
 	free chan *eventlog.Batch
 
@@ -52,7 +53,7 @@ type State struct {
 
 // NewStream prepares a stream. from is what the log holds durably.
 func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Stream {
-	s := &Stream{cfg: cfg.WithDefaults(), captured: map[uint32]eventlog.Captured{}, out: make(chan *eventlog.Batch, 3), free: make(chan *eventlog.Batch, 4)}
+	s := &Stream{cfg: cfg.WithDefaults(), captured: map[uint32]eventlog.Captured{}, out: make(chan *eventlog.Batch), free: make(chan *eventlog.Batch, 4)}
 	for _, c := range captured {
 		s.captured[c.OID] = c
 	}

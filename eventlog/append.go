@@ -16,6 +16,9 @@ type scratch struct {
 	frags               []byte
 	off                 []int
 	changed             []bool
+	seen                keySet
+	cols                [][]byte
+	state               []byte
 }
 
 // eventRow is what differs between the events of a transaction.
@@ -189,7 +192,8 @@ func (w *Writer) insert(t *table, it *Item, op Op, p part) error {
 			s.frags = t.fragment(i, &it.New[i], s.frags)
 			s.off = append(s.off, len(s.frags))
 		}
-		w.state.put(w.stateKey(t, it.New), s.frags, s.off, w.pos, 0)
+		key := w.stateKey(t, it.New)
+		w.state.put(&key, s.frags, s.off, w.pos, 0)
 	}
 	return nil
 }
@@ -293,7 +297,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 		}
 	}
 	key := w.stateKey(t, ident)
-	st, err := w.lookup(ctx, t, key)
+	st, err := w.lookup(ctx, &key)
 	if err != nil {
 		return err
 	}
@@ -373,7 +377,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	}
 	s.data, s.before = append(s.data, '}'), append(s.before, '}')
 	e.data, e.before = s.data, s.before
-	chain := st.chain + 1
+	chain := st.chain() + 1
 	// An event under a new identity has the whole row, since the ones before it are not found under that.
 	if restSize <= restBytes || e.moved || t.byRow && anyOf(s.changed, t.identity) || chain >= restChain || !t.rel.Complete {
 		s.rest = append(s.rest[:0], '{')
@@ -402,9 +406,9 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	w.event(t, &e)
 	newKey := w.stateKey(t, now)
 	if newKey != key {
-		w.state.putAbsent(key)
+		w.state.putAbsent(&key)
 	}
-	w.state.put(newKey, s.frags, s.off, w.pos, chain)
+	w.state.put(&newKey, s.frags, s.off, w.pos, chain)
 	return nil
 }
 
@@ -443,9 +447,9 @@ func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error 
 	w.event(t, e)
 	newKey := w.stateKey(t, it.New)
 	if newKey != key {
-		w.state.putAbsent(key)
+		w.state.putAbsent(&key)
 	}
-	w.state.put(newKey, s.frags, s.off, w.pos, 0)
+	w.state.put(&newKey, s.frags, s.off, w.pos, 0)
 	return nil
 }
 
@@ -453,7 +457,7 @@ func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error 
 func (w *Writer) deleteFromState(ctx context.Context, t *table, it *Item) error {
 	s := &w.scratch
 	key := w.stateKey(t, it.Old)
-	st, err := w.lookup(ctx, t, key)
+	st, err := w.lookup(ctx, &key)
 	if err != nil {
 		return err
 	}
@@ -500,7 +504,7 @@ func (w *Writer) deleteFromState(ctx context.Context, t *table, it *Item) error 
 		}
 	}
 	w.event(t, &e)
-	w.state.putAbsent(key)
+	w.state.putAbsent(&key)
 	return nil
 }
 

@@ -110,12 +110,20 @@ func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 			return err
 		}
 	}
-	if w.state.full() {
-		if len(w.rows) > 0 {
-			return w.flush(ctx, backlog, true)
-		}
-		w.state.evict()
+	return nil
+}
+
+// trim keeps the cache within its bound. It is called between row changes, as it takes back the states that are in use.
+func (w *Writer) trim(ctx context.Context, backlog LSN) error {
+	if !w.state.full() {
+		return nil
 	}
+	if len(w.rows) > 0 {
+		if err := w.flush(ctx, backlog, true); err != nil {
+			return err
+		}
+	}
+	w.state.evict()
 	return nil
 }
 

@@ -1,10 +1,8 @@
 package eventlog
 
 import (
-	"bytes"
 	"context"
 	"crypto/md5"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -14,120 +12,6 @@ import (
 // With REPLICA IDENTITY DEFAULT or USING INDEX the stream does not tell a row's values before. They are the last state of
 // the row as the log knows it: from a cache of bounded size, or from the row's last event in the log, of which a batch asks
 // for all that it needs in one query.
-
-// stateKey names a row: the table, and the number of its identity, with the identity's text where that is not the number
-// itself. Not the aggregate: several tables may share one.
-type stateKey struct {
-	oid    uint32
-	byRow  bool
-	isText bool
-	id     int64
-	text   string
-}
-
-// bigBytes: longer values are not kept in the cache; it remembers where in the log they are.
-const bigBytes = 1024
-
-// rowState is the last known state of one row: the JSON form of each column; empty where it is not known.
-type rowState struct {
-	frags []byte
-	ends  []uint32
-	chain int // events since the last one that held the whole row
-}
-
-func (r *rowState) frag(i int) []byte {
-	if i >= len(r.ends) {
-		return nil
-	}
-	start := uint32(0)
-	if i > 0 {
-		start = r.ends[i-1]
-	}
-	return r.frags[start:r.ends[i]]
-}
-
-// A big value in the cache: a byte that begins no JSON, the position of the event that holds it, and a digest of it.
-const bigMark, bigLen = 0x01, 1 + 8 + 16
-
-func isBig(f []byte) bool { return len(f) == bigLen && f[0] == bigMark }
-
-func appendBig(dst, value []byte, at Position) []byte {
-	d := sha256.Sum256(value)
-	dst = binary.BigEndian.AppendUint64(append(dst, bigMark), uint64(at))
-	return append(dst, d[:16]...)
-}
-
-func sameAsBig(big, value []byte) bool {
-	if len(value) <= bigBytes {
-		return false
-	}
-	d := sha256.Sum256(value)
-	return bytes.Equal(big[9:], d[:16])
-}
-
-// stateCache keeps row states in two generations: what is used moves to the young one, and when that has grown to half of
-// the bound, the old one is dropped. Nothing is dropped while a batch is worked on.
-type stateCache struct {
-	half       int
-	young, old map[stateKey]*rowState // a nil state: the log has no such row
-	bytes      int                    // of the young generation
-}
-
-func newStateCache(maxBytes int) *stateCache {
-	return &stateCache{half: maxBytes / 2, young: map[stateKey]*rowState{}, old: map[stateKey]*rowState{}}
-}
-
-func (c *stateCache) clear() {
-	clear(c.young)
-	clear(c.old)
-	c.bytes = 0
-}
-
-func (c *stateCache) get(k stateKey) (*rowState, bool) {
-	if s, ok := c.young[k]; ok {
-		return s, true
-	}
-	s, ok := c.old[k]
-	if ok {
-		delete(c.old, k)
-		c.add(k, s)
-	}
-	return s, ok
-}
-
-func (c *stateCache) add(k stateKey, s *rowState) {
-	c.young[k] = s
-	c.bytes += 120 + len(k.text)
-	if s != nil {
-		c.bytes += 80 + cap(s.frags) + 4*cap(s.ends)
-	}
-}
-
-func (c *stateCache) putAbsent(k stateKey) { c.add(k, nil) }
-
-// put keeps a row's state. The event at holds the values longer than bigBytes, except those that are big marks already.
-func (c *stateCache) put(k stateKey, frags []byte, off []int, at Position, chain int) {
-	s := &rowState{chain: chain, ends: make([]uint32, 0, len(off)-1)}
-	for i := 0; i+1 < len(off); i++ {
-		f := frags[off[i]:off[i+1]]
-		if len(f) > bigBytes {
-			s.frags = appendBig(s.frags, f, at)
-		} else {
-			if s.frags == nil {
-				s.frags = make([]byte, 0, min(len(frags), 4*bigBytes))
-			}
-			s.frags = append(s.frags, f...)
-		}
-		s.ends = append(s.ends, uint32(len(s.frags)))
-	}
-	c.add(k, s)
-}
-
-// full tells that the cache has to forget something. What it forgets is looked up in the log, so it must be there first.
-func (c *stateCache) full() bool { return c.bytes > c.half }
-
-// evict brings the cache back below its bound.
-func (c *stateCache) evict() { c.old, c.young, c.bytes = c.young, make(map[stateKey]*rowState), 0 }
 
 // stateKey names the row that has these identity values.
 func (w *Writer) stateKey(t *table, row []Value) stateKey {
@@ -157,7 +41,7 @@ func (w *Writer) rowIdentity(t *table, row []Value) (id int64, text []byte) {
 }
 
 // stateEntity gives the key of a row from its state.
-func (w *Writer) stateEntity(ctx context.Context, t *table, st *rowState) (id int64, text []byte, err error) {
+func (w *Writer) stateEntity(ctx context.Context, t *table, st rowState) (id int64, text []byte, err error) {
 	row := make([]Value, len(t.rel.Columns))
 	for _, c := range t.rel.Key {
 		if row[c], err = w.stateValue(ctx, t, st, c); err != nil {
@@ -169,7 +53,7 @@ func (w *Writer) stateEntity(ctx context.Context, t *table, st *rowState) (id in
 }
 
 // stateValue gives the value of a key's column from a row's state.
-func (w *Writer) stateValue(ctx context.Context, t *table, st *rowState, col int) (v Value, err error) {
+func (w *Writer) stateValue(ctx context.Context, t *table, st rowState, col int) (v Value, err error) {
 	f := st.frag(col)
 	if len(f) == 0 {
 		return v, errNoKey
@@ -189,15 +73,43 @@ func appendContentKey(dst, object []byte) []byte {
 	return hex.AppendEncode(dst, d[:])
 }
 
+// keySet is a set of rows.
+type keySet struct {
+	numbers map[numberKey]bool
+	texts   map[stateKey]bool
+}
+
+// add tells whether a row is new in the set.
+func (s *keySet) add(k *stateKey) bool {
+	if k.isText {
+		if s.texts[*k] {
+			return false
+		}
+		s.texts[*k] = true
+		return true
+	}
+	n := k.number()
+	if s.numbers[n] {
+		return false
+	}
+	s.numbers[n] = true
+	return true
+}
+
+func (s *keySet) clear() {
+	if s.numbers == nil {
+		s.numbers, s.texts = map[numberKey]bool{}, map[stateKey]bool{}
+	}
+	clear(s.numbers)
+	clear(s.texts)
+}
+
 // prefetch asks the log, in one query, for the last states of all rows that a batch needs and the cache does not have.
 func (w *Writer) prefetch(ctx context.Context, b *Batch) error {
-	type want struct {
-		t    *table
-		keys []stateKey
-	}
-	wants := map[bool]*want{}
+	var wants [2][]stateKey // by key, by row
 	versions := map[uint32]*Relation{}
-	var seen map[stateKey]bool
+	seen := &w.scratch.seen
+	seen.clear()
 	at := w.tx.lsn
 	for i := range b.Items {
 		it := &b.Items[i]
@@ -210,8 +122,9 @@ func (w *Writer) prefetch(ctx context.Context, b *Batch) error {
 		r := it.Relation
 		if v, ok := versions[r.OID]; ok && v != r {
 			break // its shape changes in this batch: what is known now will not be what counts then
+		} else if !ok {
+			versions[r.OID] = r
 		}
-		versions[r.OID] = r
 		if it.Op == OpTruncate || r.ReplicaIdentity == 'f' || r.InsertOnly {
 			continue
 		}
@@ -224,43 +137,39 @@ func (w *Writer) prefetch(ctx context.Context, b *Batch) error {
 			ident = it.Old
 		}
 		k := w.stateKey(t, ident)
-		if seen == nil {
-			seen = map[stateKey]bool{}
+		fresh := seen.add(&k)
+		if fresh && it.New != nil && it.Old != nil {
+			now := w.stateKey(t, it.New)
+			seen.add(&now) // the row will be known under its new key
 		}
-		if seen[k] {
+		if !fresh || it.Op == OpInsert || it.Op == OpImport {
 			continue
 		}
-		seen[k] = true
-		if it.New != nil && it.Old != nil {
-			seen[w.stateKey(t, it.New)] = true // the row will be known under its new key
-		}
-		if it.Op == OpInsert || it.Op == OpImport {
+		if _, ok := w.state.get(&k); ok {
 			continue
 		}
-		if _, ok := w.state.get(k); ok {
-			continue
+		n := 0
+		if k.byRow {
+			n = 1
 		}
-		x := wants[k.byRow]
-		if x == nil {
-			x = &want{t: t}
-			wants[k.byRow] = x
-		}
-		x.keys = append(x.keys, k)
+		wants[n] = append(wants[n], k)
 	}
-	for byRow, x := range wants {
-		if err := w.fetch(ctx, byRow, x.keys); err != nil {
-			return err
+	for n, keys := range wants {
+		if len(keys) > 0 {
+			if err := w.fetch(ctx, n == 1, keys); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
 // lookup finds a row's last state, nil if the log has no such row.
-func (w *Writer) lookup(ctx context.Context, t *table, k stateKey) (*rowState, error) {
+func (w *Writer) lookup(ctx context.Context, k *stateKey) (rowState, error) {
 	if s, ok := w.state.get(k); ok {
 		return s, nil
 	}
-	if err := w.fetch(ctx, k.byRow, []stateKey{k}); err != nil {
+	if err := w.fetch(ctx, k.byRow, []stateKey{*k}); err != nil {
 		return nil, err
 	}
 	s, _ := w.state.get(k)
@@ -274,17 +183,20 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 		return err
 	}
 	places := map[uint32][]place{}
-	found := make([]*building, len(keys))
+	found := make([]building, len(keys))
 	for i, k := range keys {
-		if _, ok := places[k.oid]; !ok {
-			places[k.oid] = w.log.dict.places(k.oid, w.head.Incarnation)
+		list, ok := places[k.oid]
+		if !ok {
+			list = w.log.dict.places(k.oid, w.head.Incarnation)
+			places[k.oid] = list
 		}
-		found[i] = &building{t: w.latest[k.oid], last: 1<<63 - 1, places: places[k.oid]}
+		found[i] = building{t: w.latest[k.oid], last: 1<<63 - 1, places: list}
 	}
 	// The last event of most rows holds all of the row; where it does not, a bounded number of earlier ones does.
 	for n := 1; ; n = 4 * restChain {
 		var open []int
-		for i, f := range found {
+		for i := range found {
+			f := &found[i]
 			if len(f.places) == 0 {
 				f.done = true
 			}
@@ -295,32 +207,36 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 		if len(open) == 0 {
 			break
 		}
-		if err := w.fetchPage(ctx, byRow, keys, found, open, n); err != nil {
-			return err
+		for where, of := range byPlace(found, open) {
+			if err := w.fetchPage(ctx, byRow, where, keys, found, of, n); err != nil {
+				return err
+			}
 		}
 		for _, i := range open {
-			f := found[i]
+			f := &found[i]
 			if f.rows < n { // that is all there is in this place
 				f.places = f.places[1:]
 			}
 			f.rows = 0
 		}
 	}
-	for i, k := range keys {
-		if f := found[i]; f.cols == nil {
-			w.state.putAbsent(k)
-		} else {
-			w.state.add(k, f.state())
+	for i := range keys {
+		switch f := &found[i]; {
+		case f.kept:
+		case f.cols == nil:
+			w.state.putAbsent(&keys[i])
+		default:
+			w.keep(&keys[i], f)
 		}
 	}
 	return nil
 }
 
-// place is where events of a table are: the number of its aggregate, and the kinds of those that are the table's, as an
-// array literal. A table that was renamed has several.
+// place is where events of a table are: the number of its aggregate, and the kinds of those that are the table's. A table
+// that was renamed has several.
 type place struct {
 	stream int32
-	kinds  string
+	kinds  []int32
 	newest int32
 }
 
@@ -337,17 +253,9 @@ func (d *dictionary) places(oid uint32, incarnation int) []place {
 		i := slices.IndexFunc(out, func(p place) bool { return p.stream == k.aggregate.id })
 		if i < 0 {
 			i = len(out)
-			out = append(out, place{stream: k.aggregate.id, kinds: "{"})
+			out = append(out, place{stream: k.aggregate.id})
 		}
-		if p := &out[i]; len(p.kinds) > 1 {
-			p.kinds += "," + itoa(id)
-		} else {
-			p.kinds += itoa(id)
-		}
-		out[i].newest = max(out[i].newest, id)
-	}
-	for i := range out {
-		out[i].kinds += "}"
+		out[i].kinds, out[i].newest = append(out[i].kinds, id), max(out[i].newest, id)
 	}
 	slices.SortFunc(out, func(a, b place) int { return int(b.newest - a.newest) })
 	return out
@@ -362,23 +270,36 @@ type building struct {
 	rows   int      // that the last page gave
 	chain  int
 	done   bool
+	kept   bool // it is in the cache already
 }
 
-func (f *building) state() *rowState {
-	s := &rowState{chain: f.chain}
-	for _, c := range f.cols {
-		s.frags = append(s.frags, c...)
-		s.ends = append(s.ends, uint32(len(s.frags)))
+// keep puts a state into the cache.
+func (w *Writer) keep(k *stateKey, f *building) {
+	b := beginState(w.scratch.state[:0], len(f.cols), f.chain)
+	for i, c := range f.cols {
+		b = append(b, c...)
+		endColumn(b, 0, len(f.cols), i)
 	}
-	return s
+	w.scratch.state = b
+	w.state.add(k, b)
+	f.kept = true
+}
+
+// byPlace groups open rows by where they are looked for.
+func byPlace(found []building, open []int) map[*place][]int {
+	out := map[*place][]int{}
+	for _, i := range open {
+		p := &found[i].places[0]
+		out[p] = append(out[p], i)
+	}
+	return out
 }
 
 // fetchPage reads up to n events of each open row, newest first, below what has been seen of it.
-func (w *Writer) fetchPage(ctx context.Context, byRow bool, keys []stateKey, found []*building, open []int, n int) error {
-	streams, ids, texts, below, kinds := make([]int32, len(open)), make([]int64, len(open)), make([]*string, len(open)), make([]int64, len(open)), make([]string, len(open))
+func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys []stateKey, found []building, open []int, n int) error {
+	ids, texts, below := make([]int64, len(open)), make([]*string, len(open)), make([]int64, len(open))
 	for j, i := range open {
-		p := found[i].places[0]
-		streams[j], ids[j], below[j], kinds[j] = p.stream, keys[i].id, int64(found[i].last), p.kinds
+		ids[j], below[j] = keys[i].id, int64(found[i].last)
 		if keys[i].isText {
 			texts[j] = &keys[i].text
 		}
@@ -387,22 +308,25 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, keys []stateKey, fou
 	if byRow {
 		col, txt = "row_id", "row_text"
 	}
-	db, err := w.db(ctx)
-	if err != nil {
-		return err
+	if w.reads == nil {
+		var err error
+		if w.reads, err = w.connect(ctx, "backstory look-ups"); err != nil {
+			return err
+		}
 	}
-	rows, err := db.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest
-		FROM unnest($1::int4[], $2::int8[], $3::text[], $4::int8[], $5::text[]) WITH ORDINALITY AS k(stream, id, txt, below, kinds, i)
+	rows, err := w.reads.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest
+		FROM unnest($1::int8[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(id, txt, below, i)
 		CROSS JOIN LATERAL (SELECT e.position, e.kind, e.data, e.rest FROM backstory.event e
-			WHERE e.stream = k.stream AND e.`+col+` = k.id AND e.`+txt+` IS NOT DISTINCT FROM k.txt AND e.position < k.below AND e.kind = ANY (k.kinds::int4[])
-			ORDER BY e.position DESC LIMIT $6) e ORDER BY k.i, e.position DESC`, streams, ids, texts, below, kinds, n)
+			WHERE e.stream = $4 AND e.`+col+` = k.id AND e.`+txt+` IS NOT DISTINCT FROM k.txt AND e.position < k.below AND e.kind = ANY ($5::int4[])
+			ORDER BY e.position DESC LIMIT $6) e ORDER BY k.i, e.position DESC`, ids, texts, below, where.stream, where.kinds, n)
 	if err != nil {
 		return fmt.Errorf("look up the last state of rows: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		v := rows.RawValues()
-		f, pos, kindID := found[open[i64(v[0])-1]], Position(i64(v[1])), i32(v[2])
+		i := open[i64(v[0])-1]
+		f, pos, kindID := &found[i], Position(i64(v[1])), i32(v[2])
 		f.rows++
 		f.last = pos
 		if f.done {
@@ -416,8 +340,10 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, keys []stateKey, fou
 			f.done = true
 			continue
 		}
-		if f.cols == nil {
-			f.cols = make([][]byte, len(f.t.rel.Columns))
+		first := f.cols == nil
+		if first { // which is all there is to most rows
+			f.cols = append(w.scratch.cols[:0], make([][]byte, len(f.t.rel.Columns))...)
+			w.scratch.cols = f.cols
 		}
 		same := w.columnsSince(f.t, k.relationID)
 		if err := f.add(v[3], pos, same); err != nil {
@@ -434,6 +360,18 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, keys []stateKey, fou
 				f.done = f.done && c != nil
 			}
 		}
+		if first && f.done {
+			w.keep(&keys[i], f)
+			continue
+		}
+		// What is known so far is needed longer than this row of the answer.
+		cols := make([][]byte, len(f.cols))
+		for j, c := range f.cols {
+			if c != nil {
+				cols[j] = append([]byte{}, c...)
+			}
+		}
+		f.cols = cols
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("look up the last state of rows: %w", err)
@@ -473,21 +411,30 @@ func (w *Writer) columnsSince(t *table, version int) []bool {
 	return same
 }
 
-// add takes the columns that are not known yet, and are the same as now, from a JSON object of an event.
+// add takes the columns that are not known yet, and are the same as now, from a JSON object of an event. They lie in it.
 func (f *building) add(object []byte, at Position, same []bool) error {
 	if object == nil {
 		return nil
 	}
+	next, columns := 0, f.t.rel.Columns
 	return EachMember(object, func(name, value []byte) error {
-		for i := range f.t.rel.Columns {
-			if f.cols[i] == nil && same[i] && f.t.rel.Columns[i].Name == string(name) {
-				if len(value) > bigBytes {
-					f.cols[i] = appendBig(nil, value, at)
-				} else {
-					f.cols[i] = append([]byte(nil), value...)
-				}
-				break
+		i := next // members come in the order of columns
+		for i < len(columns) && columns[i].Name != string(name) {
+			i++
+		}
+		if i == len(columns) {
+			for i = 0; i < next && columns[i].Name != string(name); i++ {
 			}
+			if i == next {
+				return nil
+			}
+		}
+		next = i + 1
+		if f.cols[i] != nil || !same[i] {
+			return nil
+		}
+		if f.cols[i] = value; len(value) > bigBytes {
+			f.cols[i] = appendBig(nil, value, at)
 		}
 		return nil
 	})

@@ -20,7 +20,7 @@ import (
 const (
 	// flushBytes is how much is gathered before it is written although the batch has not ended: a log transaction stays
 	// far below logical_decoding_work_mem, so that the source's own decoding never spills because of us.
-	flushBytes = 4 << 20
+	flushBytes = 2 << 20
 	// gatherBytes is how much is gathered before it is written while much more is to come.
 	gatherBytes = 1 << 20
 	// progressEvery is how often progress without events is recorded at most.
@@ -41,9 +41,10 @@ const (
 // Writer appends to the log. There is one at a time: a new one fences the one before by the epoch in the head. It belongs to
 // one goroutine, but Head, Wait and Stats may be called by any.
 type Writer struct {
-	log  *Log
-	conn *pgx.Conn
-	slog *slog.Logger
+	log   *Log
+	conn  *pgx.Conn
+	reads *pgx.Conn // for look-ups, which need not wait for what is on its way; opened when it is needed
+	slog  *slog.Logger
 
 	head    Head     // as in the database, when what is on its way has arrived
 	pos     Position // of the last event made
@@ -177,7 +178,23 @@ type kindKey struct {
 
 // NewWriter takes over the log: whoever wrote before is fenced, and what a transaction left unfinished is removed.
 func (l *Log) NewWriter(ctx context.Context) (*Writer, error) {
-	cfg, err := ConnConfig(l.cfg.URL, "backstory writer")
+	w := &Writer{log: l, slog: l.log, tables: map[*Relation]*table{}, latest: map[uint32]*table{}, sources: map[uint32]*source{},
+		changed: make(chan struct{})}
+	w.scratch = scratch{key: []byte{}, oldKey: []byte{}, rowKey: []byte{}} // never nil: an empty key is not an absent one
+	w.state = newStateCache(l.cfg.MaxCacheBytes)
+	var err error
+	if w.conn, err = w.connect(ctx, "backstory writer"); err != nil {
+		return nil, err
+	}
+	if err := w.begin(ctx); err != nil {
+		_ = w.conn.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *Writer) connect(ctx context.Context, name string) (*pgx.Conn, error) {
+	cfg, err := ConnConfig(w.log.cfg.URL, name)
 	if err != nil {
 		return nil, err
 	}
@@ -186,18 +203,10 @@ func (l *Log) NewWriter(ctx context.Context) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the event log: %w", ConnError(err))
 	}
-	w := &Writer{log: l, conn: conn, slog: l.log, tables: map[*Relation]*table{}, latest: map[uint32]*table{}, sources: map[uint32]*source{},
-		changed: make(chan struct{})}
-	w.scratch = scratch{key: []byte{}, oldKey: []byte{}, rowKey: []byte{}} // never nil: an empty key is not an absent one
-	w.state = newStateCache(l.cfg.MaxCacheBytes)
-	if err := w.begin(ctx); err != nil {
-		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, err
-	}
-	return w, nil
+	return conn, nil
 }
 
-// Close ends the writer's connection.
+// Close ends the writer's connections.
 func (w *Writer) Close(ctx context.Context) error {
 	if w.failed == nil {
 		w.failed = errClosed
@@ -206,6 +215,9 @@ func (w *Writer) Close(ctx context.Context) error {
 		_ = w.conn.PgConn().Conn().SetDeadline(time.Now()) // whatever it waits for
 		<-f.done
 		w.flight = nil
+	}
+	if w.reads != nil {
+		_ = w.reads.Close(ctx)
 	}
 	return w.conn.Close(ctx)
 }
@@ -463,6 +475,9 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 				if err := w.flush(ctx, b.Backlog, true); err != nil {
 					return err
 				}
+				if err := w.trim(ctx, b.Backlog); err != nil {
+					return err
+				}
 			}
 		case ItemMessage:
 			if !w.tx.skip && w.tx.open {
@@ -493,6 +508,9 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 		return w.failed // fewer and larger steps, and no waiting for the one before
 	}
 	if err := w.flush(ctx, b.Backlog, false); err != nil {
+		return err
+	}
+	if err := w.trim(ctx, b.Backlog); err != nil {
 		return err
 	}
 	if behind {
@@ -629,8 +647,8 @@ const maxContextDepth = 100
 // cleanContext makes sure that a context is a JSON object that Postgres can store; anything else is kept raw. A message is
 // bytes, not text: it need not be valid in any encoding.
 func cleanContext(text []byte, made *Counts) []byte {
-	var m map[string]json.RawMessage
-	if utf8.Valid(text) && depth(text) <= maxContextDepth && json.Unmarshal(text, &m) == nil && m != nil && !hasNulEscape(text) {
+	object := bytes.HasPrefix(bytes.TrimLeft(text, " \t\r\n"), []byte{'{'})
+	if object && utf8.Valid(text) && depth(text) <= maxContextDepth && json.Valid(text) && !hasNulEscape(text) {
 		return append([]byte(nil), text...)
 	}
 	made.MalformedContext++
@@ -730,6 +748,9 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 		if last != nil {
 			// What the cache holds is in the shape, or under the identity, of before; from now on it is looked up in the log.
 			if err := w.flush(ctx, 0, true); err != nil {
+				return nil, err
+			}
+			if err := w.join(ctx); err != nil {
 				return nil, err
 			}
 			w.state.clear()

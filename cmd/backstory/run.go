@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -38,12 +40,19 @@ func newRun() *cobra.Command {
 			if err := cfg.Capture.WithDefaults().Validate(); err != nil {
 				return &exitError{exitUsage, err}
 			}
+			if os.Getenv("GOMEMLIMIT") == "" {
+				debug.SetMemoryLimit(s.memory())
+			}
 			return s.run(cmd.Context(), cfg, log)
 		},
 	}
 	c.Flags().BoolVar(&once, "once", false, "end when everything up to the source's WAL position at the start is in the log and sent")
 	return c
 }
+
+// memory is how much the process is meant to use, in bytes: above it the garbage collector works harder, though nothing fails. A
+// transaction's rows may be anything; beside the cache there are a few batches, and two steps of a few MB on their way to the log.
+func (s *settings) memory() int64 { return int64(s.MaxCacheBytes) + 8*int64(s.MaxBatchBytes) + 20<<20 }
 
 // run captures and serves HTTP until either ends.
 func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logger) error {
