@@ -87,6 +87,23 @@ func (l *lab) streaming(ctx context.Context, c *child, slot string) error {
 
 // reaches waits until the log has a position.
 func (in *installation) reaches(ctx context.Context, p *child, position int64) error {
+	return in.waits(ctx, p, `SELECT position >= $1 FROM backstory.head`, position)
+}
+
+// passes makes a change in the source and waits until the log has it, and so everything before it.
+func (in *installation) passes(ctx context.Context, p *child, change string) error {
+	before, err := ask[string](ctx, in.source, `SELECT pg_current_wal_insert_lsn()::text`)
+	if err != nil {
+		return err
+	}
+	if err := in.source.exec(ctx, change); err != nil {
+		return err
+	}
+	return in.waits(ctx, p, `SELECT commit_lsn >= $1::pg_lsn FROM backstory.head`, before)
+}
+
+// waits waits for something of the log.
+func (in *installation) waits(ctx context.Context, p *child, query string, arg any) error {
 	conn, err := in.log.connect(ctx)
 	if err != nil {
 		return err
@@ -96,7 +113,7 @@ func (in *installation) reaches(ctx context.Context, p *child, position int64) e
 		if err := p.gone(); err != nil {
 			return false, err
 		}
-		err = conn.QueryRow(ctx, `SELECT position >= $1 FROM backstory.head`, position).Scan(&done)
+		err = conn.QueryRow(ctx, query, arg).Scan(&done)
 		return done, err
 	})
 }
