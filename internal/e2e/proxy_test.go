@@ -18,7 +18,6 @@ type proxy struct {
 
 	mu    sync.Mutex // guards the following
 	conns map[net.Conn]bool
-	down  bool // new connections are refused
 }
 
 // newProxy listens before the server of a URL.
@@ -58,15 +57,9 @@ func (p *proxy) accept() {
 		if err != nil {
 			return
 		}
-		p.mu.Lock()
-		down := p.down
-		p.mu.Unlock()
 		s, err := net.Dial("tcp", p.target)
-		if err != nil || down {
+		if err != nil {
 			_ = c.Close()
-			if s != nil {
-				_ = s.Close()
-			}
 			continue
 		}
 		p.mu.Lock()
@@ -97,11 +90,4 @@ func (p *proxy) cut() string {
 		_ = c.Close()
 	}
 	return fmt.Sprint(n)
-}
-
-// refuse lets nobody in, or everybody again.
-func (p *proxy) refuse(down bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.down = down
 }

@@ -377,19 +377,6 @@ func (s *session) lsn(format string, args ...any) eventlog.LSN {
 	return l
 }
 
-// withParam adds a parameter to a URL.
-func withParam(t testing.TB, raw, key, value string) string {
-	t.Helper()
-	u, err := url.Parse(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	q := u.Query()
-	q.Set(key, value)
-	u.RawQuery = q.Encode()
-	return u.String()
-}
-
 // databaseOf gives the name of a URL's database.
 func databaseOf(t testing.TB, raw string) string {
 	t.Helper()
