@@ -6,14 +6,15 @@
 //
 // The source's words arrive as a [Batch] of items: begin, row changes, context messages, commit. [Writer.Append] turns each
 // row change into events by the table's typing rules, gathers them in COPY's binary form and commits them, many source
-// transactions at a time, together with the head of the log. When Append has returned, every transaction whose commit was
-// in the batch is durable and visible, and only then may the source be told ([Writer.Head], EndLSN).
+// transactions at a time, together with the head of the log. What [Writer.Head] says is durable and visible, and only then may
+// the source be told (EndLSN). While much more is to come (Batch.Backlog), one step is on its way to the log in a goroutine of
+// its own, and the events of the next are made meanwhile; otherwise Append waits for its step.
 //
 // # Invariants
 //
 //   - Positions are dense: 1, 2, 3 … in commit order. A reader never goes beyond head.position, so it never sees half a
 //     transaction and never misses one that commits late.
-//   - A transaction larger than a few MiB is written in several transactions of the log, beyond the head; the head moves
+//   - A transaction larger than 2 MiB is written in several transactions of the log, beyond the head; the head moves
 //     over all of it at once. What a crash leaves beyond the head is removed by the next writer, and comes again from the
 //     source. So a log transaction stays small, and the source's own decoding never spills because of us.
 //   - One writer: a new one raises the epoch in the head, and every append is a compare-and-set on it. A process that slept
@@ -28,17 +29,21 @@
 //
 // With REPLICA IDENTITY FULL the row before comes with the stream. Otherwise it is the row's last state as the log itself
 // knows it: from a cache of bounded size (Config.MaxCacheBytes), or from the row's last event, of which a batch asks for
-// all that it needs in one query. No look-up folds a history: an update carries its unchanged attributes too (column rest)
-// where they are small (256 bytes), and otherwise at the latest in every 16th event of a row (FULL: in a sixteenth of all, by
-// a hash of its place). Values longer than 1 KiB are not cached; the cache remembers which event holds them. A row that the log
-// has never seen becomes an import with metadata.first_seen.
+// all that it needs in one query a table, on a connection of its own. No look-up folds a history: an update carries its
+// unchanged attributes too (column rest) where they are small (256 bytes), and otherwise at the latest in every 16th event of a
+// row (FULL, which needs no look-ups: in a sixteenth of all, by a hash of its place). Values longer than 1 KiB are not cached;
+// the cache remembers which event holds them. A row that the log has never seen becomes an import with metadata.first_seen.
+//
+// The cache has two generations, each in one piece of memory (state_cache.go). What is dropped was put before the last time
+// that something was dropped, and so belongs to a step that has arrived: a look-up never misses what is on its way.
 //
 // # Physical shape
 //
 // One row per event in backstory.event, partitioned by position. What events have in common (source, table version,
-// aggregate, type, operation, version of the rules) is one number, kind. An entity is indexed by (stream, id, position),
-// where id is the key itself for integers and 64 bits of its MD5 otherwise, with the text beside it. The JSON columns are json
-// and not jsonb: the text is kept, -0 and 1.10 and the order of members too.
+// aggregate, type, operation, version of the rules) is one number, kind. An entity is indexed by (id, stream, position),
+// where id is the key itself for integers and 64 bits of its MD5 otherwise, with the text beside it. JSON objects are text and
+// not jsonb: -0 and 1.10 and the order of members are kept; and not json, since Postgres would read each once more, and one
+// that is nested too deeply for the log's server would stop the capture for good. The views cast.
 //
 // Measured before it was chosen (PostgreSQL 15, 1 M events of a table of seven columns in COPY BINARY, batches of 8 192,
 // Xeon 2.8 GHz, server CPU per event and WAL per event):
@@ -49,14 +54,23 @@
 //	+ b-tree (stream, id, position), keys in order    5.4 µs  388 B
 //	+ the same, keys at random                        8.8 µs  405 B
 //	both b-trees, in order / at random                7.2 µs / 9.6 µs
-//	text in place of json                             no difference
 //	both b-trees built at once over 1 M rows          ≈ 1 µs
 //
-// Hence: while the writer is more than 64 MiB of WAL behind, a new partition has only a BRIN index and gets its b-trees at
-// once, when it is full, when the backlog is below 8 MiB, or when a look-up needs them. In the steady state every event is
-// indexed as it is appended. Tried and left: compressed blocks of a batch (a tenth of the append's cost, but no plain SQL, no
+// and on another machine (AMD EPYC with dear system calls, PostgreSQL 15, the table of internal/bench, one and three objects in
+// an event), server CPU per event:
+//
+//	three columns json / text                         3.9 and 4.9 µs / 2.8 and 3.6 µs
+//	index built (stream, id, position)                1.1–1.4 µs; two partial indexes 0.65 µs
+//	index built (id, stream, position), no dedup      0.6–0.8 µs; partial ones kept from the beginning: not measurable
+//	the log's backend in all, before and after        10.1 µs / 5.2 µs
+//
+// Hence: while the writer is more than 64 MiB of WAL behind, a new partition holds at most 1 M events, has no indexes but two
+// small partial ones, and gets the others at once, when it is full, when the backlog is below 8 MiB, or when a look-up needs
+// them; the two large b-trees are built at the same time. In the steady state every event is indexed as it is appended. Tried
+// and left: compressed blocks of a batch (a tenth of the append's cost, but no plain SQL, no
 // index that a join can use, no has_many); one index entry by a hash of the stream alone (no gain over three columns);
-// row states in a table of their own beside the log (each update then writes a dead tuple, on the source's disk).
+// row states in a table of their own beside the log (each update then writes a dead tuple, on the source's disk); BRIN from the
+// beginning (it looks at two pages for each row, and ranges are of no use before they are summarized).
 //
 // # Seals
 //

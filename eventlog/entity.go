@@ -75,7 +75,7 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 			all = append(all, n)
 		}
 		hint := "The log holds: " + strings.Join(list(names), ", ") + "."
-		if near := nearest(strings.ToLower(name), all); near != "" {
+		if near := Nearest(strings.ToLower(name), all); near != "" {
 			hint = "Did you mean " + names[near][0] + "? " + hint
 		}
 		if len(all) == 0 {
@@ -101,8 +101,8 @@ func list(names map[string][]string) []string {
 	return out
 }
 
-// nearest finds the name that is most like s, or "" if none is much like it.
-func nearest(s string, names []string) string {
+// Nearest finds the name that is most like s, for "did you mean"; "" if none is much like it. names are sorted.
+func Nearest(s string, names []string) string {
 	best, bestD := "", len(s)/2+1
 	slices.Sort(names)
 	for _, n := range names {
@@ -113,7 +113,7 @@ func nearest(s string, names []string) string {
 	return best
 }
 
-// distance is Levenshtein's.
+// distance is that of Levenshtein.
 func distance(a, b string) int {
 	prev := make([]int, len(b)+1)
 	for j := range prev {

@@ -123,7 +123,14 @@ func (w *Writer) trim(ctx context.Context, backlog LSN) error {
 			return err
 		}
 	}
+	// What is dropped now was made before the last time; its step may still be on its way if nothing was made since.
+	if w.flight != nil && w.flight == w.evicted {
+		if err := w.join(ctx); err != nil {
+			return err
+		}
+	}
 	w.state.evict()
+	w.evicted = w.flight
 	return nil
 }
 

@@ -51,6 +51,7 @@ type Writer struct {
 	seal    []byte   // chain, up to the last flush
 	flight  *flight  // what is on its way to the database; nil: nothing
 	failed  error    // why nothing more can be appended
+	evicted *flight  // what was on its way when the cache last forgot something
 	endLSN  LSN      // everything before it is in the log once what is gathered is flushed
 	commit  LSN
 	whole   Position // of the last event of the last whole transaction

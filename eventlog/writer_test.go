@@ -459,3 +459,37 @@ func TestIDsAreComputedAlikeInSQLAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestLookupsSeeWhatIsOnItsWay: while much is to come, a step is on its way to the log when the next rows are looked up, and a
+// cache that forgets everything at once forgets its rows, too.
+func TestLookupsSeeWhatIsOnItsWay(t *testing.T) {
+	l := newLog(t, eventlog.Config{MaxCacheBytes: 1})
+	w, s, r := newWriter(t, l), &source{}, table("orders", 20, 'd')
+	for id := 1; id <= 40; id++ {
+		appendAll(t, w, s.tx(change(eventlog.OpInsert, r, nil, row(fmt.Sprint(id), "0", "", "0"))))
+	}
+	send := func(id int, status string) {
+		b := s.tx(change(eventlog.OpUpdate, r, nil, row(fmt.Sprint(id), status, "", "0")))
+		b.Backlog = 1 << 30
+		appendAll(t, w, b)
+	}
+	const rounds = 150
+	for i := 1; i <= rounds; i++ {
+		send(1, fmt.Sprint(i))
+		for n := range 1 + i%3 { // look-ups of rows that do not change
+			send(2+(i*3+n)%39, "0")
+		}
+	}
+	if err := w.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := events(t, l)
+	if len(got) != 40+rounds {
+		t.Fatalf("%d events, want %d", len(got), 40+rounds)
+	}
+	for i, line := range got[40:] {
+		if want := fmt.Sprintf(`{"status":"%d"} {"status":"%d"} `, i+1, i); !strings.HasSuffix(strings.TrimSuffix(line, "\n"), want) {
+			t.Fatalf("%s; want %s", line, want)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -89,7 +90,7 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 		return nil, err
 	}
 	f := &Fold{Source: cfg.Log, Target: cfg.Into, MaxMemoryBytes: cfg.MaxMemoryBytes, Workers: cfg.Workers, TempDir: cfg.TempDir, Progress: cfg.Progress,
-		Selection: eventlog.Selection{Until: cfg.Revision.Position, Quiet: true, NoMetadata: true}}
+		Selection: eventlog.Selection{Until: cfg.Revision.Position, Quiet: true, Lean: true}}
 	if cfg.Revision.Position == 0 {
 		f.Source = nothing{}
 	}
@@ -273,8 +274,8 @@ func choose(all []*history, names []string, rev eventlog.Revision) ([]*history, 
 				Hint: "Use a later revision, for instance HEAD."}
 		default:
 			hint := "The log has no table at this revision."
-			if near := nearest(n, known); len(near) > 0 {
-				hint = "Did you mean " + strings.Join(near, " or ") + "?"
+			if near := nearest(n, known); near != "" {
+				hint = "Did you mean " + near + "?"
 			} else if len(known) > 0 {
 				hint = "There are " + shorten(known) + "."
 			}
@@ -318,43 +319,16 @@ func shorten(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// nearest finds the names that differ least from what was asked, if it is little.
-func nearest(asked string, names []string) []string {
-	best := 3
-	var near []string
-	for _, n := range names {
-		d := distance(asked, n)
-		if _, bare, ok := strings.Cut(n, "."); ok && !strings.Contains(asked, ".") {
-			d = distance(asked, bare)
-		}
-		if d < best {
-			best, near = d, nil
-		}
-		if d == best && d < 3 {
-			near = append(near, n)
+// nearest finds the table whose name, with its schema or without, is most like what was asked; "" if none is.
+func nearest(asked string, tables []string) string {
+	table := map[string]string{}
+	for _, t := range tables {
+		table[t] = t
+		if _, bare, ok := strings.Cut(t, "."); ok && !strings.Contains(asked, ".") {
+			table[bare] = t
 		}
 	}
-	return near
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i]|' ' == b[j]|' ' {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(diagonal+cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
+	return table[eventlog.Nearest(asked, slices.Collect(maps.Keys(table)))]
 }
 
 // checkComplete refuses tables of which the log does not have all rows.
