@@ -294,9 +294,11 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	appendCtx := context.WithoutCancel(ctx)
 	var failed error
 	work := func(f func() error) {
-		s.busy.Store(time.Now().UnixNano())
+		began := time.Now()
+		s.busy.Store(began.UnixNano())
 		failed = f()
 		s.busy.Store(0)
+		stream.Took(time.Since(began))
 		if failed != nil {
 			stop()
 			return
@@ -314,7 +316,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			if failed != nil {
 				continue
 			}
-			work(func() error { return w.Flush(appendCtx) })
+			if w.Kept() {
+				work(func() error { return w.Flush(appendCtx) })
+			}
 			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil {
 				s.recovered()
 			}

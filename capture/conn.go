@@ -21,7 +21,8 @@ type conn struct {
 	net.Conn
 	buf        []byte
 	r, w       int
-	behind     bool                 // owned by the reading goroutine
+	gather     time.Duration        // to wait before the next read; owned by the reading goroutine
+	behind     bool                 // gather must not be longer; owned by the reading goroutine
 	streaming  atomic.Bool          // the following are called, which must not change meanwhile
 	beforeRead func() time.Duration // how long the next read may wait; it may do other work first
 	afterRead  func()               // something was received
@@ -41,8 +42,13 @@ func (c *conn) Read(p []byte) (int, error) {
 		streaming := c.streaming.Load()
 		if streaming {
 			wait := c.beforeRead()
-			if c.behind {
-				pause(gatherPause)
+			if c.gather > 0 {
+				if c.behind {
+					pause(c.gather)
+				} else { // a system call this often would keep Go's scheduler awake
+					time.Sleep(c.gather)
+				}
+				wait = max(0, wait-c.gather)
 			}
 			if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
 				return 0, err

@@ -303,18 +303,29 @@ func (x *session) pause() time.Duration {
 		x.err = fmt.Errorf("the source has been silent for %s", silent.Round(time.Second))
 		return 0
 	}
-	x.net.behind = x.backlog() > behindBytes
+	behind := x.backlog() > behindBytes
 	wait := 500 * time.Millisecond
+	x.net.gather, x.net.behind = 0, behind
+	switch {
+	case behind:
+		x.net.gather = gatherPause
+	case x.inTx:
+		x.net.gather = txPause
+	}
 	if x.until != 0 && !x.inTx && max(x.lastEnd, x.skipped) >= x.until {
 		x.done = true
 		return 0
 	}
 	if len(x.batch.Items) > 0 || x.skipped > x.lastEnd && now.Sub(x.lastHand) > time.Second {
+		every := x.handEvery()
 		switch since := now.Sub(x.lastHand); {
-		case x.net.behind && x.batch.Bytes() < x.cfg.MaxBatchBytes/2:
+		case (behind || x.inTx && since < every+txPatience) && x.batch.Bytes() < x.cfg.MaxBatchBytes/2:
 			wait = time.Millisecond
-		case since < handEvery:
-			wait = handEvery - since
+		case since < every:
+			wait = every - since
+			if !behind { // what comes until then need not be looked at one by one
+				x.net.gather = min(wait, handEvery)
+			}
 		default:
 			x.progress()
 			x.batch.Backlog = x.backlog()
@@ -323,6 +334,7 @@ func (x *session) pause() time.Duration {
 				x.batch, x.lastHand = x.fresh(), now
 			default:
 				wait = time.Millisecond // the log is busy: more goes into this batch meanwhile
+				x.net.gather = max(x.net.gather, txPause)
 			}
 		}
 	}

@@ -12,10 +12,13 @@ const (
 	statusEvery = time.Second      // how often a flushed position that has moved is told to the source
 	aliveEvery  = 10 * time.Second // how often the source hears from us at least
 	watchEvery  = time.Second      // how often the source is asked for the end of its WAL
-	handEvery   = 2 * time.Millisecond
 	// handEvery is the shortest time between two small batches: under load many transactions share a commit of the log.
-	publishedEvery = 3 * time.Second // how often it is checked that the source still publishes what is captured
-	behindBytes    = 1 << 20         // of WAL not yet received make the reader gather
+	handEvery      = 2 * time.Millisecond
+	handSeldom     = 20 * time.Millisecond  // the same where the log takes long over each
+	txPause        = 100 * time.Microsecond // for the rest of a transaction to come in
+	txPatience     = 10 * time.Millisecond  // how long a small one may take to come in whole before a part of it is handed over
+	publishedEvery = 3 * time.Second        // how often it is checked that the source still publishes what is captured
+	behindBytes    = 1 << 20                // of WAL not yet received make the reader gather
 	// deadAfter is how long the source may be silent before the connection counts as dead: it is asked for a sign every
 	// aliveEvery.
 	deadAfter = 45 * time.Second
@@ -37,6 +40,7 @@ type Stream struct {
 	received atomic.Uint64
 	serverAt atomic.Uint64 // the end of the source's WAL as last heard
 	lastSeen atomic.Int64  // unix nanoseconds of the last message
+	took     atomic.Int64  // nanoseconds
 
 	state   atomic.Pointer[State]
 	stopped atomic.Pointer[error] // why the session must end, as watch has found out
@@ -68,6 +72,15 @@ func (s *Stream) Batches() <-chan *eventlog.Batch { return s.out }
 
 // Flushed tells the stream up to where the log holds everything durably; the source may forget that.
 func (s *Stream) Flushed(l eventlog.LSN) { s.flushed.Store(uint64(l)) }
+
+// Took tells the stream how long the log worked on a batch. The longer that is, the less often it gets one: each costs the same
+// whatever is in it, and on a busy machine that is better left to the application.
+func (s *Stream) Took(d time.Duration) { s.took.Store(int64(d)) }
+
+// handEvery is the shortest time between two small batches.
+func (s *Stream) handEvery() time.Duration {
+	return min(max(handEvery, 2*time.Duration(s.took.Load())), handSeldom)
+}
 
 // Applied tells the stream up to where everything captured is in the log.
 func (s *Stream) Applied(l eventlog.LSN) {

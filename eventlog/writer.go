@@ -536,6 +536,9 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 	return w.settle(ctx, b.Backlog)
 }
 
+// Kept tells whether Append has kept something back, or not waited for it.
+func (w *Writer) Kept() bool { return len(w.rows) > 0 || w.flight != nil }
+
 // Flush brings to the log what Append has kept back because more was to come, and waits for it.
 func (w *Writer) Flush(ctx context.Context) error {
 	if err := w.flush(ctx, w.backlog, false); err != nil {
