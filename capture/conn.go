@@ -22,7 +22,6 @@ type conn struct {
 	buf        []byte
 	r, w       int
 	gather     time.Duration        // to wait before the next read; owned by the reading goroutine
-	behind     bool                 // gather must not be longer; owned by the reading goroutine
 	streaming  atomic.Bool          // the following are called, which must not change meanwhile
 	beforeRead func() time.Duration // how long the next read may wait; it may do other work first
 	afterRead  func()               // something was received
@@ -43,9 +42,9 @@ func (c *conn) Read(p []byte) (int, error) {
 		if streaming {
 			wait := c.beforeRead()
 			if c.gather > 0 {
-				if c.behind {
+				if c.gather < time.Millisecond {
 					pause(c.gather)
-				} else { // a system call this often would keep Go's scheduler awake
+				} else { // longer system calls keep Go's scheduler awake
 					time.Sleep(c.gather)
 				}
 				wait = max(0, wait-c.gather)

@@ -305,7 +305,7 @@ func (x *session) pause() time.Duration {
 	}
 	behind := x.backlog() > behindBytes
 	wait := 500 * time.Millisecond
-	x.net.gather, x.net.behind = 0, behind
+	x.net.gather = 0
 	switch {
 	case behind:
 		x.net.gather = gatherPause
@@ -317,7 +317,7 @@ func (x *session) pause() time.Duration {
 		return 0
 	}
 	if len(x.batch.Items) > 0 || x.skipped > x.lastEnd && now.Sub(x.lastHand) > time.Second {
-		every := x.handEvery()
+		every := x.pace()
 		switch since := now.Sub(x.lastHand); {
 		case (behind || x.inTx && since < every+txPatience) && x.batch.Bytes() < x.cfg.MaxBatchBytes/2:
 			wait = time.Millisecond

@@ -14,7 +14,8 @@ const (
 	watchEvery  = time.Second      // how often the source is asked for the end of its WAL
 	// handEvery is the shortest time between two small batches: under load many transactions share a commit of the log.
 	handEvery      = 2 * time.Millisecond
-	handSeldom     = 20 * time.Millisecond  // the same where the log takes long over each
+	handSeldom     = 20 * time.Millisecond  // the same where the log takes long over each …
+	busyAfter      = 8 * time.Millisecond   // … that is, longer than this
 	txPause        = 100 * time.Microsecond // for the rest of a transaction to come in
 	txPatience     = 10 * time.Millisecond  // how long a small one may take to come in whole before a part of it is handed over
 	publishedEvery = 3 * time.Second        // how often it is checked that the source still publishes what is captured
@@ -73,13 +74,16 @@ func (s *Stream) Batches() <-chan *eventlog.Batch { return s.out }
 // Flushed tells the stream up to where the log holds everything durably; the source may forget that.
 func (s *Stream) Flushed(l eventlog.LSN) { s.flushed.Store(uint64(l)) }
 
-// Took tells the stream how long the log worked on a batch. The longer that is, the less often it gets one: each costs the same
-// whatever is in it, and on a busy machine that is better left to the application.
+// Took tells the stream how long the log worked on a batch. Where that is long, the machine is busy: then the log gets fewer and
+// larger ones, since each costs something whatever is in it, and that is better left to the application.
 func (s *Stream) Took(d time.Duration) { s.took.Store(int64(d)) }
 
-// handEvery is the shortest time between two small batches.
-func (s *Stream) handEvery() time.Duration {
-	return min(max(handEvery, 2*time.Duration(s.took.Load())), handSeldom)
+// pace is the shortest time between two small batches.
+func (s *Stream) pace() time.Duration {
+	if took := time.Duration(s.took.Load()); took > busyAfter {
+		return min(2*took, handSeldom)
+	}
+	return handEvery
 }
 
 // Applied tells the stream up to where everything captured is in the log.
