@@ -82,6 +82,10 @@ func streamError(err error, c Config) error {
 		return &Gap{Reason: "the source cannot decode its WAL from where the log ends: " + pe.Message}
 	case pe.Code == "55000" && strings.Contains(pe.Message, "slot"):
 		return &Gap{Reason: pe.Message}
+	case pe.Code == "54000", pe.Code == "XX000" && strings.Contains(pe.Message, "alloc"):
+		// program_limit_exceeded, or what palloc says, which has no code of its own: text is longer than 1 GB. It would fail again
+		// at each attempt, and so would every other reader of the slot (and COPY).
+		return &Gap{Reason: "the WAL holds a row that is too large for the source itself to send as text, and everything behind it waits: " + pe.Message}
 	}
 	return fmt.Errorf("the source ended the stream: %w", err)
 }

@@ -1,0 +1,46 @@
+package e2e
+
+import "testing"
+
+// TestValueTooLargeToSend: text of more than 1 GB, which a bytea of 600 MB is, cannot be decoded by any reader of the slot. The
+// sidecar says so and what to do, instead of trying for ever.
+func TestValueTooLargeToSend(t *testing.T) {
+	s := newSystem(t, where{own: true})
+	db := s.sql()
+	db.do(`CREATE TABLE public.blobs (id int PRIMARY KEY, x bytea); ALTER TABLE public.blobs ALTER x SET STORAGE EXTERNAL`)
+	s.init()
+	db.do(`INSERT INTO public.blobs VALUES (1, 'x')`)
+	s.once()
+	db.do(`INSERT INTO public.blobs SELECT 2, convert_to(repeat('a', 600 << 20), 'UTF8')`)
+	s.gapFound("a value that is too large", "too large for the source itself to send")
+	s.goesOn(func() { db.do(`INSERT INTO public.blobs VALUES (3, 'y')`) })
+}
+
+// TestSettingsChangeNoValue: roles and databases may have settings that change what Postgres prints, and limits on how long a
+// session may take.
+func TestSettingsChangeNoValue(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true})
+	db := s.sql()
+	db.do(`CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('so so'); CREATE TABLE public.odd (id int PRIMARY KEY, i interval, m money, b bytea, f float8, t timestamptz, d date, r regclass, q regtype, e app.mood, n numeric)`)
+	for _, set := range []string{`search_path = app, public`, `quote_all_identifiers = on`, `IntervalStyle = 'iso_8601'`, `DateStyle = 'SQL, DMY'`, `TimeZone = 'Asia/Tokyo'`,
+		`extra_float_digits = -5`, `bytea_output = 'escape'`, `synchronous_commit = off`, `statement_timeout = '300ms'`, `lock_timeout = '300ms'`,
+		`idle_in_transaction_session_timeout = '300ms'`, `row_security = on`, `array_nulls = off`} {
+		db.do(`ALTER ROLE postgres SET %s`, set)
+		db.do(`ALTER DATABASE %s SET %s`, databaseOf(t, s.cfg.Capture.URL), set)
+	}
+	s.init()
+	r := s.start()
+	db.do(`INSERT INTO public.odd VALUES (1, '1 year 2 mons -3 days 04:05:06.7', 1234.5, '\x00ff', 0.1::float8 + 0.2::float8, '2026-11-26 01:02:03.04+09', '2026-11-05', 'pg_class', 'app.mood', 'so so', 1.10)`)
+	db.do(`UPDATE public.odd SET f = 1.0 / 3, i = i * 2, t = t + interval '1 us'`)
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	checkLog(t, s.openLog()).sameTables(t, db, "n.nspname = 'public'")
+	got := s.logSQL().one(`SELECT data FROM backstory.events WHERE position = 1`)
+	want := `{"id":1,"i":"1 year 2 mons -3 days +04:05:06.7","m":"$1,234.50","b":"\\x00ff","f":0.30000000000000004,"t":"2026-11-25T16:02:03.04Z","d":"2026-11-05","r":"pg_class","q":"app.mood","e":"so so","n":"1.10"}`
+	if got != want {
+		t.Errorf("the log has %s\nwant %s", got, want)
+	}
+}
