@@ -29,7 +29,7 @@
 // each of them (detach_linux.go): 10 s of CPU for 1 M rows with the poller, 4 s without. The sleep is a system call, since a
 // timer of Go takes a millisecond when nothing else runs, in which a Unix socket's buffer (some 170 changes) fills up and the
 // server has to wait. Two batches follow each other after 2 ms at the earliest, so that under load many transactions share one
-// commit of the log.
+// commit of the log, and after up to 20 ms where the log works long over each: the machine is busy then.
 //
 // Of the server's side nothing can be saved: for each record of the WAL the walsender asks its socket for news, for each change it
 // sends. Tried and left: pgoutput's option binary (within the noise here); reading by pg_logical_slot_peek_binary_changes, which

@@ -181,7 +181,13 @@ func (s *settings) reactors(log *slog.Logger) (func(*sinks.Dispatcher) error, er
 		if s.KafkaCreateTopics {
 			cfg.CreateTopics = &kafka.CreateTopics{Partitions: s.KafkaPartitions}
 		}
-		cfg.NoIdempotence = s.KafkaIdempotence == "off"
+		switch s.KafkaIdempotence {
+		case "on":
+		case "off":
+			cfg.NoIdempotence = true
+		default:
+			return nil, usage("The default is on.", "BACKSTORY_KAFKA_IDEMPOTENCE is neither on nor off: %q", s.KafkaIdempotence)
+		}
 		if s.KafkaTLS {
 			cfg.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -130,7 +131,7 @@ func eventLine(s *screen, e *eventlog.Event, now time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %s  ", s.yellow(fmt.Sprintf("%7d", e.Position)), s.dim(fmt.Sprintf("%-15s", age(e.OccurredAt, now))))
 	if w.Actor != "" {
-		b.WriteString(s.cyan(fmt.Sprintf("%-20s  ", w.Actor)))
+		b.WriteString(s.cyan(fmt.Sprintf("%-20s  ", printable(w.Actor))))
 	} else {
 		b.WriteString(s.dim(fmt.Sprintf("%-20s  ", "-")))
 	}
@@ -141,14 +142,25 @@ func eventLine(s *screen, e *eventlog.Event, now time.Time) string {
 	case eventlog.OpInsert:
 		typ = s.green(e.Type)
 	}
-	fmt.Fprintf(&b, "%s  %s", typ, e.Entity())
+	fmt.Fprintf(&b, "%s  %s", typ, printable(e.Entity()))
 	if d := changes(e, 100); d != "" {
 		b.WriteString("  " + d)
 	}
 	if w.Reason != "" {
-		b.WriteString("  " + s.dim("("+w.Reason+")"))
+		b.WriteString("  " + s.dim("("+printable(w.Reason)+")"))
 	}
 	return b.String()
+}
+
+// printable takes out of a text what would move a terminal's cursor or begin another line: anybody who may write to the source
+// can put that into a context or a key.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
+			return '\ufffd'
+		}
+		return r
+	}, s)
 }
 
 // changes tells what an event changed: status: pending → paid.

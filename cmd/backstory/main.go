@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	_ "time/tzdata" // BACKSTORY_TZ works in an image that has no zones
 
 	"github.com/spf13/cobra"
 

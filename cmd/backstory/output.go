@@ -21,7 +21,11 @@ type screen struct {
 
 func isTerminal(f *os.File) bool {
 	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0
+	if err != nil || st.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull) // a character device, too
+	return err != nil || !os.SameFile(st, null)
 }
 
 // openScreen prepares standard output; paged output goes through $PAGER, or less, on a terminal.

@@ -86,12 +86,14 @@ func newShow() *cobra.Command {
 					Hint: fmt.Sprintf("backstory show %s --at %d shows it just before.", name, st.Last.Position-1)}
 			}
 			if o.json {
-				fmt.Fprintf(out, `{"aggregate":%q,"aggregate_id":%q,"position":%d,"row":%s}`+"\n", ent.Aggregate, ent.ID, pos, oneLine(st.Row))
+				b := eventlog.AppendString([]byte(`{"aggregate":`), []byte(ent.Aggregate))
+				b = eventlog.AppendString(append(b, `,"aggregate_id":`...), []byte(ent.ID))
+				fmt.Fprintf(out, `%s,"position":%d,"row":%s}`+"\n", b, pos, oneLine(st.Row))
 				return nil
 			}
 			fmt.Fprintf(out, "%s as of position %d, last changed %s", out.bold(name), pos, age(st.Last.OccurredAt, time.Now()))
 			if w := eventlog.WhoOf(st.Last.Metadata); w.Actor != "" {
-				fmt.Fprintf(out, " by %s", out.cyan(w.Actor))
+				fmt.Fprintf(out, " by %s", out.cyan(printable(w.Actor)))
 			}
 			fmt.Fprintf(out, " (%s)\n", st.Last.Type)
 			printObject(out, st.Row, st.Last.Data)

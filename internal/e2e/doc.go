@@ -5,7 +5,7 @@
 //     triggers saw, what a second slot saw, what a session recorded at known positions, and the tables themselves.
 //   - crash_test.go: the sidecar, both servers and the network fail at random moments while applications work.
 //   - memory_test.go: transactions and rows far larger than the memory that is allowed.
-//   - start_test.go, slot_test.go, harm_test.go, idle_test.go, context_test.go, writer_test.go, tamper_test.go: what
+//   - start_test.go, slot_test.go, idle_test.go, context_test.go, writer_test.go, tamper_test.go, settings_test.go: what
 //     Postgres really does, one fact at a time.
 //
 // The oracle of all of them is world (world_test.go), a fold of the log that knows nothing of package rebuild: a map from
