@@ -42,11 +42,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		if streaming {
 			wait := c.beforeRead()
 			if c.gather > 0 {
-				if c.gather < time.Millisecond {
-					pause(c.gather)
-				} else { // longer system calls keep Go's scheduler awake
-					time.Sleep(c.gather)
-				}
+				pause(c.gather)
 				wait = max(0, wait-c.gather)
 			}
 			if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {

@@ -37,9 +37,13 @@ func detach(c net.Conn) net.Conn {
 	return b
 }
 
-// pause waits for less than a millisecond, which is what Go's own timers take at least while nothing else runs: longer than it
-// takes the server to fill the socket's buffer.
+// pause is time.Sleep that can be shorter than a millisecond, which is what Go's own timers take at least while nothing else
+// runs: longer than it takes the server to fill the socket's buffer. A longer system call would keep Go's scheduler awake.
 func pause(d time.Duration) {
+	if d >= time.Millisecond {
+		time.Sleep(d)
+		return
+	}
 	ts := syscall.NsecToTimespec(int64(d))
 	_ = syscall.Nanosleep(&ts, nil) // an early end does no harm
 }

@@ -100,7 +100,7 @@ func appendCached(dst, value []byte, at Position) []byte {
 }
 
 // stateCache keeps row states in two generations: what is used moves to the young one, and when that has grown to half of
-// the bound, the old one is dropped. Nothing is dropped while a batch is worked on. States lie in one piece of memory for each
+// the bound, the old one is dropped, between two row changes. States lie in one piece of memory for each
 // generation, so that a million of them are nothing to the garbage collector; one that is replaced stays there until then.
 type stateCache struct {
 	half       int
