@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -121,6 +122,21 @@ func (d *dictionary) newestVersion(oid uint32) (id int, r *Relation) {
 		}
 	}
 	return id, r
+}
+
+// newest gives the newest version of each table, by its number in the schema history.
+func (d *dictionary) newest() []*Relation {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	last := map[uint32]int{}
+	for n, r := range d.relations {
+		last[r.OID] = max(last[r.OID], n)
+	}
+	var out []*Relation
+	for _, n := range slices.Sorted(maps.Values(last)) {
+		out = append(out, d.relations[n])
+	}
+	return out
 }
 
 // ownedBy tells whether all events of an aggregate are those of a table of this name. Notes and gaps are nobody's.

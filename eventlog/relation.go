@@ -76,6 +76,10 @@ func (r *Relation) SameShape(o *Relation) bool {
 	return true
 }
 
+// CheckoutMark begins the comment on every schema and table that a checkout has made. Nothing without it is ever replaced, and
+// nothing with it is captured.
+const CheckoutMark = "backstory checkout"
+
 // QuoteIdent quotes a name for use in SQL.
 func QuoteIdent(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 
