@@ -132,6 +132,7 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
 		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
 		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.ord <= i.indnkeyatts AND k.num = a.attnum), 0),
+		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND NOT i.indimmediate),
 		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
 		         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
 		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
@@ -160,7 +161,7 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		var oid, base, elem, elembase int64
 		var delim, category string
 		var keyPos int
-		if err := rows.Scan(&col.Name, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &base, &elem, &elembase, &delim, &category, &keyPos, &col.Identity); err != nil {
+		if err := rows.Scan(&col.Name, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &base, &elem, &elembase, &delim, &category, &keyPos, &r.Deferrable, &col.Identity); err != nil {
 			return fmt.Errorf("read the columns of %s: %w", r, err)
 		}
 		t := &col.Type

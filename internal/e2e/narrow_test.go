@@ -152,5 +152,5 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 	if len(got) != 3 || got[1] != `update {"v":"two"}` || !strings.HasPrefix(got[2], "gap ") {
 		t.Fatalf("the log has %q", got)
 	}
-	verify(t, s.openLog())
+	checkLog(t, s.openLog())
 }

@@ -77,7 +77,7 @@ func (w *world) apply(e *eventlog.Event) error {
 	if err := w.place(e); err != nil {
 		return fmt.Errorf("event %d (%s, %s of %s/%s in transaction %d): %w", e.Position, e.Type, e.Op, e.Aggregate, short(e.AggregateID), e.XID, err)
 	}
-	if e.Relation == nil {
+	if e.Relation == nil || e.Op == eventlog.OpGap {
 		return nil
 	}
 	if err := w.row(e); err != nil {
@@ -104,7 +104,7 @@ func (w *world) place(e *eventlog.Event) error {
 		return fmt.Errorf("id %s is that of event %d too", e.ID, p)
 	}
 	w.ids[e.ID] = e.Position
-	if e.Relation == nil {
+	if e.Relation == nil || e.Op == eventlog.OpGap {
 		return nil
 	}
 	if e.XID != w.xid || e.CommitLSN != w.lsn {
