@@ -46,8 +46,9 @@ test-matrix: ## the tests on PostgreSQL 14 to 18
 crash: ## the crash tests for a minute each
 	BACKSTORY_CRASH_SECONDS=60 $(GO) test -count=1 -timeout 30m -run Crash ./internal/e2e
 
-bench: build client ## speed, as ratios against limits taken in the same run
-	$(GO) run ./internal/bench $(ARGS)
+bench: build client ## speed, as ratios against limits taken in the same run; also as JSON in build/bench.json
+	@mkdir -p build
+	$(GO) run ./internal/bench -json build/bench.json $(ARGS)
 
 FUZZTIME ?= 20s
 fuzz: ## each fuzz test for 20 seconds
