@@ -57,16 +57,9 @@ func newCheckout() *cobra.Command {
 				return err
 			}
 			defer l.Close()
-			zone, err := s.zone(ctx, l)
+			rev, err := s.resolve(ctx, l, o.at, o.json)
 			if err != nil {
 				return err
-			}
-			rev, err := l.Resolve(ctx, o.at, eventlog.RevisionOptions{Zone: zone})
-			if err != nil {
-				return err
-			}
-			if !o.json {
-				fmt.Fprintf(os.Stderr, "%s is %s\n", o.at, rev.How)
 			}
 			gap, err := gapUntil(ctx, l, rev.Position)
 			if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 	"unicode"
@@ -45,14 +46,23 @@ func newLog() *cobra.Command {
 				sel.Aggregates, sel.EntityID = []string{e.Aggregate}, e.ID
 			}
 			if o.since != "" {
-				if sel.After, err = s.resolve(ctx, l, o.since, o.json); err != nil && !errors.Is(err, eventlog.ErrBeforeHistory) {
+				r, err := s.resolve(ctx, l, o.since, o.json)
+				switch {
+				case errors.Is(err, eventlog.ErrBeforeHistory):
+					if !o.json {
+						fmt.Fprintf(os.Stderr, "%s is before the history begins\n", o.since)
+					}
+				case err != nil:
 					return err
 				}
+				sel.After = r.Position
 			}
 			if o.until != "" {
-				if sel.Until, err = s.resolve(ctx, l, o.until, o.json); err != nil {
+				r, err := s.resolve(ctx, l, o.until, o.json)
+				if err != nil {
 					return err
 				}
+				sel.Until = r.Position
 			}
 			if o.author == "" {
 				sel.Limit = o.limit

@@ -64,10 +64,11 @@ func newShow() *cobra.Command {
 			if at == "" {
 				at = "HEAD"
 			}
-			pos, err := s.resolve(ctx, l, at, o.json || o.at == "")
+			rev, err := s.resolve(ctx, l, at, o.json || o.at == "")
 			if err != nil && !(o.at == "" && errors.Is(err, eventlog.ErrBeforeHistory)) {
 				return err
 			}
+			pos := rev.Position
 			st, err := rebuild.Entity(ctx, l, ent, pos)
 			if err != nil {
 				return err
