@@ -613,7 +613,7 @@ var badInput = []row{
 			s.begin()
 			s.sql(`SET backstory.maintenance = 'on'; UPDATE backstory.event SET data = '{"id":1,"status":"paid"}' WHERE position = 1`)
 		},
-		says: "The log was tampered with or is damaged  at or before position 2: what was appended at positions 1 to 2 is not what was sealed.",
+		says: "The log was tampered with or is damaged, at or before position 2: what was appended at positions 1 to 2 is not what was sealed.",
 		mend: func(s *site) {
 			s.sql(`SET backstory.maintenance = 'on'; UPDATE backstory.event SET data = '{"id":1,"status":"open"}' WHERE position = 1; RESET backstory.maintenance`)
 		}},
