@@ -221,7 +221,7 @@ var badInput = []row{
 	{wrong: "an event that there is not", reads: true, args: []string{"show", "4711"}, exit: 1, says: "no event at position 4711", remedy: "backstory log shows what there is"},
 	{wrong: "an id that there is not", reads: true, args: []string{"show", "12345678-1234-8234-9234-123456789abc"}, exit: 1, says: "no event with id 12345678-1234-8234-9234-123456789abc", remedy: "backstory log --json shows the ids"},
 	{wrong: "neither event nor entity", reads: true, args: []string{"show", "orders"}, exit: 2, says: `"orders" names no event and no entity`, remedy: "Use a position (1234), an event's id, or an entity (orders/17)."},
-	{wrong: "a reactor that there is not", reads: true, args: []string{"sink", "pause", "kafak"}, exit: 1, says: `"kafak"`, remedy: "backstory sink status"},
+	{wrong: "a reactor that there is not", reads: true, args: []string{"sink", "pause", "kafak"}, exit: 1, says: `there is no reactor "kafak"`, remedy: "There are none. backstory run makes them"},
 
 	// ---- Checkouts.
 	{wrong: "a checkout of no moment", reads: true, args: []string{"checkout", "--schema", "x"}, exit: 2, says: "--at is missing", remedy: "For instance --at '1 hour ago'"},
