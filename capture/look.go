@@ -36,10 +36,13 @@ func Look(ctx context.Context, c Config) (*Sight, error) {
 		return nil, err
 	}
 	if s.Slot.Exists && !s.Slot.Active && s.Slot.WALStatus != "lost" {
-		// The server itself can tell whether there is anything to come. It may take long, then nobody knows.
+		// The server itself can tell whether there is anything to come. It may take long, then nobody knows. Before 15 it also sends
+		// transactions that hold nothing for us, such as the log's own: then all of them have to be looked at.
 		if _, err := conn.Exec(ctx, "SET statement_timeout = '3s'"); err == nil {
 			var some bool
-			err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, NULL, 1, 'proto_version', '1', 'publication_names', $2))`,
+			err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, NULL,
+				CASE WHEN current_setting('server_version_num')::int >= 150000 THEN 1 END, 'proto_version', '1', 'publication_names', $2)
+				WHERE get_byte(data, 0) NOT IN (ascii('B'), ascii('C')))`,
 				c.Slot, eventlog.QuoteIdent(c.Publication)+","+eventlog.QuoteIdent(c.InsertPublication())).Scan(&some)
 			s.Idle = err == nil && !some
 		}

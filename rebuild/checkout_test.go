@@ -62,6 +62,16 @@ func TestCheckoutAtEachPosition(t *testing.T) {
 		if len(r.Tables) != 2 || len(r.Warnings) != 0 || r.Position != p {
 			t.Errorf("at %d: %+v", p, r)
 		}
+		for _, id := range []string{"1", "2", "3", "9"} {
+			st, err := Entity(t.Context(), s.log, eventlog.Entity{Aggregate: "Order", ID: id}, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(want.orders, func(row string) bool { return strings.HasPrefix(row, `{"id":`+id+",") })
+			if i < 0 && st.Row != nil || i >= 0 && string(st.Row) != want.orders[i] {
+				t.Errorf("order %s at %d: %s, want one of %q", id, p, st.Row, want.orders)
+			}
+		}
 	}
 }
 

@@ -56,6 +56,15 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 	if st.Last == nil {
 		return st, nil
 	}
+	// A TRUNCATE is about no row in particular. Where the table has never had one, this asks the log nothing.
+	err := log.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Relations: []string{st.Relation.String()}, Ops: []eventlog.Op{eventlog.OpTruncate},
+		After: st.Last.Position, Until: until, Limit: 1}, func(ev *eventlog.Event) error {
+		st.Last = ev.Clone()
+		return nil
+	})
+	if err != nil || st.Last.Op == eventlog.OpTruncate {
+		return st, err
+	}
 	versions, err := log.Relations(ctx)
 	if err != nil {
 		return nil, err

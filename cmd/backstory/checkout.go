@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -57,16 +58,9 @@ func newCheckout() *cobra.Command {
 				return err
 			}
 			defer l.Close()
-			zone, err := s.zone(ctx, l)
+			rev, err := s.resolve(ctx, l, o.at, o.json)
 			if err != nil {
 				return err
-			}
-			rev, err := l.Resolve(ctx, o.at, eventlog.RevisionOptions{Zone: zone})
-			if err != nil {
-				return err
-			}
-			if !o.json {
-				fmt.Fprintf(os.Stderr, "%s is %s\n", o.at, rev.How)
 			}
 			gap, err := gapUntil(ctx, l, rev.Position)
 			if err != nil {
@@ -89,10 +83,10 @@ func newCheckout() *cobra.Command {
 				}
 				into = rebuild.Schema(rebuild.SchemaConfig{URL: url, Schema: o.schema, Replace: o.replace, Revision: rev})
 			}
-			bar := newProgress("")
+			bar := newProgress()
 			rep, err := rebuild.Checkout(ctx, rebuild.Config{Log: l, Revision: rev, Tables: tables, Partial: o.partial, Into: into,
 				MaxMemoryBytes: o.memory << 20, Workers: o.workers,
-				Progress: func(p rebuild.Progress) { bar.what = p.Phase; bar.update(p.Done, p.Total) }})
+				Progress: func(p rebuild.Progress) { bar.update(time.Now(), p.Phase, p.Done, p.Total) }})
 			bar.end()
 			if err != nil {
 				return err
@@ -103,7 +97,7 @@ func newCheckout() *cobra.Command {
 				return json.NewEncoder(out).Encode(rep)
 			}
 			for _, t := range rep.Tables {
-				fmt.Fprintf(out, "%12s rows  %s → %s\n", countText(t.Rows), t.Table, t.Into)
+				fmt.Fprintf(out, "%12s %-4s  %s → %s\n", countText(t.Rows), plural(t.Rows, "row"), t.Table, t.Into)
 			}
 			if gap != nil {
 				rep.Warnings = append(rep.Warnings, fmt.Sprintf("the history has a gap at position %d: rows may be missing or out of date since", gap.Position))
@@ -111,7 +105,7 @@ func newCheckout() *cobra.Command {
 			for _, w := range rep.Warnings {
 				fmt.Fprintf(os.Stderr, "%s %s\n", out.yellow("warning:"), w)
 			}
-			fmt.Fprintf(out, "%s events in %.1f s, as of %s.\n", countText(rep.Events), rep.Seconds, rev.How)
+			fmt.Fprintf(out, "%s in %.1f s, as of %s.\n", counted(rep.Events, "event"), rep.Seconds, rev.How)
 			return nil
 		},
 	}

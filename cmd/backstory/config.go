@@ -53,6 +53,8 @@ type settings struct {
 	MaxBatchBytes   int    `split_words:"true" default:"1048576"`
 	MaxCacheBytes   int    `split_words:"true" default:"16777216"`
 	PartitionEvents int64  `split_words:"true" default:"8388608"`
+
+	location *time.Location // see zone
 }
 
 // readSettings reads the environment, checks what can be checked without a connection, and warns of names that mean nothing.
@@ -130,7 +132,9 @@ func fields() map[string]reflect.StructField {
 	out := map[string]reflect.StructField{}
 	t := reflect.TypeFor[settings]()
 	for i := range t.NumField() {
-		out[envName(t.Field(i).Name)] = t.Field(i)
+		if f := t.Field(i); f.IsExported() {
+			out[envName(f.Name)] = f
+		}
 	}
 	return out
 }

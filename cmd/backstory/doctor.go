@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +15,7 @@ func newDoctor() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "doctor",
-		Short: "Looks for what would lose data or harm the application, with the SQL that mends it (exit code 3 if there is any).",
+		Short: "Looks for what would lose data or harm the application, with the SQL that mends it (exit code 3 if there is danger).",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readSettings()
@@ -34,30 +36,16 @@ func newDoctor() *cobra.Command {
 			}
 			out := openScreen(cmd, false)
 			defer out.close()
-			danger := 0
-			for _, f := range found {
-				if f.Severity == capture.Danger {
-					danger++
-				}
-				if asJSON {
+			if asJSON {
+				for _, f := range found {
 					if err := json.NewEncoder(out).Encode(f); err != nil {
 						return err
 					}
-					continue
 				}
-				sev := map[capture.Severity]string{capture.Danger: out.red("danger "), capture.Warning: out.yellow("warning"), capture.Info: out.dim("info   ")}[f.Severity]
-				fmt.Fprintf(out, "%s  %s\n         risk: %s\n", sev, f.What, f.Risk)
-				if f.SQL != "" {
-					fmt.Fprintf(out, "         mend: %s\n", f.SQL)
-				}
-				if f.Cost != "" {
-					fmt.Fprintf(out, "         cost: %s\n", f.Cost)
-				}
+			} else {
+				printFindings(out, found)
 			}
-			if len(found) == 0 && !asJSON {
-				fmt.Fprintln(out, out.green("Nothing found: the source is safe to capture."))
-			}
-			if danger > 0 {
+			if slices.ContainsFunc(found, func(f capture.Finding) bool { return f.Severity == capture.Danger }) {
 				return &exitError{code: exitFound}
 			}
 			return nil
@@ -65,4 +53,48 @@ func newDoctor() *cobra.Command {
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "one JSON object per line")
 	return c
+}
+
+// printFindings prints the worst first, and what they have in common once.
+func printFindings(s *screen, found []capture.Finding) {
+	var sum []string
+	for _, sev := range []struct {
+		capture.Severity
+		label, one string
+		paint      func(string) string
+	}{{capture.Danger, "danger ", "danger", s.red}, {capture.Warning, "warning", "warning", s.yellow}, {capture.Info, "info   ", "note", s.dim}} {
+		n := int64(0)
+		for i, f := range found {
+			same := func(g capture.Finding) bool {
+				return g.Severity == f.Severity && g.Risk == f.Risk && g.SQL == f.SQL && g.Cost == f.Cost
+			}
+			if f.Severity != sev.Severity {
+				continue
+			}
+			n++
+			if slices.ContainsFunc(found[:i], same) {
+				continue
+			}
+			for _, g := range found[i:] {
+				if same(g) {
+					fmt.Fprintf(s, "%s  %s\n", sev.paint(sev.label), g.What)
+				}
+			}
+			fmt.Fprintf(s, "         risk: %s\n", f.Risk)
+			if f.SQL != "" {
+				fmt.Fprintf(s, "         mend: %s\n", strings.TrimPrefix(strings.TrimPrefix(f.SQL, "-- "), "run: "))
+			}
+			if f.Cost != "" && f.Cost != "none" {
+				fmt.Fprintf(s, "         cost: %s\n", f.Cost)
+			}
+		}
+		if n > 0 {
+			sum = append(sum, counted(n, sev.one))
+		}
+	}
+	if len(found) == 0 {
+		fmt.Fprintln(s, s.green("Nothing found: the source is safe to capture."))
+		return
+	}
+	fmt.Fprintf(s, "found    %s\n", strings.Join(sum, ", "))
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/backstory-dev/backstory"
+	"github.com/backstory-dev/backstory/capture"
 	"github.com/backstory-dev/backstory/eventlog"
 )
 
@@ -61,7 +63,7 @@ func newInit() *cobra.Command {
 			size := showPlan(out, cfg, p)
 			if p.SameServer && size > askAbove && !o.yes {
 				_ = out.Flush()
-				if err := ask(fmt.Sprintf("The log may grow to %s within a year on the source's own disk. Go on?", bytesText(size))); err != nil {
+				if err := ask(size); err != nil {
 					return err
 				}
 			}
@@ -95,15 +97,16 @@ func waiting() func([]string) {
 
 var ages = regexp.MustCompile(`open for [^;]*`)
 
-// ask wants a yes on the terminal.
-func ask(question string) error {
+// ask wants a yes on the terminal to so large a log.
+func ask(year int64) error {
+	growth := fmt.Sprintf("the log may grow to %s within a year on the source's own disk", bytesText(year))
 	if !isTerminal(os.Stdin) {
-		return &exitError{exitFailed, &eventlog.Problem{Err: errors.New(question), Hint: "Run backstory init --yes, or keep the log on another server with BACKSTORY_LOG_URL."}}
+		return &eventlog.Problem{Err: errors.New(growth), Hint: "Nothing was changed. If that is all right, run backstory init --yes; otherwise keep the log on another server with BACKSTORY_LOG_URL."}
 	}
-	fmt.Fprintf(os.Stderr, "%s [y/N] ", question)
+	fmt.Fprintf(os.Stderr, "%s. Go on? [y/N] ", strings.ToUpper(growth[:1])+growth[1:])
 	line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
 	if l := strings.ToLower(strings.TrimSpace(line)); l != "y" && l != "yes" {
-		return &exitError{exitFailed, errors.New("nothing was changed")}
+		return errors.New("nothing was changed")
 	}
 	return nil
 }
@@ -113,21 +116,42 @@ func ask(question string) error {
 func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	v := p.Server.Version
 	fmt.Fprintf(s, "%s   PostgreSQL %d.%d, database %s. No restart is needed: wal_level is logical.\n", s.bold("source"), v/10000, v%10000, p.Server.Database)
-	fmt.Fprintf(s, "%s   %d match %s: %s rows, %s.\n", s.bold("tables"), len(p.Tables), strings.Join(cfg.Capture.WithDefaults().Tables, ", "), countText(p.Rows), bytesText(p.Bytes))
-	var existing int
-	for i, t := range p.Tables {
-		how := map[byte]string{'d': "before-values from the log's own memory of the row", 'i': "before-values from the log's own memory of the row", 'f': "before-values from the WAL (REPLICA IDENTITY FULL)"}[t.ReplicaIdentity]
-		if t.InsertOnly {
-			how = s.yellow("inserts only: " + t.Why)
+	match := "match"
+	if len(p.Tables) == 1 {
+		match = "matches"
+	}
+	fmt.Fprintf(s, "%s   %d %s %s: %s, %s.\n", s.bold("tables"), len(p.Tables), match, strings.Join(cfg.Capture.WithDefaults().Tables, ", "), counted(p.Rows, "row"), bytesText(p.Bytes))
+	const indent = "         "
+	var existing, more int64
+	full, memory := false, false
+	largest := slices.SortedStableFunc(slices.Values(p.Tables), func(a, b *capture.Table) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	for i, t := range largest {
+		how := ""
+		switch {
+		case t.InsertOnly:
+			how = "  " + s.yellow("inserts only: "+t.Why)
+		case t.ReplicaIdentity == 'f':
+			how, full = "  REPLICA IDENTITY FULL", true
+		default:
+			memory = true
 		}
 		if t.Rows > 0 {
 			existing++
 		}
 		if i < 20 || t.InsertOnly {
-			fmt.Fprintf(s, "           %-32s %12s rows  %10s  %s\n", t, countText(t.Rows), bytesText(t.Bytes), how)
-		} else if i == 20 {
-			fmt.Fprintf(s, "           … and %d more\n", len(p.Tables)-20)
+			fmt.Fprintf(s, indent+"%-32s %12s %-4s  %10s%s\n", t, countText(t.Rows), plural(t.Rows, "row"), bytesText(t.Bytes), how)
+		} else {
+			more++
 		}
+	}
+	if more > 0 {
+		fmt.Fprintf(s, indent+"… and %s more\n", counted(more, "table"))
+	}
+	switch {
+	case full && memory:
+		fmt.Fprintln(s, indent+"What a row was before a change is told by the WAL where there is REPLICA IDENTITY FULL, by the log's own memory of the row elsewhere.")
+	case memory:
+		fmt.Fprintln(s, indent+"What a row was before a change is told by the log's own memory of the row: no ALTER TABLE is needed.")
 	}
 	day := p.ChangesPerDay * eventBytes
 	year := 365 * day
@@ -135,18 +159,28 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	if p.SameServer {
 		where = "the source's own server and disk"
 	}
-	fmt.Fprintf(s, "%s      schema backstory on %s. At the present %s changes a day it grows by about %s a day, %s a year.\n", s.bold("log"), where, countText(p.ChangesPerDay), bytesText(day), bytesText(year))
+	fmt.Fprintf(s, "%s      schema backstory on %s. ", s.bold("log"), where)
+	if p.ChangesPerDay > 0 {
+		fmt.Fprintf(s, "At the present rate of %s a day it grows by about %s a day, %s a year.\n", counted(p.ChangesPerDay, "change"), bytesText(day), bytesText(year))
+	} else {
+		fmt.Fprintf(s, "It grows by about %s for each row change; the server has counted none so far.\n", bytesText(eventBytes))
+	}
 	if p.Server.Settings["max_slot_wal_keep_size"] == "-1" {
-		fmt.Fprintf(s, "           %s max_slot_wal_keep_size is not set: while the sidecar does not run, the source keeps all its WAL.\n", s.yellow("warning:"))
+		fmt.Fprintf(s, indent+"%s max_slot_wal_keep_size is not set: while the sidecar does not run, the source keeps all its WAL.\n", s.yellow("warning:"))
+		fmt.Fprintln(s, indent+"→ ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();")
 	}
 	for _, a := range p.AllTables {
-		fmt.Fprintf(s, "           %s publication %s is FOR ALL TABLES: it would publish the log's tables too. Keep the log in another database (BACKSTORY_LOG_URL).\n", s.yellow("warning:"), a)
+		fmt.Fprintf(s, indent+"%s publication %s is FOR ALL TABLES: it would publish the log's tables too. Keep the log in another database (BACKSTORY_LOG_URL).\n", s.yellow("warning:"), a)
 	}
 	for _, h := range p.Histories {
-		fmt.Fprintf(s, "           %s keeps a history of its own (%s); it stays as it is.\n", h.Table, h.Library)
+		fmt.Fprintf(s, indent+"%s keeps a history of its own (%s); it stays as it is.\n", h.Table, h.Library)
 	}
 	if existing > 0 && p.NewSlot {
-		fmt.Fprintf(s, "           %d tables have rows already. Their history begins with their next change; a table that is empty now is complete.\n", existing)
+		have := "have"
+		if existing == 1 {
+			have = "has"
+		}
+		fmt.Fprintf(s, indent+"%s %s rows already. The history of such a row begins with its next change; a table that is empty now is complete.\n", counted(existing, "table"), have)
 	}
 	return year
 }
@@ -162,8 +196,8 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 		say("made the event log (schema backstory)")
 	}
 	for _, q := range p.SQL {
-		if len(q) > 160 {
-			q = q[:157] + "…"
+		if r := []rune(q); len(r) > 160 {
+			q = string(r[:159]) + "…"
 		}
 		say("%s", q)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 	"unicode"
@@ -45,14 +46,23 @@ func newLog() *cobra.Command {
 				sel.Aggregates, sel.EntityID = []string{e.Aggregate}, e.ID
 			}
 			if o.since != "" {
-				if sel.After, err = s.resolve(ctx, l, o.since, o.json); err != nil && !errors.Is(err, eventlog.ErrBeforeHistory) {
+				r, err := s.resolve(ctx, l, o.since, o.json)
+				switch {
+				case errors.Is(err, eventlog.ErrBeforeHistory):
+					if !o.json {
+						fmt.Fprintf(os.Stderr, "%s is before the history begins\n", o.since)
+					}
+				case err != nil:
 					return err
 				}
+				sel.After = r.Position
 			}
 			if o.until != "" {
-				if sel.Until, err = s.resolve(ctx, l, o.until, o.json); err != nil {
+				r, err := s.resolve(ctx, l, o.until, o.json)
+				if err != nil {
 					return err
 				}
+				sel.Until = r.Position
 			}
 			if o.author == "" {
 				sel.Limit = o.limit
@@ -83,7 +93,11 @@ func newLog() *cobra.Command {
 				err = nil
 			}
 			if err == nil && n == 0 && !o.json {
-				fmt.Fprintln(out, "No events.")
+				fmt.Fprint(out, "No events.")
+				if !o.quiet && len(args)+len(o.types) > 0 {
+					fmt.Fprint(out, " What was before backstory init is not in the log; changes of updated_at alone are shown with --quiet.")
+				}
+				fmt.Fprintln(out)
 			}
 			return err
 		},
@@ -94,7 +108,7 @@ func newLog() *cobra.Command {
 	f.StringVar(&o.until, "until", "", "only events up to this revision")
 	f.StringVar(&o.author, "author", "", "only events of actors whose name contains this")
 	f.StringSliceVar(&o.types, "type", nil, "only these event types")
-	f.IntVar(&o.limit, "limit", 0, "at most so many")
+	f.IntVar(&o.limit, "limit", 0, "at most this many")
 	f.BoolVar(&o.quiet, "quiet", false, "also events that are no news, such as a change of updated_at alone")
 	f.BoolVar(&o.reverse, "reverse", false, "oldest first")
 	return c
@@ -135,21 +149,33 @@ func eventLine(s *screen, e *eventlog.Event, now time.Time) string {
 	} else {
 		b.WriteString(s.dim(fmt.Sprintf("%-20s  ", "-")))
 	}
-	typ := s.bold(e.Type)
+	typ := s.bold
 	switch e.Op {
 	case eventlog.OpDelete, eventlog.OpTruncate, eventlog.OpGap:
-		typ = s.red(e.Type)
+		typ = s.red
 	case eventlog.OpInsert:
-		typ = s.green(e.Type)
+		typ = s.green
 	}
-	fmt.Fprintf(&b, "%s  %s", typ, printable(e.Entity()))
+	b.WriteString(typ(fmt.Sprintf("%-16s", e.Type)) + "  ")
+	fmt.Fprintf(&b, "%-14s", printable(entityName(e)))
 	if d := changes(e, 100); d != "" {
 		b.WriteString("  " + d)
+	}
+	if member(e.Metadata, "first_seen") != nil {
+		b.WriteString("  " + s.dim("[first seen: what it was before is not known]"))
 	}
 	if w.Reason != "" {
 		b.WriteString("  " + s.dim("("+printable(w.Reason)+")"))
 	}
-	return b.String()
+	return strings.TrimRight(b.String(), " ")
+}
+
+// entityName is Order/42, or Order where an event is about all of them: a TRUNCATE.
+func entityName(e *eventlog.Event) string {
+	if e.AggregateID == "" {
+		return e.Aggregate
+	}
+	return e.Entity()
 }
 
 // printable takes out of a text what would move a terminal's cursor or begin another line: anybody who may write to the source
@@ -235,7 +261,7 @@ func short(v []byte) string {
 		return r
 	}, string(v))
 	if len(t) >= 2 && t[0] == '"' {
-		if txt, _, err := eventlog.AppendText(nil, &eventlog.Type{}, v); err == nil && len(txt) > 0 && !bytes.ContainsAny(txt, "\"\n,:→") {
+		if txt, _, err := eventlog.AppendText(nil, &eventlog.Type{}, v); err == nil && len(txt) > 0 && !bytes.ContainsAny(txt, "\"\n,→") && !bytes.Contains(txt, []byte(": ")) {
 			t = string(txt)
 		}
 	}

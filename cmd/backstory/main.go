@@ -80,9 +80,13 @@ func run(ctx context.Context, args []string) int {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
-		Version:       version,
-		Use:           "backstory",
-		Short:         "Gives an existing application its history: tails the write-ahead log of its Postgres database into an event log.",
+		Version: version,
+		Use:     "backstory",
+		Short:   "Gives an existing application its history: tails the write-ahead log of its Postgres database into an event log.",
+		Long: "Gives an existing application its history: tails the write-ahead log of its Postgres database into an event log.\n\n" +
+			"Settings are environment variables. BACKSTORY_SOURCE_URL names the database to capture: postgres://user:password@host:5432/shop.\n" +
+			"The log is kept in it, unless BACKSTORY_LOG_URL names another. README, Settings, has all of them.\n\n" +
+			"Begin with doctor, then init, then run. Exit codes: 0 done, 1 failed, 2 wrong use, 3 a check found something.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },

@@ -474,7 +474,7 @@ var broker struct {
 func kafkaBroker(t *testing.T) *kafkaserver.Server {
 	t.Helper()
 	if os.Getenv("BACKSTORY_TEST_KAFKA") != "1" {
-		t.Skip("needs a real Kafka: set BACKSTORY_TEST_KAFKA=1 (Java and Maven must be installed)")
+		cannot(t, "it needs a real Kafka: set BACKSTORY_TEST_KAFKA=1 (Java and Maven must be installed; make java installs them)")
 	}
 	broker.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)

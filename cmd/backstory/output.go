@@ -137,33 +137,66 @@ func countText(n int64) string {
 	return s
 }
 
-// progressBar shows how far long work is, on standard error and only on a terminal.
-type progressBar struct {
-	what  string
-	began time.Time
-	last  time.Time
-	shown bool
+// counted prints a count and what is counted: 1 event, 1,200 events.
+func counted(n int64, what string) string { return countText(n) + " " + plural(n, what) }
+
+func plural(n int64, what string) string {
+	if n == 1 {
+		return what
+	}
+	return what + "s"
 }
 
-func newProgress(what string) *progressBar { return &progressBar{what: what, began: time.Now()} }
+// progressBar shows how far long work is, on standard error and only on a terminal.
+type progressBar struct {
+	w     io.Writer // nil: nobody looks
+	what  string
+	began time.Time // of what
+	last  time.Time
+}
 
-func (p *progressBar) update(done, total int64) {
-	if !isTerminal(os.Stderr) || time.Since(p.last) < 100*time.Millisecond || total <= 0 {
+func newProgress() *progressBar {
+	if !isTerminal(os.Stderr) {
+		return &progressBar{}
+	}
+	return &progressBar{w: os.Stderr}
+}
+
+// update shows that so much of something is done. Another thing than before begins anew.
+func (p *progressBar) update(now time.Time, what string, done, total int64) {
+	if what != p.what {
+		p.what, p.began, p.last = what, now, time.Time{}
+	}
+	if p.w == nil || total <= 0 || now.Sub(p.last) < 100*time.Millisecond {
 		return
 	}
-	p.last, p.shown = time.Now(), true
-	spent := time.Since(p.began)
-	rate := float64(done) / spent.Seconds()
-	left := ""
-	if rate > 0 && done < total {
-		left = ", " + (time.Duration(float64(total-done)/rate) * time.Second).Round(time.Second).String() + " left"
-	}
-	full := int(30 * done / total)
-	fmt.Fprintf(os.Stderr, "\r\x1b[K%s [%s%s] %3d %%, %s/s%s", p.what, strings.Repeat("=", full), strings.Repeat(" ", 30-full), 100*done/total, countText(int64(rate)), left)
+	p.last = now
+	fmt.Fprint(p.w, clearLine+progressLine(what, done, total, now.Sub(p.began)))
 }
 
 func (p *progressBar) end() {
-	if p.shown {
-		fmt.Fprint(os.Stderr, "\r\x1b[K")
+	if p.w != nil && !p.last.IsZero() {
+		fmt.Fprint(p.w, clearLine)
 	}
+}
+
+const clearLine = "\r\x1b[K"
+
+// progressLine is narrower than 80 columns, since a line that wraps cannot be cleared.
+func progressLine(what string, done, total int64, spent time.Duration) string {
+	full := int(30 * done / total)
+	line := fmt.Sprintf("%s [%s%s] %3d %%", what, strings.Repeat("=", full), strings.Repeat(" ", 30-full), 100*done/total)
+	if done == 0 || spent < time.Second { // it is too early for a guess
+		return line
+	}
+	rate := float64(done) / spent.Seconds()
+	line += ", " + countText(int64(rate)) + "/s"
+	if done < total {
+		left := time.Duration(float64(total-done) / rate * float64(time.Second)).Round(time.Second)
+		if left > time.Hour {
+			left = left.Round(time.Minute)
+		}
+		line += ", " + strings.Replace(left.String(), "m0s", "m", 1) + " left"
+	}
+	return line
 }

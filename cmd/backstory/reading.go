@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"regexp"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/backstory-dev/backstory/eventlog"
 )
@@ -29,39 +32,78 @@ func openLog(ctx context.Context) (*settings, *eventlog.Log, error) {
 	return s, l, nil
 }
 
-// resolve turns a revision as a person writes it into a position, and says what it took it for.
-func (s *settings) resolve(ctx context.Context, l *eventlog.Log, text string, quiet bool) (eventlog.Position, error) {
-	zone, err := s.zone(ctx, l)
-	if err != nil {
-		return 0, err
+// resolve turns a revision as a person writes it into a position, and says what it took it for. A revision before the history
+// is position 0 and eventlog.ErrBeforeHistory.
+func (s *settings) resolve(ctx context.Context, l *eventlog.Log, text string, quiet bool) (eventlog.Revision, error) {
+	opt := eventlog.RevisionOptions{Now: time.Now()}
+	if !placeForm.MatchString(text) {
+		var err error
+		if opt.Zone, err = s.zone(ctx, l); err != nil {
+			return eventlog.Revision{}, err
+		}
 	}
-	r, err := l.Resolve(ctx, text, eventlog.RevisionOptions{Now: time.Now(), Zone: zone})
+	r, err := l.Resolve(ctx, text, opt)
 	if err != nil {
-		return 0, err
+		return r, err
 	}
-	if !quiet {
+	if !quiet && r.How != "position "+text { // which would tell nothing
 		fmt.Fprintf(os.Stderr, "%s is %s\n", text, r.How)
 	}
-	return r.Position, nil
+	return r, nil
 }
 
-// zone is the time zone of dates and times without one: BACKSTORY_TZ, or the server's own.
+// placeForm are the revisions that name a place in the log, not a moment: the time zone is nothing to them.
+var placeForm = regexp.MustCompile(`^\s*([0-9]+|[0-9A-Fa-f]+/[0-9A-Fa-f]+|(?i:HEAD)(~[0-9]*)?)\s*$`)
+
+// zone is the time zone of dates and times without one: BACKSTORY_TZ, otherwise that of the source, and of the log's database
+// where the source is not named or cannot be asked.
 func (s *settings) zone(ctx context.Context, l *eventlog.Log) (*time.Location, error) {
-	name := s.TZ
-	if name == "" {
-		// The session's own setting is UTC; what the database would use is the reset value.
-		if err := l.Pool().QueryRow(ctx, `SELECT coalesce((SELECT split_part(c, '=', 2) FROM pg_db_role_setting s, unnest(s.setconfig) c
-			WHERE s.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()) AND c ILIKE 'timezone=%' LIMIT 1),
-			(SELECT setting FROM pg_file_settings WHERE name ILIKE 'timezone' AND applied ORDER BY seqno DESC LIMIT 1), 'UTC')`).Scan(&name); err != nil {
-			name = "UTC" // pg_file_settings is for superusers
+	if s.location != nil {
+		return s.location, nil
+	}
+	var err error
+	if s.TZ != "" {
+		if s.location, err = time.LoadLocation(s.TZ); err != nil {
+			return nil, usage("Use a name such as America/New_York or UTC.", "BACKSTORY_TZ %q is not a time zone", s.TZ)
+		}
+		return s.location, nil
+	}
+	where, name := "source", ""
+	if s.SourceURL != "" {
+		name, err = timeZone(ctx, s.SourceURL)
+	}
+	if s.SourceURL == "" || err != nil {
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "warning: the source does not tell its time zone: %v. That of the log's database is used; BACKSTORY_TZ sets another.\n", err)
+		}
+		where = "log's database"
+		if name, err = timeZone(ctx, l.URL()); err != nil {
+			return nil, fmt.Errorf("ask the log's database for its time zone: %w", err)
 		}
 	}
-	z, err := time.LoadLocation(name)
+	if s.location, err = time.LoadLocation(name); err != nil {
+		return nil, usage("Set BACKSTORY_TZ to a name such as America/New_York or UTC.", "the TimeZone of the %s is %q, which is not the name of a time zone", where, name)
+	}
+	return s.location, nil
+}
+
+// timeZone is the TimeZone of a new session: that of the role in the database, of the database, of the role or of the server.
+// It takes a session without our own settings, since what they hide only the server itself can tell.
+func timeZone(ctx context.Context, url string) (string, error) {
+	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
-		if s.TZ == "" {
-			return time.UTC, nil
-		}
-		return nil, usage("Use a name such as America/New_York or UTC.", "BACKSTORY_TZ %q is not a time zone", name)
+		return "", eventlog.ErrBadURL // which has been parsed before
 	}
-	return z, nil
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 5 * time.Second
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return "", eventlog.ConnError(err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var name string
+	err = conn.QueryRow(ctx, "SHOW TimeZone").Scan(&name)
+	return name, err
 }

@@ -64,10 +64,11 @@ func newShow() *cobra.Command {
 			if at == "" {
 				at = "HEAD"
 			}
-			pos, err := s.resolve(ctx, l, at, o.json || o.at == "")
+			rev, err := s.resolve(ctx, l, at, o.json || o.at == "")
 			if err != nil && !(o.at == "" && errors.Is(err, eventlog.ErrBeforeHistory)) {
 				return err
 			}
+			pos := rev.Position
 			st, err := rebuild.Entity(ctx, l, ent, pos)
 			if err != nil {
 				return err
@@ -79,10 +80,10 @@ func newShow() *cobra.Command {
 						Hint: "backstory log " + ent.Aggregate + " shows what it knows of others. A row from before the history is known from its next change on."}
 				}
 				if st.Last.PreviousID == ent.ID {
-					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s at %s", name, pos, st.Last.AggregateID, st.Last.OccurredAt.Format(time.RFC3339)),
+					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s%s", name, pos, st.Last.AggregateID, byAndAt(st.Last)),
 						Hint: "backstory show " + st.Last.Entity() + " shows it."}
 				}
-				return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: %s at %s", name, pos, st.Last.Type, st.Last.OccurredAt.Format(time.RFC3339)),
+				return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: %s%s", name, pos, st.Last.Type, byAndAt(st.Last)),
 					Hint: fmt.Sprintf("backstory show %s --at %d shows it just before.", name, st.Last.Position-1)}
 			}
 			if o.json {
@@ -105,6 +106,15 @@ func newShow() *cobra.Command {
 	return c
 }
 
+// byAndAt says by whom an event was, if that is known, and when.
+func byAndAt(e *eventlog.Event) string {
+	at := " at " + e.OccurredAt.UTC().Format(time.RFC3339)
+	if w := eventlog.WhoOf(e.Metadata); w.Actor != "" {
+		return " by " + printable(w.Actor) + at
+	}
+	return at
+}
+
 func oneLine(b []byte) string {
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\r' {
@@ -116,7 +126,7 @@ func oneLine(b []byte) string {
 
 // printEvent shows an event in full.
 func printEvent(s *screen, e *eventlog.Event) {
-	fmt.Fprintf(s, "%s  %s  %s\n", s.yellow(fmt.Sprintf("event %d", e.Position)), s.bold(e.Type), e.Entity())
+	fmt.Fprintf(s, "%s  %s  %s\n", s.yellow(fmt.Sprintf("event %d", e.Position)), s.bold(e.Type), printable(entityName(e)))
 	line := func(k, v string) {
 		if v != "" {
 			fmt.Fprintf(s, "%-12s %s\n", k, v)
@@ -124,17 +134,27 @@ func printEvent(s *screen, e *eventlog.Event) {
 	}
 	w := eventlog.WhoOf(e.Metadata)
 	line("id", e.ID.String())
-	line("when", e.OccurredAt.Format(time.RFC3339Nano)+" ("+age(e.OccurredAt, time.Now())+")")
+	line("when", e.OccurredAt.UTC().Format(time.RFC3339Nano)+" ("+age(e.OccurredAt, time.Now())+")")
 	line("who", w.Actor)
 	line("why", w.Reason)
 	line("request", w.Request)
-	if e.Relation != nil {
-		line("row", e.Relation.String()+" "+e.AggregateID)
+	switch {
+	case e.Relation == nil:
+	case e.Op == eventlog.OpTruncate:
+		line("table", e.Relation.String()+", all rows")
+	default:
+		line("row", e.Relation.String()+" "+printable(e.AggregateID))
 	}
 	line("was", e.PreviousID)
 	line("transaction", fmt.Sprintf("%d at %s, change %d", e.XID, e.CommitLSN, e.Change))
 	if len(e.Metadata) > 0 {
 		line("metadata", oneLine(e.Metadata))
+	}
+	if member(e.Metadata, "first_seen") != nil {
+		line("note", "the log had not seen this row before: what it was until then is not known")
+	}
+	if e.Op == eventlog.OpTruncate {
+		return
 	}
 	fmt.Fprintln(s)
 	if e.Op == eventlog.OpUpdate {

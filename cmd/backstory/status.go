@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -97,9 +98,12 @@ func printStatus(s *screen, st *backstory.Status) {
 	case state == "streaming":
 		state = s.green(state)
 	}
+	if state == "stopped" {
+		state = "no sidecar runs" // it is not the source that is stopped
+	}
 	fmt.Fprintf(s, "%s   %s", s.bold("source"), state)
 	if !st.Source.Since.IsZero() {
-		fmt.Fprintf(s, " since %s", age(st.Source.Since, now))
+		fmt.Fprintf(s, " for %s", strings.TrimSuffix(age(st.Source.Since, now), " ago"))
 	}
 	switch {
 	case st.Source.WALLSN == "": // the source or the log cannot be asked
@@ -118,6 +122,9 @@ func printStatus(s *screen, st *backstory.Status) {
 			fmt.Fprintf(s, "         → %s\n", st.Source.Hint)
 		}
 	}
+	if st.Source.State == "stopped" && st.Source.Error == "" && st.Log.Gap == "" {
+		fmt.Fprintln(s, "         → backstory run starts one.")
+	}
 	if st.Source.WALLSN != "" {
 		fmt.Fprintf(s, "         slot %s: received %s, confirmed %s, the WAL ends at %s; the source keeps %s for us",
 			st.Source.Slot, st.Source.ReceivedLSN, st.Source.ConfirmedLSN, st.Source.WALLSN, bytesText(st.Source.RetainedBytes))
@@ -129,7 +136,7 @@ func printStatus(s *screen, st *backstory.Status) {
 	if st.Log.Error != "" {
 		fmt.Fprintf(s, "%s      %s", s.bold("log"), s.red("not to be read"))
 	} else {
-		fmt.Fprintf(s, "%s      %s events", s.bold("log"), countText(int64(st.Log.Position)))
+		fmt.Fprintf(s, "%s      %s", s.bold("log"), counted(int64(st.Log.Position), "event"))
 	}
 	if !st.Log.OccurredAt.IsZero() {
 		fmt.Fprintf(s, ", the last one %s", age(st.Log.OccurredAt, now))
@@ -145,10 +152,14 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintf(s, "         %s\n         → %s\n", s.red("gap: "+st.Log.Gap), eventlog.GapHint)
 	}
 	if st.Running && st.Log.Events > 0 {
-		fmt.Fprintf(s, "         since the start: %s events, %.0f %% without who and why\n", countText(st.Log.Events), 100*st.Log.UnattributedShare)
+		fmt.Fprintf(s, "         since the start: %s, %.0f %% without who and why\n", counted(st.Log.Events, "event"), 100*st.Log.UnattributedShare)
 	}
-	if len(st.Baseline.Incomplete) > 0 {
-		fmt.Fprintf(s, "         %d tables have rows from before the history, which are not in the log:", len(st.Baseline.Incomplete))
+	if n := len(st.Baseline.Incomplete); n > 0 {
+		have := "have"
+		if n == 1 {
+			have = "has"
+		}
+		fmt.Fprintf(s, "         %s %s rows from before the history that are not in the log:", counted(int64(n), "table"), have)
 		for i, t := range st.Baseline.Incomplete {
 			if i == 5 {
 				fmt.Fprintf(s, " … (--json shows all)")

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,8 +22,8 @@ func newVerify() *cobra.Command {
 				return err
 			}
 			defer l.Close()
-			bar := newProgress("verifying")
-			v, err := l.Verify(cmd.Context(), func(done, total eventlog.Position) { bar.update(int64(done), int64(total)) })
+			bar := newProgress()
+			v, err := l.Verify(cmd.Context(), func(done, total eventlog.Position) { bar.update(time.Now(), "verifying", int64(done), int64(total)) })
 			bar.end()
 			if err != nil {
 				return err
@@ -35,11 +36,18 @@ func newVerify() *cobra.Command {
 					return err
 				}
 			case v.Broken == "":
-				fmt.Fprintf(out, "%s  %s events in %s appends, positions 1 to %d\n", out.green("The log is whole."), countText(v.Events), countText(v.Appends), v.Position)
+				fmt.Fprintf(out, "%s  %s in %s", out.green("The log is whole."), counted(v.Events, "event"), counted(v.Appends, "append"))
+				if v.Events > 0 {
+					fmt.Fprintf(out, ", positions 1 to %d", v.Position)
+				}
+				fmt.Fprintln(out)
 				fmt.Fprintf(out, "Its seal is %s; kept elsewhere, it proves later that nothing before was changed.\n", v.Seal)
 			default:
-				fmt.Fprintf(out, "%s  at or before position %d: %s.\n", out.red("The log was tampered with or is damaged"), v.At, v.Broken)
-				fmt.Fprintf(out, "Everything before that append is as it was sealed. Restore the log from a backup, or read the events around it: backstory log --since %d --limit 20.\n", max(0, v.At-10))
+				fmt.Fprintf(out, "%s, at or before position %d: %s.\n", out.red("The log was tampered with or is damaged"), v.At, v.Broken)
+				if v.Appends > 0 {
+					fmt.Fprintln(out, "Everything before that append is as it was sealed.")
+				}
+				fmt.Fprintf(out, "Restore the log from a backup, or look at the events before it: backstory log --quiet --until %d --limit 20\n", max(1, v.At))
 			}
 			if v.Broken != "" {
 				return &exitError{code: exitFound}

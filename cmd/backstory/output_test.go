@@ -1,0 +1,75 @@
+package main
+
+import (
+	"bytes"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+func TestProgressBar(t *testing.T) {
+	var w bytes.Buffer
+	p := &progressBar{w: &w}
+	began := time.Date(2026, 10, 31, 14, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		after       time.Duration
+		what        string
+		done, total int64
+		want        string // empty: nothing new is shown
+	}{
+		{0, "reading", 0, 3_000_000, "reading [                              ]   0 %"},
+		{50 * time.Millisecond, "reading", 10_000, 3_000_000, ""},
+		{200 * time.Millisecond, "reading", 50_000, 3_000_000, "reading [                              ]   1 %"},
+		{2 * time.Second, "reading", 500_000, 3_000_000, "reading [=====                         ]  16 %, 250,000/s, 10s left"},
+		{12 * time.Second, "reading", 2_999_999, 3_000_000, "reading [============================= ]  99 %, 249,999/s, 0s left"},
+		{12 * time.Second, "writing", 0, 0, ""},
+		{13 * time.Second, "writing", 1, 1, "writing [==============================] 100 %, 1/s"},
+		{15 * time.Second, "writing", 90, 100_000_000, "writing [                              ]   0 %, 30/s, 925h56m left"},
+	} {
+		w.Reset()
+		p.update(began.Add(c.after), c.what, c.done, c.total)
+		got := w.String()
+		if c.want != "" {
+			c.want = "\r\x1b[K" + c.want
+		}
+		if got != c.want {
+			t.Errorf("after %s: %q, want %q", c.after, got, c.want)
+		}
+	}
+	w.Reset()
+	p.end()
+	if w.String() != "\r\x1b[K" {
+		t.Errorf("the end: %q", w.String())
+	}
+	nobody := &progressBar{}
+	nobody.update(began, "reading", 1, 2) // off a terminal it is nothing
+	nobody.end()
+}
+
+func TestCountsAndSizes(t *testing.T) {
+	for _, c := range []struct{ got, want string }{
+		{counted(0, "event"), "0 events"}, {counted(1, "event"), "1 event"}, {counted(1_234_567, "row"), "1,234,567 rows"}, {countText(-1234), "-1,234"},
+		{bytesText(0), "0 B"}, {bytesText(1023), "1023 B"}, {bytesText(1 << 10), "1.0 kB"}, {bytesText(14<<30 + 1<<29), "14.5 GB"}, {bytesText(-1), "no limit"},
+	} {
+		if c.got != c.want {
+			t.Errorf("%q, want %q", c.got, c.want)
+		}
+	}
+}
+
+// Colours change nothing but the colours, the columns least of all.
+func TestColours(t *testing.T) {
+	now := time.Date(2026, 10, 31, 14, 0, 0, 0, time.UTC)
+	e := &eventlog.Event{Position: 7, Aggregate: "Order", AggregateID: "17", Type: "OrderDeleted", Op: eventlog.OpDelete, OccurredAt: now.Add(-time.Hour),
+		Before: []byte(`{"id":17,"status":"paid"}`), Metadata: []byte(`{"actor":"ann","reason":"refund"}`)}
+	plain, coloured := eventLine(&screen{}, e, now), eventLine(&screen{color: true}, e, now)
+	if want := "      7  60 minutes ago   ann                   OrderDeleted      Order/17        status: paid  (refund)"; plain != want {
+		t.Errorf("%q\nwant %q", plain, want)
+	}
+	if bare := regexp.MustCompile("\x1b\\[[0-9]+m").ReplaceAllString(coloured, ""); bare != plain || strings.Count(coloured, "\x1b") != 10 {
+		t.Errorf("%q", coloured)
+	}
+}
