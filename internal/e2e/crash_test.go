@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/internal/kafkaserver"
 	"github.com/backstory-dev/backstory/internal/pgserver"
 )
 
@@ -319,7 +320,7 @@ func TestCrashesUnderShop(t *testing.T) {
 		CREATE TABLE public.orders (id bigserial PRIMARY KEY, customer_id bigint NOT NULL REFERENCES public.customers, status text, total numeric(10,2), lines jsonb, updated_at timestamptz DEFAULT now());
 		ALTER TABLE public.orders REPLICA IDENTITY FULL;
 		CREATE TABLE public.payments (id bigserial PRIMARY KEY, order_id bigint NOT NULL REFERENCES public.orders, amount numeric(10,2), at timestamptz DEFAULT now());
-		CREATE TABLE public.visits (path text, at timestamptz DEFAULT now())`, withKafka(t))
+		CREATE TABLE public.visits (path text, at timestamptz DEFAULT now())`, kafkaserver.Wanted(t))
 	db := c.direct.sql()
 	db.do(`INSERT INTO public.customers (email) SELECT 'c' || i || '@example.com' FROM generate_series(1, 50) i;
 		INSERT INTO public.products SELECT 'sku-' || i, 'product ' || i, i, 100, repeat(md5(i::text), 200) FROM generate_series(1, 40) i`)

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -12,16 +11,6 @@ import (
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/internal/kafkaserver"
 )
-
-// withKafka tells whether a test has a real Kafka beside it: always, unless BACKSTORY_TEST_KAFKA is set to nothing.
-func withKafka(t testing.TB) bool {
-	t.Helper()
-	if v, set := os.LookupEnv("BACKSTORY_TEST_KAFKA"); set && v == "" {
-		t.Log("BACKSTORY_TEST_KAFKA is empty: no real Kafka; make test-kafka installs what it needs")
-		return false
-	}
-	return true
-}
 
 // broker is a real Kafka of a test's own, with a topic.
 type broker struct {
