@@ -30,12 +30,33 @@ func newBroker(t testing.TB) *broker {
 
 // restart starts the broker again after it was ended in some way, or else stops it first.
 func (b *broker) restart(t testing.TB, end func() error) {
+	was := b.PID()
 	if err := end(); err != nil {
 		t.Error(err)
 	}
 	if err := b.Restart(within(t, time.Minute)); err != nil {
 		t.Error(err)
 	}
+	if b.PID() == was {
+		t.Error("the broker was not restarted")
+	}
+}
+
+// size is how many messages the topic has.
+func (b *broker) size(t testing.TB) (n int64) {
+	t.Helper()
+	var ask []kafka.OffsetRequest
+	for p := range b.partitions {
+		ask = append(ask, kafka.LastOffsetOf(p))
+	}
+	res, err := b.Client().ListOffsets(within(t, time.Minute), &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{b.topic: ask}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range res.Topics[b.topic] {
+		n += o.LastOffset
+	}
+	return n
 }
 
 // holds compares the topic with the log: each event that is news once, as the log has it, those of an entity in one partition
