@@ -4,7 +4,7 @@ GO ?= go
 BIN := bin/backstory
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash clean test-kafka java client
+.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash memory clean test-kafka java client
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ test-matrix: ## the tests on PostgreSQL 14 to 18, or VERSIONS="14 16"
 crash: ## the crash tests for a minute each, and what they did
 	BACKSTORY_CRASH_SECONDS=60 $(GO) test -count=1 -timeout 30m -v -run TestCrashes ./internal/e2e
 	@$(LEFT_OUT)
+
+memory: ## transactions of 5 million rows and of 1 GB; the sidecar may have 128 MB
+	BACKSTORY_MEMORY_ROWS=5000000 BACKSTORY_MEMORY_MB=1000 BACKSTORY_MEMORY_BOUND_MB=128 \
+	  $(GO) test -count=1 -timeout 90m -v -parallel 1 -run TestHuge ./internal/e2e
 
 bench: build client ## speed, as ratios against limits taken in the same run
 	$(GO) run ./internal/bench $(ARGS)
