@@ -210,6 +210,10 @@ func (x *session) run(known map[uint32]*eventlog.Relation) error {
 		x.relations[oid] = r
 	}
 	for {
+		// Asked between messages: where much is written, a read from the network ends in the middle of a transaction nearly always.
+		if x.until != 0 && !x.inTx && max(x.lastEnd, x.skipped) >= x.until {
+			return x.end(nil)
+		}
 		msg, err := x.repl.ReceiveMessage(context.Background())
 		if x.err != nil {
 			return x.end(x.err)
@@ -329,10 +333,6 @@ func (x *session) pause() time.Duration {
 		x.net.gather = gatherPause
 	case x.inTx:
 		x.net.gather = txPause
-	}
-	if x.until != 0 && !x.inTx && max(x.lastEnd, x.skipped) >= x.until {
-		x.done = true
-		return 0
 	}
 	if len(x.batch.Items) > 0 || x.skipped > x.lastEnd && now.Sub(x.lastHand) > time.Second {
 		every := x.pace()
