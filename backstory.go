@@ -47,6 +47,7 @@ type Sidecar struct {
 	dispatch *sinks.Dispatcher // nil without reactors
 	started  time.Time
 
+	lag   lag
 	now   atomic.Pointer[running]
 	bad   atomic.Pointer[trouble]
 	stuck time.Duration                   // how long one batch may take before the process counts as stuck
@@ -68,14 +69,19 @@ type trouble struct {
 	times int
 }
 
-// New opens the event log. The sidecar does nothing before Run.
+// New opens the event log. The sidecar does nothing before Run. If the log's server does not answer, that is an error with
+// Config.Once; otherwise Run waits for it, as it does whenever that happens later.
 func New(ctx context.Context, cfg Config) (*Sidecar, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.Capture.Validate(); err != nil {
 		return nil, err
 	}
-	log, err := eventlog.Open(ctx, cfg.Log)
+	log, err := eventlog.Attach(cfg.Log)
 	if err != nil {
+		return nil, err
+	}
+	if err := log.Check(ctx); err != nil && (cfg.Once || !passes(err)) {
+		log.Close()
 		return nil, err
 	}
 	s := &Sidecar{cfg: cfg, log: log, started: time.Now(), stuck: 2 * time.Minute}
@@ -127,6 +133,10 @@ func (s *Sidecar) Wait(ctx context.Context, after eventlog.Position) (eventlog.P
 // Run captures until ctx ends, then drains: what is whole is appended and confirmed. Errors that pass by themselves (a
 // server that restarts, a network that is cut) are waited out; any other is returned, with a hint what to do.
 func (s *Sidecar) Run(ctx context.Context) error {
+	watchCtx, end := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() { defer close(watched); s.watch(watchCtx) }()
+	defer func() { end(); <-watched }()
 	if s.dispatch == nil {
 		return s.capture(ctx)
 	}
@@ -259,6 +269,9 @@ func (s *Sidecar) total() eventlog.Counts {
 // attempt runs one writer and one stream until either ends.
 func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	// First whatever speaks against it: a writer fences the one before, which may be at work.
+	if err := s.log.Check(ctx); err != nil {
+		return err
+	}
 	head, err := s.log.Head(ctx)
 	if err != nil {
 		return err

@@ -123,7 +123,9 @@ var (
 	descPosition     = prometheus.NewDesc("backstory_log_position", "Position of the last event.", nil, nil)
 	descStreaming    = prometheus.NewDesc("backstory_streaming", "1 while the source is being streamed.", nil, nil)
 	descLagBytes     = prometheus.NewDesc("backstory_lag_bytes", "WAL of the source that may hold changes not yet in the log.", nil, nil)
-	descLagSeconds   = prometheus.NewDesc("backstory_lag_seconds", "Age of the last transaction in the log while there are changes outstanding, otherwise 0.", nil, nil)
+	descLagSeconds   = prometheus.NewDesc("backstory_lag_seconds", "How long the oldest WAL of the source has been there that may hold changes not yet in the log; 0 if there was none at the last look.", nil, nil)
+	descSeen         = prometheus.NewDesc("backstory_source_seen_timestamp_seconds", "When the source was last heard, in Unix time: what is said of it is as of then.", nil, nil)
+	descIgnored      = prometheus.NewDesc("backstory_context_ignored_total", "Context messages that were not emitted as transactional, and so belong to no transaction.", nil, nil)
 	descRetained     = prometheus.NewDesc("backstory_slot_retained_bytes", "WAL that the source keeps for the replication slot.", nil, nil)
 	descSafe         = prometheus.NewDesc("backstory_slot_safe_bytes", "WAL that may still be written before the slot is lost; -1 without limit.", nil, nil)
 )
@@ -131,7 +133,7 @@ var (
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descEvents, descTransactions, descFlushes, descBytes, descUnattributed, descFirstSeen, descMalformed,
-		descLookups, descPosition, descStreaming, descLagBytes, descLagSeconds, descRetained, descSafe} {
+		descIgnored, descLookups, descPosition, descStreaming, descLagBytes, descLagSeconds, descSeen, descRetained, descSafe} {
 		ch <- d
 	}
 }
@@ -147,7 +149,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		d *prometheus.Desc
 		v int64
 	}{{descEvents, st.Events}, {descTransactions, st.Transactions}, {descFlushes, st.Flushes}, {descBytes, st.Bytes},
-		{descUnattributed, st.Unattributed}, {descFirstSeen, st.FirstSeen}, {descMalformed, st.MalformedContext}, {descLookups, st.Lookups}} {
+		{descUnattributed, st.Unattributed}, {descFirstSeen, st.FirstSeen}, {descMalformed, st.MalformedContext}, {descIgnored, st.IgnoredContext}, {descLookups, st.Lookups}} {
 		ch <- prometheus.MustNewConstMetric(c.d, prometheus.CounterValue, float64(c.v))
 	}
 	streaming := 0.0
@@ -155,23 +157,20 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		streaming = 1
 	}
 	gauge(descStreaming, streaming)
-	r := s.now.Load()
-	if r == nil {
-		return
-	}
-	h := r.writer.Head()
-	gauge(descPosition, float64(h.Position))
-	lag, seconds := 0.0, 0.0
-	if end, done := r.stream.Source(), r.stream.Progress(); end > done {
-		lag = float64(end - done)
-		// Less than this is WAL that concerns nobody here, or is our own.
-		if lag > 64<<10 && !h.OccurredAt.IsZero() {
-			seconds = max(0, time.Since(h.OccurredAt).Seconds())
-		}
-	}
-	gauge(descLagBytes, lag)
+	now := time.Now()
+	s.note(now)
+	bytes, seconds := s.lag.behind(now)
+	gauge(descLagBytes, float64(bytes))
 	gauge(descLagSeconds, seconds)
-	if sl := r.stream.SlotSeen(); sl != nil {
+	s.lag.mu.Lock()
+	defer s.lag.mu.Unlock()
+	if s.lag.head.Epoch > 0 {
+		gauge(descPosition, float64(s.lag.head.Position))
+	}
+	if !s.lag.seen.IsZero() {
+		gauge(descSeen, float64(s.lag.seen.UnixMilli())/1000)
+	}
+	if sl := s.lag.slot; sl != nil {
 		gauge(descRetained, float64(sl.RetainedBytes))
 		gauge(descSafe, float64(sl.SafeBytes))
 	}

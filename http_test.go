@@ -84,9 +84,9 @@ func TestLivez(t *testing.T) {
 // metricNames are the metrics, as README and deploy/alerts.yml speak of them.
 var metricNames = []string{
 	"backstory_events_appended_total", "backstory_transactions_appended_total", "backstory_log_commits_total", "backstory_log_bytes_total",
-	"backstory_events_unattributed_total", "backstory_rows_first_seen_total", "backstory_context_malformed_total", "backstory_row_lookups_total",
+	"backstory_events_unattributed_total", "backstory_rows_first_seen_total", "backstory_context_malformed_total", "backstory_context_ignored_total", "backstory_row_lookups_total",
 	"backstory_log_position", "backstory_streaming", "backstory_lag_bytes", "backstory_lag_seconds", "backstory_slot_retained_bytes", "backstory_slot_safe_bytes",
-	`backstory_reactor_lag_events{reactor="counter"}`, `backstory_reactor_lag_seconds{reactor="counter"}`, `backstory_reactor_position{reactor="counter"}`,
+	"backstory_source_seen_timestamp_seconds", `backstory_reactor_lag_events{reactor="counter"}`, `backstory_reactor_lag_seconds{reactor="counter"}`, `backstory_reactor_position{reactor="counter"}`,
 	`backstory_reactor_running{reactor="counter"}`, `backstory_reactor_sent_events_total{reactor="counter"}`, `backstory_reactor_errors_total{reactor="counter"}`,
 	"go_goroutines", "process_resident_memory_bytes",
 }
@@ -101,6 +101,7 @@ func TestMetrics(t *testing.T) {
 	h := s.Handler()
 	until(t, "it streams", func() bool { return s.Ready() == nil })
 	for _, q := range []string{`BEGIN; SELECT pg_logical_emit_message(true, 'backstory', '{"actor":"ann"}'); INSERT INTO public.orders VALUES (1, 'open'), (2, 'open'); COMMIT`,
+		`SELECT pg_logical_emit_message(false, 'backstory', '{"actor":"mallory"}')`, `SELECT pg_logical_emit_message(false, 'another', 'x')`,
 		`UPDATE public.orders SET status = 'paid' WHERE id = 1`, `BEGIN; SELECT pg_logical_emit_message(true, 'backstory', 'by hand'); DELETE FROM public.orders WHERE id = 2; COMMIT`} {
 		r.sql(q)
 	}
@@ -120,7 +121,7 @@ func TestMetrics(t *testing.T) {
 	}
 	for name, want := range map[string]float64{
 		"backstory_events_appended_total": 4, "backstory_transactions_appended_total": 3, "backstory_events_unattributed_total": 1,
-		"backstory_context_malformed_total": 1, "backstory_rows_first_seen_total": 0, "backstory_log_position": 4, "backstory_streaming": 1, "backstory_lag_seconds": 0,
+		"backstory_context_malformed_total": 1, "backstory_context_ignored_total": 1, "backstory_rows_first_seen_total": 0, "backstory_log_position": 4, "backstory_streaming": 1, "backstory_lag_seconds": 0,
 		"backstory_slot_safe_bytes": -1, `backstory_reactor_position{reactor="counter"}`: 4, `backstory_reactor_sent_events_total{reactor="counter"}`: 4,
 		`backstory_reactor_running{reactor="counter"}`: 1, `backstory_reactor_lag_events{reactor="counter"}`: 0, `backstory_reactor_errors_total{reactor="counter"}`: 0,
 	} {

@@ -38,7 +38,8 @@ type SourceStatus struct {
 	ReceivedLSN  string    `json:"received_lsn"`
 	ConfirmedLSN string    `json:"confirmed_lsn"`
 	RestartLSN   string    `json:"restart_lsn"`
-	// LagBytes of WAL may hold changes that are not in the log yet; LagSeconds is the age of the oldest of them as far as is known.
+	// LagBytes of WAL may hold changes that are not in the log yet; LagSeconds is how long the oldest of it has been there. A running
+	// sidecar knows that to within two seconds.
 	LagBytes      int64   `json:"lag_bytes"`
 	LagSeconds    float64 `json:"lag_seconds"`
 	RetainedBytes int64   `json:"retained_bytes"` // of WAL that the source keeps for the slot
@@ -60,6 +61,8 @@ type LogStatus struct {
 	UnattributedShare float64 `json:"unattributed_share"`
 	FirstSeen         int64   `json:"first_seen"`
 	MalformedContext  int64   `json:"malformed_context"`
+	// IgnoredContext counts context messages that belong to no transaction: they were not emitted as transactional.
+	IgnoredContext int64 `json:"ignored_context"`
 }
 
 // BaselineStatus tells about rows that existed before the log.
@@ -115,13 +118,18 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, er
 		st.Reactors = append(st.Reactors, r)
 	}
 	cfg.Capture.Slot = h.Slot
-	src, err := capture.Look(ctx, cfg.Capture)
-	if err != nil {
-		st.Source.State, st.Source.Error, st.Source.Hint = "unreachable", err.Error(), eventlog.Hint(err)
+	src := st.look(ctx, cfg.Capture, h, capture.Look)
+	if src == nil {
 		return st, nil
 	}
-	st.Source.fill(src, h)
 	st.CaughtUp = h.EndLSN >= src.WAL || src.Idle
+	switch {
+	case st.CaughtUp:
+	case !src.Oldest.IsZero():
+		st.Source.LagSeconds = max(0, time.Since(src.Oldest).Seconds())
+	case src.Slot.Active && !h.UpdatedAt.IsZero(): // its process knows better
+		st.Source.LagSeconds = max(0, time.Since(h.UpdatedAt).Seconds())
+	}
 	switch {
 	case src.Slot.Active:
 		st.Source.State = "streaming"
@@ -134,7 +142,14 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, er
 	return st, nil
 }
 
-func (s *SourceStatus) fill(src *capture.Sight, h *eventlog.Head) {
+// look asks the source how it stands; nil if it does not answer.
+func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, ask func(context.Context, capture.Config) (*capture.Sight, error)) *capture.Sight {
+	s := &st.Source
+	src, err := ask(ctx, c)
+	if err != nil {
+		s.State, s.Error, s.Hint = "unreachable", err.Error(), eventlog.Hint(err)
+		return nil
+	}
 	s.WALLSN, s.ConfirmedLSN, s.RestartLSN = src.WAL.String(), src.Slot.ConfirmedFlush.String(), src.Slot.Restart.String()
 	s.ReceivedLSN = max(src.Received, h.EndLSN).String()
 	s.SlotActive, s.RetainedBytes, s.SafeBytes, s.WALStatus = src.Slot.Active, src.Slot.RetainedBytes, src.Slot.SafeBytes, src.Slot.WALStatus
@@ -143,10 +158,8 @@ func (s *SourceStatus) fill(src *capture.Sight, h *eventlog.Head) {
 	}
 	if src.WAL > h.EndLSN && !src.Idle {
 		s.LagBytes = int64(src.WAL - h.EndLSN)
-		if !h.UpdatedAt.IsZero() {
-			s.LagSeconds = max(0, time.Since(h.UpdatedAt).Seconds())
-		}
 	}
+	return src
 }
 
 // Status tells what this process is doing. It waits up to a second and a half for changes that were made just before the
@@ -154,17 +167,24 @@ func (s *SourceStatus) fill(src *capture.Sight, h *eventlog.Head) {
 func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 	st, err := readStatus(ctx, s.cfg, s.log)
 	if err != nil {
-		// The log cannot be read: what the process itself knows is still worth having.
+		// The log cannot be read: what the process itself knows, and what the source says, is still worth having.
 		st = &Status{Reactors: []sinks.Status{}}
-		st.Source.Slot, st.Source.SafeBytes = s.cfg.Capture.Slot, -1
 		st.Log.Error, st.Log.Hint = err.Error(), eventlog.Hint(err)
+		h := s.lag.lastHead()
+		st.Source.Slot, st.Source.SystemID, st.Source.Database, st.Source.SafeBytes = s.cfg.Capture.Slot, h.SystemID, h.Database, -1
+		st.Log.Position, st.Log.OccurredAt = h.Position, h.OccurredAt
+		st.look(ctx, s.cfg.Capture, &h, capture.Glance)
 	}
 	st.Running = true
 	if s.dispatch != nil {
 		st.Reactors = s.dispatch.Status()
 	}
+	s.note(time.Now())
+	if st.Source.LagBytes > 0 {
+		_, st.Source.LagSeconds = s.lag.behind(time.Now())
+	}
 	c := s.total()
-	st.Log.Events, st.Log.FirstSeen, st.Log.MalformedContext = c.Events, c.FirstSeen, c.MalformedContext
+	st.Log.Events, st.Log.FirstSeen, st.Log.MalformedContext, st.Log.IgnoredContext = c.Events, c.FirstSeen, c.MalformedContext, c.IgnoredContext
 	if c.Events > 0 {
 		st.Log.UnattributedShare = float64(c.Unattributed) / float64(c.Events)
 	}
@@ -186,9 +206,7 @@ func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 			st.Source.LagBytes, st.Source.LagSeconds = 0, 0
 			if !st.CaughtUp {
 				st.Source.LagBytes = int64(wal - done)
-				if at := r.writer.Head().OccurredAt; !at.IsZero() {
-					st.Source.LagSeconds = max(0, time.Since(at).Seconds())
-				}
+				_, st.Source.LagSeconds = s.lag.behind(time.Now())
 			}
 			st.Log.Position = r.writer.Head().Position
 		}

@@ -2,7 +2,11 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/backstory-dev/backstory/eventlog"
 )
@@ -14,6 +18,37 @@ type Sight struct {
 	Received eventlog.LSN // what the sidecar's connection says it has received; 0 without one
 	// Idle: nobody streams, and the slot holds nothing that is captured.
 	Idle bool
+	// Oldest is the commit time of the oldest captured change that the slot holds; zero if there is none, or nobody knows.
+	Oldest time.Time
+}
+
+// Glance asks a source how it stands, without looking into its WAL.
+func Glance(ctx context.Context, c Config) (*Sight, error) {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return c.glance(ctx, conn)
+}
+
+func (c Config) glance(ctx context.Context, conn *pgx.Conn) (*Sight, error) {
+	s := &Sight{}
+	var received int64
+	var err error
+	if s.WAL, err = currentLSN(ctx, conn); err != nil {
+		return nil, err
+	}
+	if s.Slot, err = c.ReadSlot(ctx, conn); err != nil {
+		return nil, err
+	}
+	err = conn.QueryRow(ctx, `SELECT coalesce((SELECT (write_lsn - '0/0')::bigint FROM pg_stat_replication WHERE pid = $1), 0)`, s.Slot.ActivePID).Scan(&received)
+	if err != nil {
+		return nil, fmt.Errorf("ask the source what it has sent: %w", err)
+	}
+	s.Received = eventlog.LSN(received)
+	return s, nil
 }
 
 // Look asks a source how it stands.
@@ -24,27 +59,26 @@ func Look(ctx context.Context, c Config) (*Sight, error) {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	s := &Sight{}
-	var wal, received int64
-	err = conn.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0')::bigint,
-		coalesce((SELECT (r.write_lsn - '0/0')::bigint FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE s.slot_name = $1), 0)`, c.Slot).Scan(&wal, &received)
+	s, err := c.glance(ctx, conn)
 	if err != nil {
-		return nil, fmt.Errorf("ask the source for the end of its WAL: %w", err)
-	}
-	s.WAL, s.Received = eventlog.LSN(wal), eventlog.LSN(received)
-	if s.Slot, err = c.ReadSlot(ctx, conn); err != nil {
 		return nil, err
 	}
 	if s.Slot.Exists && !s.Slot.Active && s.Slot.WALStatus != "lost" {
 		// The server itself can tell whether there is anything to come. It may take long, then nobody knows. Before 15 it also sends
 		// transactions that hold nothing for us, such as the log's own: then all of them have to be looked at.
 		if _, err := conn.Exec(ctx, "SET statement_timeout = '3s'"); err == nil {
-			var some bool
-			err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_logical_slot_peek_binary_changes($1, NULL,
-				CASE WHEN current_setting('server_version_num')::int >= 150000 THEN 1 END, 'proto_version', '1', 'publication_names', $2)
-				WHERE get_byte(data, 0) NOT IN (ascii('B'), ascii('C')))`,
-				c.Slot, eventlog.QuoteIdent(c.Publication)+","+eventlog.QuoteIdent(c.InsertPublication())).Scan(&some)
-			s.Idle = err == nil && !some
+			var oldest *int64
+			err := conn.QueryRow(ctx, `WITH peeked AS MATERIALIZED (SELECT xid, data FROM pg_logical_slot_peek_binary_changes($1, NULL,
+					CASE WHEN current_setting('server_version_num')::int >= 150000 THEN 1 END, 'proto_version', '1', 'publication_names', $2)),
+				first AS (SELECT xid FROM peeked WHERE get_byte(data, 0) NOT IN (ascii('B'), ascii('C')) LIMIT 1)
+				SELECT ('x' || encode(substr(p.data, 10, 8), 'hex'))::bit(64)::bigint FROM peeked p, first f WHERE p.xid = f.xid AND get_byte(p.data, 0) = ascii('B') LIMIT 1`,
+				c.Slot, eventlog.QuoteIdent(c.Publication)+","+eventlog.QuoteIdent(c.InsertPublication())).Scan(&oldest)
+			switch {
+			case errors.Is(err, pgx.ErrNoRows):
+				s.Idle = true
+			case err == nil && oldest != nil:
+				s.Oldest = time.UnixMicro(*oldest + 946684800*1000000).UTC()
+			}
 		}
 	}
 	return s, nil

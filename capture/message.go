@@ -111,12 +111,14 @@ func (x *session) message(b []byte) error {
 		if c.bad {
 			return errMalformed
 		}
-		if flags&1 == 0 || !x.inTx {
-			return nil // not transactional: anybody may send one, and it belongs to no row
+		if prefix != "backstory" && prefix != "_bemi" {
+			return nil
 		}
-		if prefix == "backstory" || prefix == "_bemi" {
-			x.batch.Add(eventlog.Item{Kind: eventlog.ItemMessage, Text: x.batch.Copy(content)})
+		if flags&1 == 0 || !x.inTx { // not transactional: anybody may send one, and it belongs to no row
+			x.batch.Ignored++
+			return nil
 		}
+		x.batch.Add(eventlog.Item{Kind: eventlog.ItemMessage, Text: x.batch.Copy(content)})
 	case 'Y', 'O':
 		// the name of a type, and the origin of a transaction: the catalogue tells the one, nobody asks for the other
 	default:

@@ -37,7 +37,8 @@ type session struct {
 	lastHand  time.Time
 	lastTold  time.Time
 	told      eventlog.LSN
-	until     eventlog.LSN // 0, or where Run ends
+	alive     time.Duration // how often the source hears from us at least
+	until     eventlog.LSN  // 0, or where Run ends
 	done      bool
 	parted    bool // the source has taken leave, too
 	err       error
@@ -102,6 +103,9 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 		return fmt.Errorf("start replication: %w", err)
 	}
 	x.told, x.lastEnd = head.EndLSN, head.EndLSN
+	if x.alive = aliveEvery; x.server.SenderTimeout > 0 {
+		x.alive = min(aliveEvery, x.server.SenderTimeout/4)
+	}
 	s.serverAt.Store(uint64(x.server.FlushLSN))
 	watch, stop := context.WithCancel(ctx)
 	watched := make(chan struct{})
@@ -326,7 +330,7 @@ func (x *session) pause() time.Duration {
 		return 0
 	}
 	behind := x.backlog() > behindBytes
-	wait := 500 * time.Millisecond
+	wait := min(500*time.Millisecond, x.alive/2)
 	x.net.gather = 0
 	switch {
 	case behind:
@@ -334,15 +338,19 @@ func (x *session) pause() time.Duration {
 	case x.inTx:
 		x.net.gather = txPause
 	}
-	if len(x.batch.Items) > 0 || x.skipped > x.lastEnd && now.Sub(x.lastHand) > time.Second {
+	if len(x.batch.Items) > 0 || x.batch.Ignored > 0 || x.skipped > x.lastEnd && now.Sub(x.lastHand) > time.Second {
 		every := x.pace()
 		switch since := now.Sub(x.lastHand); {
 		case (behind || x.inTx && since < every+txPatience) && x.batch.Bytes() < x.cfg.MaxBatchBytes/2:
 			wait = time.Millisecond
 		case since < every:
 			wait = every - since
-			if !behind { // what comes until then need not be looked at one by one
-				x.net.gather = min(wait, handEvery)
+			switch { // what comes until then need not be looked at one by one
+			case behind:
+			case every > handEvery:
+				x.net.gather = min(wait, gatherSeldom)
+			default:
+				x.net.gather = wait
 			}
 		default:
 			x.progress()
@@ -353,6 +361,9 @@ func (x *session) pause() time.Duration {
 			default:
 				wait = time.Millisecond // the log is busy: more goes into this batch meanwhile
 				x.net.gather = max(x.net.gather, txPause)
+				if every > handEvery && !behind {
+					x.net.gather = gatherSeldom / 2
+				}
 			}
 		}
 	}
@@ -381,7 +392,7 @@ func (x *session) progress() {
 // hand gives a full batch away, however long that takes; the source hears from us meanwhile.
 func (x *session) hand() error {
 	x.batch.Backlog = x.backlog()
-	tick := time.NewTicker(statusEvery)
+	tick := time.NewTicker(min(statusEvery, x.alive/2))
 	defer tick.Stop()
 	for {
 		select {
@@ -403,11 +414,11 @@ func (x *session) hand() error {
 func (x *session) tell(now time.Time, must bool) error {
 	flushed := eventlog.LSN(x.flushed.Load())
 	since := now.Sub(x.lastTold)
-	if !must && since < aliveEvery && (flushed == x.told || since < statusEvery) {
+	if !must && since < x.alive && (flushed == x.told || since < statusEvery) {
 		return nil
 	}
 	ask := byte(0)
-	if since >= aliveEvery {
+	if since >= x.alive {
 		ask = 1 // for a sign of life
 	}
 	x.lastTold, x.told = now, flushed

@@ -23,7 +23,9 @@ type Server struct {
 	Timeline   uint32
 	FlushLSN   eventlog.LSN
 	InRecovery bool
-	Settings   map[string]string // those that doctor and the stream look at
+	// SenderTimeout is wal_sender_timeout: after so much silence the source ends the connection; 0: never.
+	SenderTimeout time.Duration
+	Settings      map[string]string // those that doctor and the stream look at
 	// switches tells where each older timeline was left.
 	switches []timelineSwitch
 }
@@ -92,13 +94,14 @@ func server(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgConn) (*Server, 
 		return nil, fmt.Errorf("identify the source: %w", err)
 	}
 	s.SystemID, s.Database, s.Timeline = id.SystemID, id.DBName, uint32(id.Timeline)
-	var flush int64
+	var flush, timeout int64
 	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
-		(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0')::bigint`).Scan(&s.Version, &s.InRecovery, &flush)
+		(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0')::bigint,
+		(SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout')`).Scan(&s.Version, &s.InRecovery, &flush, &timeout)
 	if err != nil {
 		return nil, fmt.Errorf("ask the source for its version: %w", err)
 	}
-	s.FlushLSN = eventlog.LSN(flush)
+	s.FlushLSN, s.SenderTimeout = eventlog.LSN(flush), time.Duration(timeout)*time.Millisecond
 	rows, err := conn.Query(ctx, `SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY ($1)`, settingNames)
 	if err != nil {
 		return nil, fmt.Errorf("read the source's settings: %w", err)

@@ -10,12 +10,13 @@ import (
 // Paces of the stream.
 const (
 	statusEvery = time.Second      // how often a flushed position that has moved is told to the source
-	aliveEvery  = 10 * time.Second // how often the source hears from us at least
+	aliveEvery  = 10 * time.Second // how often the source hears from us at least, four times as often as it wants to
 	watchEvery  = time.Second      // how often the source is asked for the end of its WAL
 	// handEvery is the shortest time between two small batches: under load many transactions share a commit of the log.
 	handEvery      = 2 * time.Millisecond
-	handSeldom     = 20 * time.Millisecond  // the same where the log takes long over each …
+	handSeldom     = 50 * time.Millisecond  // the same where the log takes long over each …
 	busyAfter      = 8 * time.Millisecond   // … that is, longer than this
+	gatherSeldom   = 10 * time.Millisecond  // what comes in meanwhile is read as seldom as the socket's buffer allows
 	txPause        = 100 * time.Microsecond // for the rest of a transaction to come in
 	txPatience     = 10 * time.Millisecond  // how long a small one may take to come in whole before a part of it is handed over
 	publishedEvery = 3 * time.Second        // how often it is checked that the source publishes what is captured, and may do so
@@ -72,6 +73,7 @@ func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Str
 		s.captured[c.OID] = c
 	}
 	s.flushed.Store(uint64(from))
+	s.applied.Store(uint64(from))
 	s.received.Store(uint64(from))
 	s.setState("starting", nil)
 	return s

@@ -37,6 +37,7 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 		return &Problem{fmt.Errorf("the log has a gap: %s", w.head.Gap), GapHint}
 	}
 	w.backlog = b.Backlog
+	w.stats.IgnoredContext.Add(b.Ignored)
 	if err := w.prefetch(ctx, b); err != nil {
 		return err
 	}

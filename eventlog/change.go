@@ -76,6 +76,8 @@ type Batch struct {
 	Backlog LSN
 	// Final asks that progress is recorded now: nothing more comes, or somebody waits for it.
 	Final   bool
+	// Ignored counts context messages that belong to no transaction.
+	Ignored int64
 	arena   []byte
 	values  []Value
 	size    int // bytes of memory handed out since Reset
@@ -128,7 +130,7 @@ func (b *Batch) Reset() {
 	b.Items = b.Items[:0]
 	b.arena = b.arena[:0]
 	b.values = b.values[:0]
-	b.size, b.Backlog, b.Final = 0, 0, false
+	b.size, b.Backlog, b.Final, b.Ignored = 0, 0, false, 0
 }
 
 // SessionSettings are set on every connection that reads or writes values of captured rows, since each of them changes

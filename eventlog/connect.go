@@ -128,8 +128,17 @@ func ConnError(err error) error {
 	case "57P03":
 		hint = "The server is starting up or shutting down; try again in a moment."
 	}
-	return &Problem{fmt.Errorf("%s (user %s, database %s)", strings.Join(tried, "; "), pe.Config.User, pe.Config.Database), hint}
+	return &Problem{&connError{fmt.Sprintf("%s (user %s, database %s)", strings.Join(tried, "; "), pe.Config.User, pe.Config.Database), err}, hint}
 }
+
+// connError tells in other words what pgconn told.
+type connError struct {
+	text  string
+	cause error
+}
+
+func (e *connError) Error() string { return e.text }
+func (e *connError) Unwrap() error { return e.cause }
 
 // firstLine puts a text of several lines into one.
 func firstLine(s string) string {

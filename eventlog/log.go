@@ -42,8 +42,9 @@ type Log struct {
 	log  *slog.Logger
 }
 
-// Connect opens the database of an event log without asking whether there is one; Create makes it.
-func Connect(ctx context.Context, cfg Config) (*Log, error) {
+// Attach prepares to use an event log, whose database need not answer yet. Before anything else is done with the log, Check has to
+// have returned nil once.
+func Attach(cfg Config) (*Log, error) {
 	if cfg.PartitionEvents == 0 {
 		cfg.PartitionEvents = 8 << 20
 	}
@@ -60,16 +61,25 @@ func Connect(ctx context.Context, cfg Config) (*Log, error) {
 	prepare(&pc.ConnConfig.Config, "backstory log")
 	// Values are compared and copied as text and bytes: no need for more than the unnamed statement.
 	pc.MaxConns = max(pc.MaxConns, 8)
-	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	pool, err := pgxpool.NewWithConfig(context.Background(), pc)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the event log: %w", err)
 	}
-	if err := pool.Ping(ctx); err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("connect to the event log: %w", ConnError(err))
-	}
 	l := &Log{cfg: cfg, pool: pool, log: cfg.Logger}
 	l.dict = newDictionary(l)
+	return l, nil
+}
+
+// Connect opens the database of an event log without asking whether there is one; Create makes it.
+func Connect(ctx context.Context, cfg Config) (*Log, error) {
+	l, err := Attach(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.pool.Ping(ctx); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("connect to the event log: %w", ConnError(err))
+	}
 	return l, nil
 }
 
@@ -79,23 +89,28 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := l.schemaNumber(ctx)
-	if err == nil {
-		switch {
-		case n == 0:
-			err = &Problem{ErrNoLog, "Run backstory init first, or point BACKSTORY_LOG_URL to the database that holds the event log."}
-		case n > schemaNumber:
-			err = &Problem{ErrNewerLog, "Use the newer backstory for this log."}
-		case n < schemaNumber:
-			err = &Problem{fmt.Errorf("the event log has the schema of an older version (%d, this one needs %d)", n, schemaNumber),
-				"Run backstory init to upgrade it; nothing stored is rewritten."}
-		}
-	}
-	if err != nil {
+	if err := l.Check(ctx); err != nil {
 		l.Close()
 		return nil, err
 	}
 	return l, nil
+}
+
+// Check makes sure that there is a log, and that its schema is the one that this version knows.
+func (l *Log) Check(ctx context.Context) error {
+	n, err := l.schemaNumber(ctx)
+	switch {
+	case err != nil:
+		return err
+	case n == 0:
+		return &Problem{ErrNoLog, "Run backstory init first, or point BACKSTORY_LOG_URL to the database that holds the event log."}
+	case n > schemaNumber:
+		return &Problem{ErrNewerLog, "Use the newer backstory for this log."}
+	case n < schemaNumber:
+		return &Problem{fmt.Errorf("the event log has the schema of an older version (%d, this one needs %d)", n, schemaNumber),
+			"Run backstory init to upgrade it; nothing stored is rewritten."}
+	}
+	return nil
 }
 
 // schemaNumber reads which migration was applied last; 0 means no log.

@@ -11,6 +11,8 @@ type Stats struct {
 	FirstSeen atomic.Int64
 	// MalformedContext counts context messages that are not a JSON object.
 	MalformedContext atomic.Int64
+	// IgnoredContext counts context messages that belong to no transaction.
+	IgnoredContext atomic.Int64
 	// Bytes counts the bytes sent to the log.
 	Bytes atomic.Int64
 	// Lookups counts rows whose last state was read from the log.
@@ -29,12 +31,12 @@ func (s *Stats) add(c *Counts) {
 
 // Counts is what Stats stood at.
 type Counts struct {
-	Events, Transactions, Flushes, Unattributed, FirstSeen, MalformedContext, Bytes, Lookups int64
+	Events, Transactions, Flushes, Unattributed, FirstSeen, MalformedContext, IgnoredContext, Bytes, Lookups int64
 }
 
 // Counts reads the counters.
 func (s *Stats) Counts() Counts {
-	return Counts{s.Events.Load(), s.Transactions.Load(), s.Flushes.Load(), s.Unattributed.Load(), s.FirstSeen.Load(), s.MalformedContext.Load(), s.Bytes.Load(), s.Lookups.Load()}
+	return Counts{s.Events.Load(), s.Transactions.Load(), s.Flushes.Load(), s.Unattributed.Load(), s.FirstSeen.Load(), s.MalformedContext.Load(), s.IgnoredContext.Load(), s.Bytes.Load(), s.Lookups.Load()}
 }
 
 // Add adds what another writer counted.
@@ -45,6 +47,7 @@ func (c *Counts) Add(o Counts) {
 	c.Unattributed += o.Unattributed
 	c.FirstSeen += o.FirstSeen
 	c.MalformedContext += o.MalformedContext
+	c.IgnoredContext += o.IgnoredContext
 	c.Bytes += o.Bytes
 	c.Lookups += o.Lookups
 }

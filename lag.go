@@ -1,0 +1,122 @@
+package backstory
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/backstory-dev/backstory/capture"
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// lag is how far the log is behind its source, for status and metrics alike, whatever works at the moment: the stream tells where
+// the source's WAL ends; without a stream the source is asked; and what nobody can tell stays as it was last seen.
+type lag struct {
+	mu    sync.Mutex // guards the following
+	seen  time.Time  // when the source was last heard
+	wal   eventlog.LSN
+	done  eventlog.LSN // everything captured up to here is in the log
+	slot  *capture.Slot
+	head  eventlog.Head // as last known; zero: it never was
+	// marks are ends of WAL that lie beyond done, and when they were first seen, oldest first.
+	marks []mark
+}
+
+type mark struct {
+	lsn eventlog.LSN
+	at  time.Time
+}
+
+// maxMarks bounds the memory for marks; beyond, every second one goes.
+const maxMarks = 1024
+
+// look notes how things stand. Arguments that are zero or nil are not known.
+func (l *lag) look(now time.Time, wal, done eventlog.LSN, slot *capture.Slot) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.done = max(l.done, done)
+	l.marks = slices.DeleteFunc(l.marks, func(m mark) bool { return m.lsn <= l.done })
+	if slot != nil {
+		l.slot = slot
+	}
+	if wal == 0 {
+		return
+	}
+	l.seen, l.wal = now, wal
+	if wal > l.done && (len(l.marks) == 0 || wal > l.marks[len(l.marks)-1].lsn) {
+		if len(l.marks) >= maxMarks {
+			n := 0
+			for i := 0; i < len(l.marks); i += 2 {
+				l.marks[n] = l.marks[i]
+				n++
+			}
+			l.marks = l.marks[:n]
+		}
+		l.marks = append(l.marks, mark{wal, now})
+	}
+}
+
+// behind gives the WAL that may hold changes which are not in the log yet, in bytes, and for how long the oldest of it has been
+// there, to within a second or two: 0 when everything was in the log that there was at the last look.
+func (l *lag) behind(now time.Time) (bytes int64, seconds float64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.wal > l.done {
+		bytes = int64(l.wal - l.done)
+	}
+	if len(l.marks) > 0 {
+		seconds = max(0, now.Sub(l.marks[0].at).Seconds())
+	}
+	return bytes, seconds
+}
+
+func (l *lag) lastHead() eventlog.Head {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.head
+}
+
+// lookEvery is how often the source is asked while nothing is streamed; a stream knows by itself.
+const (
+	noteEvery = time.Second
+	lookEvery = 5 * time.Second
+)
+
+// watch keeps the lag known until ctx ends.
+func (s *Sidecar) watch(ctx context.Context) {
+	tick := time.NewTicker(noteEvery)
+	defer tick.Stop()
+	var asked time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			if s.note(now) || now.Sub(asked) < lookEvery {
+				continue
+			}
+			asked = now
+			if src, err := capture.Glance(ctx, s.cfg.Capture); err == nil {
+				s.lag.look(now, src.WAL, 0, src.Slot)
+			}
+		}
+	}
+}
+
+// note takes over what the attempt that runs knows. It is false if nothing is streamed.
+func (s *Sidecar) note(now time.Time) bool {
+	r := s.now.Load()
+	if r == nil {
+		return false
+	}
+	s.lag.mu.Lock()
+	s.lag.head = r.writer.Head()
+	s.lag.mu.Unlock()
+	if r.stream.State().Doing != "streaming" {
+		s.lag.look(now, 0, r.stream.Progress(), nil)
+		return false
+	}
+	s.lag.look(now, r.stream.Source(), r.stream.Progress(), r.stream.SlotSeen())
+	return true
+}
