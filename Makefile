@@ -4,7 +4,7 @@ GO ?= go
 BIN := bin/backstory
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash clean test-kafka java client
+.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash memory clean test-kafka java client
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,38 +16,50 @@ build: ## build bin/backstory
 demo: build ## a shop at work on an embedded Postgres, with the sidecar on it
 	@$(BIN) demo $(ARGS)
 
-KAFKA := $(shell command -v java >/dev/null && command -v mvn >/dev/null && echo 1)
+# Whether tests have a real Kafka is said by BACKSTORY_TEST_KAFKA (internal/kafkaserver, Env); go test does not show what it skips.
+LEFT_OUT := [ "$$BACKSTORY_TEST_KAFKA" != 0 ] && command -v java >/dev/null && command -v mvn >/dev/null || \
+	echo "Left out: the tests against a real Kafka. make test-kafka installs Java and Maven and runs them."
 
 test: ## all tests; they fetch and start their own servers
-	BACKSTORY_TEST_KAFKA=$(KAFKA) $(GO) test -timeout 30m ./...
-	@test -n "$(KAFKA)" || echo "Left out: the tests against a real Kafka, since Java and Maven are not installed. make test-kafka installs them and runs these tests."
+	$(GO) test -timeout 30m ./...
+	@$(LEFT_OUT)
 
 test-kafka: java ## the tests against a real Kafka
 	BACKSTORY_TEST_KAFKA=1 $(GO) test -count=1 -timeout 20m ./internal/kafkaserver ./sinks/...
-	BACKSTORY_TEST_KAFKA=1 $(GO) test -count=1 -timeout 20m -run 'CrashesUnderShop' ./internal/e2e
+	BACKSTORY_TEST_KAFKA=1 $(GO) test -count=1 -timeout 20m -run TestCrashes ./internal/e2e
 	BACKSTORY_TEST_KAFKA=1 $(GO) test -count=1 -timeout 20m -run 'TestBadInput/.*Kafka' ./cmd/backstory
 
 test-race: ## with the race detector
-	BACKSTORY_TEST_KAFKA=$(KAFKA) $(GO) test -race -timeout 40m ./...
+	$(GO) test -race -timeout 40m ./...
+	@$(LEFT_OUT)
 
 java: # Java and Maven, for a real Kafka
 	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "installing Java and Maven (Debian or Ubuntu packages)"; \
 	  if [ "$$(id -u)" = 0 ]; then S=; else S=sudo; fi; \
-	  $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends default-jre-headless maven >/dev/null; }
+	  $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends default-jre-headless maven >/dev/null; \
+	  $(GO) clean -testcache; } # what was skipped without them counts as tested
 
 client: # pg_recvlogical and pgbench, against which the benchmarks compare
 	@ls /usr/lib/postgresql/*/bin/pg_recvlogical >/dev/null 2>&1 || command -v pg_recvlogical >/dev/null || { echo "installing PostgreSQL's client programs (Debian or Ubuntu packages)"; \
 	  if [ "$$(id -u)" = 0 ]; then S=; else S=sudo; fi; \
 	  $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends postgresql-client >/dev/null; }
 
-test-matrix: ## the tests on PostgreSQL 14 to 18
-	@for v in 14 15 16 17 18; do echo "== PostgreSQL $$v"; BACKSTORY_TEST_PG_VERSION=$$v $(GO) test -count=1 ./... || exit 1; done
+VERSIONS ?= 14 15 16 17 18
+test-matrix: ## the tests on PostgreSQL 14 to 18, or VERSIONS="14 16"
+	@for v in $(VERSIONS); do echo "== PostgreSQL $$v"; BACKSTORY_TEST_PG_VERSION=$$v $(GO) test -count=1 -timeout 30m ./... || exit 1; done
+	@$(LEFT_OUT)
 
-crash: ## the crash tests for a minute each
-	BACKSTORY_CRASH_SECONDS=60 $(GO) test -count=1 -timeout 30m -run Crash ./internal/e2e
+crash: ## the crash tests for a minute each, and what they did
+	BACKSTORY_CRASH_SECONDS=60 $(GO) test -count=1 -timeout 30m -v -run TestCrashes ./internal/e2e
+	@$(LEFT_OUT)
 
-bench: build client ## speed, as ratios against limits taken in the same run
-	$(GO) run ./internal/bench $(ARGS)
+memory: ## transactions of 5 million rows and of 1 GB; the sidecar may have 128 MB
+	BACKSTORY_MEMORY_ROWS=5000000 BACKSTORY_MEMORY_MB=1000 BACKSTORY_MEMORY_BOUND_MB=128 \
+	  $(GO) test -count=1 -timeout 90m -v -parallel 1 -run TestHuge ./internal/e2e
+
+bench: build client ## speed, as ratios against limits taken in the same run; also as JSON in build/bench.json
+	@mkdir -p build
+	$(GO) run ./internal/bench -json build/bench.json $(ARGS)
 
 FUZZTIME ?= 20s
 fuzz: ## each fuzz test for 20 seconds

@@ -195,10 +195,15 @@ func (s *Sidecar) capture(ctx context.Context) error {
 			return nil
 		}
 		standby := errors.Is(err, capture.ErrSlotInUse)
-		if !passes(err) || s.cfg.Once && !(standby && time.Since(started) < standbyLimit) {
+		again := !s.cfg.Once || standby && time.Since(started) < standbyLimit || errors.Is(err, errTablesChanged)
+		if !passes(err) || !again {
 			return err
 		}
 		s.trouble(err)
+		// Without a stream nobody else looks after this.
+		if err := capture.Protect(ctx, s.cfg.Capture); err != nil {
+			s.cfg.Logger.Warn("the published tables could not be looked at", "err", err, "hint", eventlog.Hint(err))
+		}
 		if time.Since(began) > 30*time.Second {
 			pause = 100 * time.Millisecond
 		}
@@ -337,6 +342,13 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if failed != nil {
 		return eventlog.Remedy(failed)
 	}
+	var narrowed *capture.Narrowed
+	if errors.As(err, &narrowed) {
+		if e := s.narrow(appendCtx, w, narrowed); e != nil {
+			return fmt.Errorf("%w; record that: %w", narrowed, e)
+		}
+		return fmt.Errorf("%w: %w", errTablesChanged, narrowed)
+	}
 	var gap *capture.Gap
 	if errors.As(err, &gap) {
 		if gap.Publication && s.recorded(appendCtx, captured) {
@@ -350,7 +362,24 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	return err
 }
 
-// errTablesChanged means that init has changed what is captured: the next attempt knows it.
+// narrow records that less of some tables is published than before: first as gaps in their histories, then for the next attempt.
+func (s *Sidecar) narrow(ctx context.Context, w *eventlog.Writer, n *capture.Narrowed) error {
+	captured, err := s.log.Captured(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range n.Tables {
+		if err := w.TableGap(ctx, t.Relation, "updates and deletes are not published: "+t.Why, n.From, n.To); err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(captured, func(c eventlog.Captured) bool { return c.OID == t.OID }); i >= 0 {
+			captured[i] = t.Captured
+		}
+	}
+	return s.log.SetCaptured(ctx, captured)
+}
+
+// errTablesChanged means that init, or what was found at the source, has changed what is captured: the next attempt knows it.
 var errTablesChanged = errors.New("the captured tables were changed")
 
 // recorded tells whether what looks like a gap is the work of init, which first alters the publications and then records it.

@@ -206,6 +206,10 @@ func mayGoOn(ctx context.Context, cfg Config, p *Plan, head *eventlog.Head, capt
 	if errors.As(err, &gap) {
 		return gapProblem(gap.Reason)
 	}
+	var narrowed *capture.Narrowed
+	if errors.As(err, &narrowed) { // which the sidecar notes when it comes to that point
+		return nil
+	}
 	return err
 }
 

@@ -23,28 +23,73 @@ type Table struct {
 	Published bool // it is in one of our publications already
 }
 
-// tablesQuery lists ordinary tables (partitions are published as leaves) that could be captured. A published table
-// whose UPDATE or DELETE Postgres would refuse must not be in a publication that publishes them (PostgreSQL manual,
-// Logical Replication, Publication, and ALTER TABLE … REPLICA IDENTITY).
-const tablesQuery = `
-SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident::text, CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(pg_stat_get_live_tuples(c.oid), 0) END, pg_table_size(c.oid), c.relrowsecurity,
-       pg_has_role(c.relowner, 'USAGE'),
-       coalesce((SELECT array_agg(a.attname ORDER BY k.ord)::text[] FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord), pg_attribute a
-         WHERE i.indrelid = c.oid AND i.indisprimary AND k.ord <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.num), '{}'),
+// identityColumns are what insertOnly needs to know of a table c, in the order of identity.scan. A published table whose UPDATE or
+// DELETE Postgres would refuse must not be in a publication that publishes them (PostgreSQL manual, Logical Replication,
+// Publication, and ALTER TABLE … REPLICA IDENTITY).
+const identityColumns = `c.relreplident::text,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid),
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indimmediate AND i.indisvalid),
        EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> ''),
        EXISTS (SELECT FROM pg_index i, pg_attribute a WHERE i.indrelid = c.oid AND a.attrelid = c.oid AND a.attgenerated <> ''
          AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END),
-       EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname IN ($1, $2) AND p.schemaname = n.nspname AND p.tablename = c.relname)
+       current_setting('server_version_num')::int`
+
+// identity is how Postgres would tell the rows of a table apart in the stream.
+type identity struct {
+	kind                                                    string // pg_class.relreplident
+	hasKey, keyUsable, indexUsable, generated, generatedKey bool
+	version                                                 int
+}
+
+func (i *identity) scan() []any {
+	return []any{&i.kind, &i.hasKey, &i.keyUsable, &i.indexUsable, &i.generated, &i.generatedKey, &i.version}
+}
+
+// insertOnly tells why Postgres would refuse UPDATE and DELETE on the table if they were published; "" if it would not.
+func (i *identity) insertOnly() string {
+	switch i.kind {
+	case "d":
+		switch {
+		case !i.hasKey:
+			return "it has no primary key"
+		case !i.keyUsable:
+			return "its primary key is deferrable"
+		case i.generatedKey: // which is not in the stream
+			return "its primary key has a generated column"
+		}
+	case "i":
+		switch {
+		case !i.indexUsable:
+			return "the index of its replica identity is gone"
+		case i.generatedKey:
+			return "its replica identity has a generated column"
+		}
+	case "n":
+		return "its replica identity is NOTHING"
+	case "f":
+		if i.generated && i.version >= 180000 {
+			return "it has generated columns and REPLICA IDENTITY FULL"
+		}
+	}
+	return ""
+}
+
+// tablesQuery lists ordinary tables (partitions are published as leaves) that could be captured.
+const tablesQuery = `
+SELECT c.oid::bigint, n.nspname, c.relname, CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(pg_stat_get_live_tuples(c.oid), 0) END, pg_table_size(c.oid), c.relrowsecurity,
+       pg_has_role(c.relowner, 'USAGE'),
+       EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname IN ($1, $2) AND p.schemaname = n.nspname AND p.tablename = c.relname),
+       ` + identityColumns + `
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'backstory')
   AND n.nspname NOT LIKE 'pg\_toast%' AND n.nspname NOT LIKE 'pg\_temp%'
+  AND NOT coalesce(starts_with(obj_description(c.oid, 'pg_class'), '` + eventlog.CheckoutMark + `'), false)
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY n.nspname, c.relname`
 
-// Tables lists the tables that the configuration selects.
-func (c Config) tables(ctx context.Context, q *pgx.Conn, version int) ([]*Table, error) {
+// tables lists the tables that the configuration selects.
+func (c Config) tables(ctx context.Context, q *pgx.Conn) ([]*Table, error) {
 	rows, err := q.Query(ctx, tablesQuery, c.Publication, c.InsertPublication())
 	if err != nil {
 		return nil, fmt.Errorf("list the source's tables: %w", err)
@@ -54,40 +99,14 @@ func (c Config) tables(ctx context.Context, q *pgx.Conn, version int) ([]*Table,
 	for rows.Next() {
 		t := &Table{Relation: &eventlog.Relation{}}
 		var oid int64
-		var ident string
-		var key []string
-		var pkUsable, identIndex, generated, generatedKey bool
-		if err := rows.Scan(&oid, &t.Schema, &t.Name, &ident, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &key, &pkUsable, &identIndex, &generated, &generatedKey, &t.Published); err != nil {
+		var id identity
+		if err := rows.Scan(append([]any{&oid, &t.Schema, &t.Name, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &t.Published}, id.scan()...)...); err != nil {
 			return nil, fmt.Errorf("list the source's tables: %w", err)
 		}
 		if !c.selected(t.Schema, t.Name) {
 			continue
 		}
-		t.OID, t.ReplicaIdentity = uint32(oid), ident[0]
-		switch ident {
-		case "d":
-			switch {
-			case len(key) == 0:
-				t.Why = "it has no primary key"
-			case !pkUsable:
-				t.Why = "its primary key is deferrable"
-			case generatedKey: // which is not in the stream
-				t.Why = "its primary key has a generated column"
-			}
-		case "i":
-			switch {
-			case !identIndex:
-				t.Why = "the index of its replica identity is gone"
-			case generatedKey:
-				t.Why = "its replica identity has a generated column"
-			}
-		case "n":
-			t.Why = "its replica identity is NOTHING"
-		case "f":
-			if generated && version >= 180000 {
-				t.Why = "it has generated columns and REPLICA IDENTITY FULL"
-			}
-		}
+		t.OID, t.ReplicaIdentity, t.Why = uint32(oid), id.kind[0], id.insertOnly()
 		t.InsertOnly = t.Why != ""
 		out = append(out, t)
 	}
@@ -113,6 +132,7 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
 		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
 		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.ord <= i.indnkeyatts AND k.num = a.attnum), 0),
+		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND NOT i.indimmediate),
 		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
 		         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
 		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
@@ -141,7 +161,7 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		var oid, base, elem, elembase int64
 		var delim, category string
 		var keyPos int
-		if err := rows.Scan(&col.Name, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &base, &elem, &elembase, &delim, &category, &keyPos, &col.Identity); err != nil {
+		if err := rows.Scan(&col.Name, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &base, &elem, &elembase, &delim, &category, &keyPos, &r.Deferrable, &col.Identity); err != nil {
 			return fmt.Errorf("read the columns of %s: %w", r, err)
 		}
 		t := &col.Type

@@ -40,7 +40,11 @@
 //
 // Tables with a usable replica identity are in one publication. The others, whose UPDATE or DELETE Postgres would refuse if
 // they were in it (no key, a deferrable one, a dropped identity index, NOTHING, on 18 FULL with generated columns), are in
-// a second one that publishes inserts and truncates only: the application is never harmed. Relation messages carry names and
+// a second one that publishes inserts and truncates only: the application is never harmed. A table that loses its identity later
+// is moved there within seconds, by the session's watch or, while there is no session, by whoever waits for one (Protect); the
+// stream then ends where that was found, a [Narrowed], so that the log notes from where on it lacks changes (narrow.go). Tried in
+// thought and left: a logical message in the transaction that moves the table would give the exact place, but anybody may emit
+// one, and who moves a table by hand does not. Relation messages carry names and
 // types; key, type names and domains come from the catalogue, which may be newer than the stream: what it does not know any
 // more is taken as text.
 //

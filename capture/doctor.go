@@ -75,7 +75,7 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 	if err := c.examineSlots(ctx, conn, sv, add); err != nil {
 		return nil, err
 	}
-	tables, err := c.tables(ctx, conn, sv.Version)
+	tables, err := c.tables(ctx, conn)
 	if err != nil {
 		return nil, err
 	}

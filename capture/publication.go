@@ -60,7 +60,7 @@ func (p *publications) of(c Config, oid uint32, insertOnly bool) string {
 }
 
 // CheckPublications makes sure that the source still publishes what is captured, and has done so without a break since it
-// was recorded. A *Gap says that it has not.
+// was recorded. A *Gap says that it has not; a *Narrowed, that it publishes less of some tables than before.
 func CheckPublications(ctx context.Context, c Config, captured []eventlog.Captured) error {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)
@@ -77,6 +77,7 @@ func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured 
 		return err
 	}
 	var reasons []string
+	var narrowed []eventlog.Captured
 	because := func(format string, args ...any) {
 		if r := fmt.Sprintf(format, args...); !slices.Contains(reasons, r) {
 			reasons = append(reasons, r)
@@ -94,6 +95,8 @@ func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured 
 			return &eventlog.Problem{Err: fmt.Errorf("%s was captured by publication %s, not %s", t, was[2], name), Hint: "Check BACKSTORY_PUBLICATION."}
 		case now.names[name] == "":
 			because("publication %s was dropped", name)
+		case len(is) < 3 && !t.InsertOnly && now.of(c, t.OID, true) != "":
+			narrowed = append(narrowed, t)
 		case len(is) < 3:
 			var exists bool
 			if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1::bigint::oid)`, int64(t.OID)).Scan(&exists); err != nil {
@@ -119,8 +122,15 @@ func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured 
 			because("publication %s was dropped", name)
 		}
 	}
-	if len(reasons) == 0 {
+	if len(reasons) == 0 && len(narrowed) == 0 {
 		return nil
+	}
+	if len(reasons) == 0 {
+		n, err := c.narrowed(ctx, conn, narrowed, now)
+		if err != nil {
+			return err
+		}
+		return n
 	}
 	if len(reasons) > 5 {
 		reasons = append(reasons[:4], fmt.Sprintf("and %d more", len(reasons)-4))

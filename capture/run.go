@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/backstory-dev/backstory/eventlog"
@@ -93,7 +94,8 @@ func streamError(err error, c Config) error {
 // retryable sorts errors: those that pass by themselves, and those that a person must look at.
 func retryable(err error) bool {
 	var g *Gap
-	if errors.As(err, &g) {
+	var n *Narrowed
+	if errors.As(err, &g) || errors.As(err, &n) {
 		return false
 	}
 	state := eventlog.SQLState(err)
@@ -155,8 +157,13 @@ func CurrentLSN(ctx context.Context, c Config) (eventlog.LSN, error) {
 		return 0, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	return currentLSN(ctx, conn)
+}
+
+// currentLSN asks for the end of what can be streamed.
+func currentLSN(ctx context.Context, conn *pgx.Conn) (eventlog.LSN, error) {
 	var n int64
-	if err := conn.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0')::bigint`).Scan(&n); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0')::bigint`).Scan(&n); err != nil {
 		return 0, fmt.Errorf("ask the source for the end of its WAL: %w", err)
 	}
 	return eventlog.LSN(n), nil

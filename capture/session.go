@@ -89,6 +89,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	if err := checkStart(x.server, slot, &head, s.cfg.Slot); err != nil {
 		return err
 	}
+	s.stopped.Store(nil)
 	if err := s.checkPublished(ctx, x.sql, head.EndLSN, x.server.FlushLSN); err != nil {
 		return err
 	}
@@ -104,8 +105,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	s.serverAt.Store(uint64(x.server.FlushLSN))
 	watch, stop := context.WithCancel(ctx)
 	watched := make(chan struct{})
-	s.stopped.Store(nil)
-	go func() { defer close(watched); s.watch(watch, x.server.InRecovery) }()
+	go func() { defer close(watched); s.watch(watch) }()
 	defer func() { stop(); <-watched }()
 	s.received.Store(uint64(head.EndLSN))
 	s.setState("streaming", nil)
@@ -117,8 +117,13 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	return err
 }
 
-// checkPublished is checkPublications with the place in the source's WAL.
+// checkPublished makes sure that nothing that is published harms the application, and that everything captured is published. It
+// returns a *Gap with its place in the source's WAL. Where less is published than before, the session ends when it has handed over
+// everything before now.
 func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now eventlog.LSN) error {
+	if err := s.cfg.protect(ctx, conn); err != nil {
+		s.complain(err)
+	}
 	var list []eventlog.Captured
 	for _, c := range s.captured {
 		list = append(list, c)
@@ -126,19 +131,32 @@ func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now e
 	slices.SortFunc(list, func(a, b eventlog.Captured) int { return strings.Compare(a.String(), b.String()) })
 	err := s.cfg.checkPublications(ctx, conn, list)
 	var gap *Gap
-	if errors.As(err, &gap) {
+	var narrowed *Narrowed
+	switch {
+	case errors.As(err, &gap):
 		gap.From, gap.To = head, now
+	case errors.As(err, &narrowed):
+		narrowed.From = head
+		if narrowed.To, err = currentLSN(ctx, conn); err != nil { // they have been moved by then
+			return err
+		}
+		s.stopped.CompareAndSwap(nil, &stop{narrowed, narrowed.To})
+		return nil
 	}
 	return err
 }
 
+// complain logs a trouble of the source that the stream itself does not meet: at once where it is new, then every minute.
+func (s *Stream) complain(err error) {
+	if now := time.Now(); err.Error() != s.complaint || now.Sub(s.complained) >= time.Minute {
+		s.complaint, s.complained = err.Error(), now
+		s.cfg.Logger.Error("the application is harmed", "err", err, "hint", eventlog.Hint(err))
+	}
+}
+
 // watch asks the source, on a connection of its own, for what the stream itself does not tell: the end of its WAL, how the
 // slot fares, and whether it still publishes what is captured.
-func (s *Stream) watch(ctx context.Context, standby bool) {
-	q := `SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`
-	if standby {
-		q = `SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint`
-	}
+func (s *Stream) watch(ctx context.Context) {
 	var conn *pgx.Conn
 	var looked, checked time.Time
 	defer func() {
@@ -161,15 +179,14 @@ func (s *Stream) watch(ctx context.Context, standby bool) {
 				continue // the stream will meet the same trouble and say so
 			}
 		}
-		var n int64
-		if err := conn.QueryRow(ctx, q).Scan(&n); err == nil {
-			s.serverAt.Store(uint64(n))
+		end, err := currentLSN(ctx, conn)
+		if err == nil {
+			s.serverAt.Store(uint64(end))
 		}
-		if time.Since(checked) >= publishedEvery && n > 0 {
+		if time.Since(checked) >= publishedEvery && err == nil {
 			var gap *Gap
-			if err := s.checkPublished(ctx, conn, eventlog.LSN(s.flushed.Load()), eventlog.LSN(n)); errors.As(err, &gap) {
-				var e error = gap
-				s.stopped.Store(&e)
+			if err := s.checkPublished(ctx, conn, eventlog.LSN(s.flushed.Load()), end); errors.As(err, &gap) {
+				s.stopped.Store(&stop{err: gap})
 			}
 			checked = time.Now()
 		}
@@ -193,6 +210,10 @@ func (x *session) run(known map[uint32]*eventlog.Relation) error {
 		x.relations[oid] = r
 	}
 	for {
+		// Asked between messages: where much is written, a read from the network ends in the middle of a transaction nearly always.
+		if x.until != 0 && !x.inTx && max(x.lastEnd, x.skipped) >= x.until {
+			return x.end(nil)
+		}
 		msg, err := x.repl.ReceiveMessage(context.Background())
 		if x.err != nil {
 			return x.end(x.err)
@@ -243,7 +264,8 @@ func (x *session) end(err error) error {
 	}
 	_ = x.tell(time.Now(), true) // if the connection is gone, it is told the next time
 	var gap *Gap
-	if err == nil || errors.As(err, &gap) {
+	var narrowed *Narrowed
+	if err == nil || errors.As(err, &gap) || errors.As(err, &narrowed) {
 		x.goodbye()
 	}
 	return err
@@ -295,8 +317,8 @@ func (x *session) pause() time.Duration {
 		x.done = true
 		return 0
 	}
-	if e := x.stopped.Load(); e != nil {
-		x.err = *e
+	if e := x.stopped.Load(); e != nil && (e.at == 0 || !x.inTx && max(x.lastEnd, x.skipped) >= e.at) {
+		x.err = e.err
 		return 0
 	}
 	if silent := now.Sub(x.LastSeen()); silent > deadAfter {
@@ -311,10 +333,6 @@ func (x *session) pause() time.Duration {
 		x.net.gather = gatherPause
 	case x.inTx:
 		x.net.gather = txPause
-	}
-	if x.until != 0 && !x.inTx && max(x.lastEnd, x.skipped) >= x.until {
-		x.done = true
-		return 0
 	}
 	if len(x.batch.Items) > 0 || x.skipped > x.lastEnd && now.Sub(x.lastHand) > time.Second {
 		every := x.pace()

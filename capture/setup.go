@@ -65,7 +65,7 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 			Hint: "Choose another name with BACKSTORY_SLOT."}
 	}
 	p.NewSlot = !p.Slot.Exists
-	if p.Tables, err = c.tables(ctx, conn, p.Server.Version); err != nil {
+	if p.Tables, err = c.tables(ctx, conn); err != nil {
 		return nil, err
 	}
 	if len(p.Tables) == 0 {
@@ -232,6 +232,10 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 		for _, t := range p.Tables {
 			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly)}
 			if b, ok := was[t.OID]; ok {
+				if t.InsertOnly && !b.InsertOnly { // the sidecar notes that, in its place (see Narrowed)
+					res.Tables = append(res.Tables, b)
+					continue
+				}
 				cap.SinceLSN, cap.Complete = b.SinceLSN, b.Complete
 			}
 			if !t.InsertOnly && empty[t.OID] {

@@ -18,7 +18,7 @@ const (
 	busyAfter      = 8 * time.Millisecond   // … that is, longer than this
 	txPause        = 100 * time.Microsecond // for the rest of a transaction to come in
 	txPatience     = 10 * time.Millisecond  // how long a small one may take to come in whole before a part of it is handed over
-	publishedEvery = 3 * time.Second        // how often it is checked that the source still publishes what is captured
+	publishedEvery = 3 * time.Second        // how often it is checked that the source publishes what is captured, and may do so
 	behindBytes    = 1 << 20                // of WAL not yet received make the reader gather
 	// deadAfter is how long the source may be silent before the connection counts as dead: it is asked for a sign every
 	// aliveEvery.
@@ -44,8 +44,17 @@ type Stream struct {
 	took     atomic.Int64  // nanoseconds
 
 	state   atomic.Pointer[State]
-	stopped atomic.Pointer[error] // why the session must end, as watch has found out
+	stopped atomic.Pointer[stop] // why the session must end, as the catalogue has it
 	slot    atomic.Pointer[Slot]
+
+	complaint  string // owned, as the next, by who checks what is published: first the session, then its watch
+	complained time.Time
+}
+
+// stop is a reason for which the session must end, at once or when everything before a place in the WAL has been handed over.
+type stop struct {
+	err error
+	at  eventlog.LSN
 }
 
 // State is what the stream is doing now.

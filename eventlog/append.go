@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"unicode/utf8"
 )
 
 // scratch is memory that one row change after the other uses.
@@ -522,16 +521,6 @@ func appendName(list, key []byte) []byte {
 		list = append(list, ',')
 	}
 	return append(list, key[:len(key)-1]...)
-}
-
-// hasNulEscape finds \u0000, which is JSON but which jsonb does not take.
-func hasNulEscape(b []byte) bool { return bytes.Contains(b, []byte(`\u0000`)) }
-
-func validUTF8(b []byte) []byte {
-	if utf8.Valid(b) {
-		return b
-	}
-	return bytes.ToValidUTF8(b, []byte("\ufffd"))
 }
 
 var errNoKey = errors.New("bug: a row's state lacks its key")

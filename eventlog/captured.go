@@ -19,7 +19,7 @@ type Captured struct {
 
 // Captured gives the tables that are captured, by name.
 func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
-	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, identity, insert_only, complete, (since_lsn - '0/0')::bigint, published
+	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, key_deferrable, identity, insert_only, complete, (since_lsn - '0/0')::bigint, published
 		FROM backstory.captured ORDER BY schema, name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
@@ -31,7 +31,7 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 		var oid, since int64
 		var cols, ident, published string
 		var key []int32
-		if err := rows.Scan(&oid, &r.Schema, &r.Name, &cols, &key, &ident, &r.InsertOnly, &r.Complete, &since, &published); err != nil {
+		if err := rows.Scan(&oid, &r.Schema, &r.Name, &cols, &key, &r.Deferrable, &ident, &r.InsertOnly, &r.Complete, &since, &published); err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
 		if err := json.Unmarshal([]byte(cols), &r.Columns); err != nil {
@@ -67,11 +67,11 @@ func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 			key[i] = int32(k)
 		}
 		oids = append(oids, int64(c.OID))
-		_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, identity, insert_only, complete, since_lsn, published)
-			VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-			ON CONFLICT (oid) DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, identity = $6, insert_only = $7,
-				complete = $8, since_lsn = $9, published = $10`,
-			int64(c.OID), c.Schema, c.Name, string(cols), key, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published)
+		_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published)
+			VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+			ON CONFLICT (oid) DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
+				complete = $9, since_lsn = $10, published = $11`,
+			int64(c.OID), c.Schema, c.Name, string(cols), key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published)
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -123,6 +124,21 @@ func (d *dictionary) newestVersion(oid uint32) (id int, r *Relation) {
 	return id, r
 }
 
+// newest gives the newest version of each table, by its number in the schema history.
+func (d *dictionary) newest() []*Relation {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	last := map[uint32]int{}
+	for n, r := range d.relations {
+		last[r.OID] = max(last[r.OID], n)
+	}
+	var out []*Relation
+	for _, n := range slices.Sorted(maps.Values(last)) {
+		out = append(out, d.relations[n])
+	}
+	return out
+}
+
 // ownedBy tells whether all events of an aggregate are those of a table of this name. Notes and gaps are nobody's.
 func (d *dictionary) ownedBy(a *aggregate, r *Relation) bool {
 	d.mu.Lock()
@@ -199,7 +215,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
+	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, key_deferrable, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
 	if err != nil {
 		return err
 	}
@@ -209,7 +225,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 		var oid int64
 		var cols, ident string
 		var key []int32
-		if err := rows.Scan(&id, &oid, &r.Schema, &r.Name, &cols, &key, &ident, &r.InsertOnly, &r.Complete); err != nil {
+		if err := rows.Scan(&id, &oid, &r.Schema, &r.Name, &cols, &key, &r.Deferrable, &ident, &r.InsertOnly, &r.Complete); err != nil {
 			return err
 		}
 		if err := json.Unmarshal([]byte(cols), &r.Columns); err != nil {

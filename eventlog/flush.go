@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -30,8 +29,8 @@ const (
 var smallColumns = map[smallTable]struct{ name, columns, read string }{
 	sourceTable:    {"source", "id, system_id, database, incarnation, timeline, tag", "id, system_id, database, incarnation, timeline, tag"},
 	aggregateTable: {"aggregate", "id, name, id_type", "id, name, id_type"},
-	relationTable: {"relation", "id, oid, schema, name, columns, key, identity, insert_only, complete, after_lsn, at_lsn",
-		"id, oid::bigint, schema, name, columns::text, key, identity, insert_only, complete, after_lsn::text, at_lsn::text"},
+	relationTable: {"relation", "id, oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, after_lsn, at_lsn",
+		"id, oid::bigint, schema, name, columns::text, key, key_deferrable, identity, insert_only, complete, after_lsn::text, at_lsn::text"},
 	kindTable: {"kind", "id, source, relation, aggregate, type, op, quiet, rules_version", "id, source, relation, aggregate, type, op, quiet, rules_version"},
 }
 
@@ -380,57 +379,4 @@ func (w *Writer) indexAll(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// Gap records that the log may lack changes of the source between two positions of its WAL, and why. Nothing is
-// appended after it until a person has accepted it (AcceptGap).
-func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
-	if w.tx.open {
-		return errors.New("bug: a gap inside a transaction")
-	}
-	if err := w.setSource(w.head.Timeline); err != nil {
-		return err
-	}
-	t, err := w.noteTable("Source")
-	if err != nil {
-		return err
-	}
-	data, err := json.Marshal(map[string]string{"reason": reason, "from_lsn": from.String(), "to_lsn": to.String()})
-	if err != nil {
-		return err
-	}
-	// A gap has no commit of its own: it lies after the last one, and its place in the log keeps its id apart, among
-	// ordinals that no row change has.
-	w.tx = openTx{lsn: w.commit, at: time.Now().UnixMicro() - pgEpoch, change: 1<<34 - 1 - int64(w.pos)&0xfffff, first: w.pos + 1}
-	w.event(t, &eventRow{op: OpGap, part: part{typ: "SourceGap"}, text: []byte(w.head.Slot), data: data})
-	w.whole, w.wholeEnd = w.pos, len(w.rows)
-	if err := w.flush(ctx, 0, false); err != nil {
-		return err
-	}
-	db, err := w.db(ctx)
-	if err != nil {
-		return err
-	}
-	if _, err := db.Exec(ctx, `UPDATE backstory.head SET gap = $1 WHERE epoch = $2`, reason, w.head.Epoch); err != nil {
-		return fmt.Errorf("record the gap: %w", err)
-	}
-	w.head.Gap = reason
-	w.publish(w.head)
-	return nil
-}
-
-// GapHint says what to do about a gap.
-const GapHint = "See backstory status and backstory log Source. Either bring the source back to where the log is, or run backstory init --accept-gap: " +
-	"it notes the gap in the log and goes on from now with a new slot; no table counts as complete any more, and a checkout says so."
-
-// fenced is what a writer gets that another one has replaced.
-var fenced = &Problem{ErrFenced, "Only one backstory writes to a log at a time. If another one is meant to run, stop this one."}
-
-// noteTable is the table of events that no row change made.
-func (w *Writer) noteTable(aggregateName string) (*table, error) {
-	t := &table{kinds: map[kindKey]int32{}, agg: w.log.dict.aggregateNamed(aggregateName)}
-	if t.agg == nil {
-		t.agg = w.newAggregate(aggregateName, "text")
-	}
-	return t, nil
 }

@@ -29,6 +29,8 @@ type Selection struct {
 	// Lean leaves out what a fold of rows does not need, which makes reading a third cheaper: who and why, and ID, OccurredAt,
 	// XID, Change, Part and StreamID are zero.
 	Lean bool
+	// NoBefore leaves out Event.Before, for a fold of rows that does not need that either.
+	NoBefore bool
 }
 
 // windowEvents is how many positions one statement reads, so that no statement on the log is a long one (G11).
@@ -187,6 +189,9 @@ func (l *Log) scan(ctx context.Context, conn *pgx.Conn, sel Selection, after, un
 	columns, emit := eventColumns, s.emit
 	if sel.Lean {
 		columns, emit = leanColumns, s.emitLean
+		if sel.NoBefore {
+			columns = strings.Replace(columns, "e.before", "NULL::text", 1)
+		}
 	}
 	q.WriteString("COPY (SELECT " + columns)
 	if s.contexts {

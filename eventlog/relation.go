@@ -43,6 +43,8 @@ type Relation struct {
 	ReplicaIdentity byte // 'd' default (the primary key), 'i' using index, 'f' full, 'n' nothing: pg_class.relreplident
 	Columns         []Column
 	Key             []int // the primary key's columns, as indexes into Columns, in key order; empty: the table has none
+	// Deferrable says that the primary key is DEFERRABLE: before a transaction ends, several rows may have the same.
+	Deferrable bool
 	// Complete says that every row of the table is in the log: it was empty at the slot's consistent point.
 	Complete bool
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
@@ -60,7 +62,7 @@ func (r *Relation) IntegerKey() bool {
 // SameShape tells whether two versions of a relation need no new entry in the schema history.
 func (r *Relation) SameShape(o *Relation) bool {
 	if r.OID != o.OID || r.Schema != o.Schema || r.Name != o.Name || r.ReplicaIdentity != o.ReplicaIdentity ||
-		r.InsertOnly != o.InsertOnly || r.Complete != o.Complete || len(r.Columns) != len(o.Columns) || len(r.Key) != len(o.Key) {
+		r.Deferrable != o.Deferrable || r.InsertOnly != o.InsertOnly || r.Complete != o.Complete || len(r.Columns) != len(o.Columns) || len(r.Key) != len(o.Key) {
 		return false
 	}
 	for i := range r.Columns {
@@ -75,6 +77,10 @@ func (r *Relation) SameShape(o *Relation) bool {
 	}
 	return true
 }
+
+// CheckoutMark begins the comment on every schema and table that a checkout has made. Nothing without it is ever replaced, and
+// nothing with it is captured.
+const CheckoutMark = "backstory checkout"
 
 // QuoteIdent quotes a name for use in SQL.
 func QuoteIdent(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }

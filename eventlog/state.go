@@ -240,14 +240,20 @@ type place struct {
 	newest int32
 }
 
-// places tells where the events of a table are, newest first. Those of before a gap do not count: what they say of a row
-// may be wrong by now.
+// places tells where the events of a table are, newest first. Those of before a gap do not count, nor those of before and while
+// only inserts of the table were published: what they say of a row may be wrong by now.
 func (d *dictionary) places(oid uint32, incarnation int) []place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	inserts := 0
+	for id, r := range d.relations {
+		if r.OID == oid && r.InsertOnly {
+			inserts = max(inserts, id)
+		}
+	}
 	var out []place
 	for id, k := range d.kinds {
-		if k.relation == nil || k.relation.OID != oid || k.source.incarnation != incarnation {
+		if k.relation == nil || k.relation.OID != oid || k.source.incarnation != incarnation || k.relationID <= inserts {
 			continue
 		}
 		i := slices.IndexFunc(out, func(p place) bool { return p.stream == k.aggregate.id })

@@ -108,7 +108,7 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 		f.Source = nothing{}
 	}
 	calc := RowsOf(versions, shape)
-	f.Calculator = calc
+	f.Calculator, f.Selection.NoBefore = calc, !calc.needsBefore()
 	result, err := f.Run(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("check out %s: %w", cfg.Revision.How, err)

@@ -35,9 +35,6 @@ type SchemaConfig struct {
 // that it once had: an enum's label has been renamed, a domain got another check.
 func Schema(cfg SchemaConfig) Target { return &schemaTarget{cfg: cfg} }
 
-// checkoutMark begins the comment on what a checkout has made. Nothing without it is ever replaced.
-const checkoutMark = "backstory checkout"
-
 // ErrNotCheckout means that something is in the way that no checkout has made.
 var ErrNotCheckout = errors.New("is not a checkout")
 
@@ -161,7 +158,7 @@ func (s *schemaTarget) schema(ctx context.Context, name string) (*targetSchema, 
 	if err != nil {
 		return nil, fmt.Errorf("look at schema %s: %w", name, err)
 	}
-	ts.exists, ts.marked = true, strings.HasPrefix(comment, checkoutMark)
+	ts.exists, ts.marked = true, strings.HasPrefix(comment, eventlog.CheckoutMark)
 	switch {
 	case things == 0:
 		return ts, nil
@@ -173,7 +170,7 @@ func (s *schemaTarget) schema(ctx context.Context, name string) (*targetSchema, 
 			Hint: "Use --replace to replace it, or name another schema."}
 	}
 	rows, err := s.tx.Query(ctx, `SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = $1 AND c.relkind = 'r' AND starts_with(obj_description(c.oid, 'pg_class'), $2) ORDER BY 1`, name, checkoutMark)
+		WHERE n.nspname = $1 AND c.relkind = 'r' AND starts_with(obj_description(c.oid, 'pg_class'), $2) ORDER BY 1`, name, eventlog.CheckoutMark)
 	if err == nil {
 		ts.old, err = pgx.CollectRows(rows, pgx.RowTo[string])
 	}
@@ -423,7 +420,7 @@ func (w *schemaWriter) try(action string) (code string, err error) {
 
 // comment gives the comment by which a checkout's things are known, as a literal.
 func (s *schemaTarget) comment(of string) string {
-	c := checkoutMark + of + ", " + s.cfg.Revision.How
+	c := eventlog.CheckoutMark + of + ", " + s.cfg.Revision.How
 	return "'" + strings.ReplaceAll(c, "'", "''") + "'"
 }
 

@@ -21,8 +21,7 @@ func TestMain(m *testing.M) {
 	if tempDir, err = os.MkdirTemp("", "backstory-rebuild-test-"); err != nil {
 		panic(err)
 	}
-	code := m.Run()
-	pgservertest.StopShared()
+	code := pgservertest.Main(m)
 	if left, err := os.ReadDir(tempDir); err != nil || len(left) > 0 {
 		fmt.Println("temporary files are left:", left, err)
 		code = 1

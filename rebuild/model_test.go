@@ -69,7 +69,7 @@ var modelTypes = map[string]eventlog.Type{
 
 func (m *model) addTable(name string, identity byte, key []string, columns ...string) *modelTable {
 	t := &modelTable{key: key}
-	rel := &eventlog.Relation{OID: uint32(1000 + len(m.tables)), Schema: "public", Name: name, ReplicaIdentity: identity, Complete: true}
+	rel := &eventlog.Relation{OID: uint32(1000 + len(m.tables)), Schema: "public", Name: name, ReplicaIdentity: identity, Complete: true, Deferrable: name == "deferrable"}
 	for _, c := range columns {
 		n, typ, _ := strings.Cut(c, " ")
 		rel.Columns = append(rel.Columns, eventlog.Column{Name: n, Type: modelTypes[typ]})

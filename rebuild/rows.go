@@ -24,8 +24,8 @@ import (
 // Order within a transaction. Events come in the order of the WAL. Where the key is checked row by row, that order never has
 // two rows under one key. A DEFERRABLE key is checked later: UPDATE t SET id = id + 1 may put a row under 2 before the row
 // that was there goes on to 3. So until the transaction ends there can be several rows under a key, and what takes a row
-// away from a key takes the one that has the content that the event says it had. A key that is a replica identity cannot be
-// DEFERRABLE; so this is looked after only where the replica identity is something else.
+// away from a key takes the one that has the content that the event says it had. This is looked after where the key of the table is
+// DEFERRABLE, or was so once: the catalogue, which tells it, may be newer than the rows.
 type Rows struct {
 	tables   []*Table
 	versions []*version // by number in the schema history
@@ -40,11 +40,13 @@ type Rows struct {
 func RowsOf(tables [][]eventlog.RelationVersion, shape []int) *Rows {
 	c := &Rows{}
 	for i, versions := range tables {
+		deferrable := slices.ContainsFunc(versions, func(v eventlog.RelationVersion) bool { return v.Deferrable })
 		for _, v := range versions {
 			for len(c.versions) <= v.ID {
 				c.versions = append(c.versions, nil)
 			}
 			c.versions[v.ID] = newVersion(v, i)
+			c.versions[v.ID].deferrable = deferrable
 		}
 		c.newest = append(c.newest, versions[shape[i]].ID)
 		c.current = append(c.current, nil)
@@ -68,6 +70,11 @@ func (c *Rows) Tables() []*Table {
 		}
 	}
 	return c.tables
+}
+
+// needsBefore tells whether the values before a change matter.
+func (c *Rows) needsBefore() bool {
+	return slices.ContainsFunc(c.versions, func(v *version) bool { return v != nil && (v.deferrable || v.emptyKey != nil) })
 }
 
 // Relation gives the version of a table whose shape it has after the events routed so far.
@@ -107,7 +114,7 @@ func (c *Rows) Route(e *eventlog.Event, to *Router) error {
 	}
 	c.key = append(c.key[:0], e.AggregateID...)
 	var before []byte
-	if v.rel.ReplicaIdentity != 'd' {
+	if v.deferrable {
 		before = e.Before
 	}
 	keyed := len(v.rel.Key) > 0
@@ -394,10 +401,9 @@ func (f *rowFolder) Fold(dst, state []byte, st *Step) ([]byte, error) {
 		st.Tally.Replaced += int64(len(rows) - 1)
 		rows = rows[len(rows)-1:]
 	}
-	deferrable := f.calc.versions[s.version].rel.ReplicaIdentity != 'd'
 	switch s.kind {
 	case stepArrive:
-		if !deferrable {
+		if !f.calc.versions[s.version].deferrable {
 			st.Tally.Replaced++
 			return f.appendWhole(dst, &s, 0, s.lsn), nil
 		}

@@ -13,6 +13,8 @@ type version struct {
 	table int // index of the table
 	rel   *eventlog.Relation
 	names [][]byte
+	// deferrable tells that before a transaction ends there may be several rows under a key.
+	deferrable bool
 	// emptyKey is what the members of an object hold if the key was the empty text; nil where it cannot be.
 	emptyKey []byte
 	// final gives for each column its place in the table's final shape, -1 where it has none.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/backstory-dev/backstory/internal/pgserver/pgservertest"
 	"github.com/backstory-dev/backstory/internal/shop"
 )
 
@@ -61,7 +62,7 @@ type runningDemo struct {
 // startDemo starts one. stdin is what it reads; nil: nothing.
 func startDemo(t *testing.T, dir string, args ...string) *runningDemo {
 	t.Helper()
-	cmd := exec.Command(program(t), append([]string{"demo", "--dir", dir}, args...)...)
+	cmd := exec.Command(program(t), append([]string{"demo", "--dir", dir, "--pg", os.Getenv(pgservertest.VersionEnv)}, args...)...)
 	// The settings of another backstory in the environment do not matter.
 	cmd.Env = append(os.Environ(), "BACKSTORY_SOURCE_URL=postgres://nobody@192.0.2.1/x", "BACKSTORY_LOG_URL=nonsense", "BACKSTORY_SLOT=UPPER")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

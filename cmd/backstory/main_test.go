@@ -473,9 +473,7 @@ var broker struct {
 // kafka gives a real broker with a user "app" who may do nothing.
 func kafkaBroker(t *testing.T) *kafkaserver.Server {
 	t.Helper()
-	if os.Getenv("BACKSTORY_TEST_KAFKA") != "1" {
-		cannot(t, "it needs a real Kafka: set BACKSTORY_TEST_KAFKA=1 (Java and Maven must be installed; make java installs them)")
-	}
+	kafkaserver.Need(t)
 	broker.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()

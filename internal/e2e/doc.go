@@ -3,8 +3,10 @@
 //
 //   - oracle_test.go: random concurrent workloads over every type and every kind of table. The log is compared with what
 //     triggers saw, what a second slot saw, what a session recorded at known positions, and the tables themselves.
-//   - crash_test.go: the sidecar, both servers and the network fail at random moments while applications work.
+//   - crash_test.go: the sidecar, both servers, the network and Kafka fail at random moments while applications work. Each
+//     kind of failure comes in each run, and meets a sidecar and an application that are at work.
 //   - memory_test.go: transactions and rows far larger than the memory that is allowed.
+//   - confirm_test.go: what the source is told: all that the log has, whatever Kafka does, and when the sidecar ends.
 //   - start_test.go, slot_test.go, idle_test.go, context_test.go, writer_test.go, tamper_test.go, settings_test.go: what
 //     Postgres really does, one fact at a time.
 //
@@ -19,4 +21,7 @@
 //	BACKSTORY_CRASH_SECONDS=n           how long each crash test lasts
 //	BACKSTORY_MEMORY_ROWS=n             rows of the large transaction
 //	BACKSTORY_MEMORY_MB=n               megabytes of rows of one megabyte
+//	BACKSTORY_MEMORY_BOUND_MB=n         megabytes of memory that the sidecar may have
+//
+// make crash and make memory run these tests longer and larger. BACKSTORY_TEST_KAFKA: see internal/kafkaserver.
 package e2e

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -12,16 +11,6 @@ import (
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/internal/kafkaserver"
 )
-
-// withKafka tells whether a test has a real Kafka beside it: always, unless BACKSTORY_TEST_KAFKA is set to nothing.
-func withKafka(t testing.TB) bool {
-	t.Helper()
-	if v, set := os.LookupEnv("BACKSTORY_TEST_KAFKA"); set && v == "" {
-		t.Log("BACKSTORY_TEST_KAFKA is empty: no real Kafka; make test-kafka installs what it needs")
-		return false
-	}
-	return true
-}
 
 // broker is a real Kafka of a test's own, with a topic.
 type broker struct {
@@ -41,12 +30,33 @@ func newBroker(t testing.TB) *broker {
 
 // restart starts the broker again after it was ended in some way, or else stops it first.
 func (b *broker) restart(t testing.TB, end func() error) {
+	was := b.PID()
 	if err := end(); err != nil {
 		t.Error(err)
 	}
 	if err := b.Restart(within(t, time.Minute)); err != nil {
 		t.Error(err)
 	}
+	if b.PID() == was {
+		t.Error("the broker was not restarted")
+	}
+}
+
+// size is how many messages the topic has.
+func (b *broker) size(t testing.TB) (n int64) {
+	t.Helper()
+	var ask []kafka.OffsetRequest
+	for p := range b.partitions {
+		ask = append(ask, kafka.LastOffsetOf(p))
+	}
+	res, err := b.Client().ListOffsets(within(t, time.Minute), &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{b.topic: ask}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range res.Topics[b.topic] {
+		n += o.LastOffset
+	}
+	return n
 }
 
 // holds compares the topic with the log: each event that is news once, as the log has it, those of an entity in one partition

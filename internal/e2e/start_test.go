@@ -13,6 +13,7 @@ import (
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/internal/pgserver"
 	"github.com/backstory-dev/backstory/internal/pgserver/pgservertest"
+	"github.com/backstory-dev/backstory/rebuild"
 )
 
 // gapFound checks that a gap has stopped everything: the sidecar ends with an error, the log says so in one event, and nothing
@@ -53,6 +54,19 @@ func (s *system) gapFound(what string, words ...string) {
 	}
 	if again, err := l.Head(within(s.t, time.Minute)); err != nil || again.Position != h.Position {
 		s.t.Fatalf("%s: the log goes on after a gap: %d, %v", what, again.Position, err)
+	}
+	// What was complete is so no longer, from the gap on.
+	for rev, want := range map[string]error{"HEAD": rebuild.ErrIncomplete, "HEAD~1": nil} {
+		if before.Position == 0 {
+			break
+		}
+		at, err := l.Resolve(within(s.t, time.Minute), rev, eventlog.RevisionOptions{})
+		if err == nil {
+			_, err = rebuild.Checkout(within(s.t, time.Minute), rebuild.Config{Log: l, Revision: at, Into: &rebuild.Memory{}})
+		}
+		if !errors.Is(err, want) {
+			s.t.Errorf("%s: checkout of %s: %v, want %v", what, rev, err, want)
+		}
 	}
 	verify(s.t, l)
 }

@@ -77,7 +77,7 @@ func (w *world) apply(e *eventlog.Event) error {
 	if err := w.place(e); err != nil {
 		return fmt.Errorf("event %d (%s, %s of %s/%s in transaction %d): %w", e.Position, e.Type, e.Op, e.Aggregate, short(e.AggregateID), e.XID, err)
 	}
-	if e.Relation == nil {
+	if e.Relation == nil || e.Op == eventlog.OpGap {
 		return nil
 	}
 	if err := w.row(e); err != nil {
@@ -104,7 +104,7 @@ func (w *world) place(e *eventlog.Event) error {
 		return fmt.Errorf("id %s is that of event %d too", e.ID, p)
 	}
 	w.ids[e.ID] = e.Position
-	if e.Relation == nil {
+	if e.Relation == nil || e.Op == eventlog.OpGap {
 		return nil
 	}
 	if e.XID != w.xid || e.CommitLSN != w.lsn {
@@ -539,11 +539,26 @@ func dump(ctx context.Context, s *session, columns map[string][]string) (content
 	return out, nil
 }
 
+// patience is how long a look at the whole log, or at the tables that it makes, may take.
+func patience(events eventlog.Position) time.Duration {
+	return 5*time.Minute + time.Duration(events)*time.Millisecond/5
+}
+
+// whole is a context for a look at the whole log.
+func whole(t testing.TB, l *eventlog.Log) context.Context {
+	t.Helper()
+	h, err := l.Head(within(t, time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return within(t, patience(h.Position))
+}
+
 // replay folds the whole log, calling each after each event.
 func (w *world) replay(t testing.TB, l *eventlog.Log, each func(e *eventlog.Event) error) {
 	t.Helper()
 	faults := 0
-	err := l.Read(within(t, 5*time.Minute), eventlog.Selection{After: w.position, Quiet: true}, func(e *eventlog.Event) error {
+	err := l.Read(whole(t, l), eventlog.Selection{After: w.position, Quiet: true}, func(e *eventlog.Event) error {
 		err := w.apply(e)
 		if err == nil && each != nil {
 			err = each(e)
@@ -581,7 +596,7 @@ func checkLog(t testing.TB, l *eventlog.Log, unseen ...string) *world {
 
 func verify(t testing.TB, l *eventlog.Log) *eventlog.Verdict {
 	t.Helper()
-	v, err := l.Verify(within(t, 5*time.Minute), nil)
+	v, err := l.Verify(whole(t, l), nil)
 	if err != nil {
 		t.Fatalf("verify: %v", err)
 	}
@@ -595,7 +610,7 @@ func verify(t testing.TB, l *eventlog.Log) *eventlog.Verdict {
 func (w *world) sameTables(t testing.TB, s *session, where string) {
 	t.Helper()
 	columns := columnsOf(s, where)
-	now, err := dump(within(t, 5*time.Minute), s, columns)
+	now, err := dump(within(t, patience(w.position)), s, columns)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,8 @@
 // sink has to be tested against. One broker in KRaft mode is broker and controller at once; there is no ZooKeeper.
 // It is for loopback only and keeps one copy of everything.
 //
+// Whether tests have a broker is said by one environment variable, BACKSTORY_TEST_KAFKA; see Env.
+//
 // # Life of a broker
 //
 // Start looks for java, has Maven fetch Kafka's jars into the cache unless they are there (about 43 MB, once; pom.xml

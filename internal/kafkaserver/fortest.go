@@ -22,10 +22,11 @@ var shared struct {
 }
 
 // ForTest returns the broker that the tests of this process share, started if it is the first time: no users, topics
-// are not created by themselves. If there can be no broker, the test fails; it is never skipped. TestMain calls
-// StopShared at the end; without it the broker ends with the process all the same (on Linux).
+// are not created by themselves. Where tests have no Kafka (see Env) it skips this one. TestMain calls StopShared at the
+// end; without it the broker ends with the process all the same (on Linux).
 func ForTest(t testing.TB) *Server {
 	t.Helper()
+	Need(t)
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if shared.server == nil && shared.err == nil {
@@ -38,9 +39,10 @@ func ForTest(t testing.TB) *Server {
 }
 
 // StartForTest returns a broker for this test alone, stopped in its Cleanup. A test that stops, kills or configures its
-// broker takes one.
+// broker takes one. It skips as ForTest does.
 func StartForTest(t testing.TB, cfg Config) *Server {
 	t.Helper()
+	Need(t)
 	s, err := startForTest(cfg)
 	if err != nil {
 		t.Fatalf("no Kafka for this test: %v", err)

@@ -321,6 +321,7 @@ func orphan() {
 }
 
 func TestBrokerDiesWithUs(t *testing.T) {
+	Need(t)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), orphanEnv+"=1")
 	out, err := cmd.StdoutPipe()

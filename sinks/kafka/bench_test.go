@@ -33,6 +33,7 @@ func BenchmarkKafka(b *testing.B) {
 		}
 	}
 	const partitions = 4
+	kafkaserver.Need(b)
 	pg := pgservertest.ForTest(b, pgserver.Config{})
 	b.Cleanup(pgservertest.StopShared)
 	c := newCluster(b, kafkaserver.ForTest(b).Brokers())

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// onBoth runs a test against kfake and, unless -short, against a real broker.
+// onBoth runs a test against kfake and against a real broker.
 func onBoth(t *testing.T, test func(t *testing.T, c *cluster)) {
 	t.Run("fake", func(t *testing.T) { c, _ := fake(t); test(t, c) })
 	t.Run("real", func(t *testing.T) { test(t, realCluster(t)) })
@@ -48,19 +48,7 @@ func onBoth(t *testing.T, test func(t *testing.T, c *cluster)) {
 
 func realCluster(t testing.TB) *cluster {
 	t.Helper()
-	needKafka(t)
 	return newCluster(t, kafkaserver.ForTest(t).Brokers())
-}
-
-// needKafka leaves a test out where that was asked for. Otherwise a Kafka that cannot be started fails it.
-func needKafka(t testing.TB) {
-	t.Helper()
-	if v, set := os.LookupEnv("BACKSTORY_TEST_KAFKA"); set && v == "" {
-		t.Skip("BACKSTORY_TEST_KAFKA is empty: no real Kafka; make test-kafka installs what it needs and runs this")
-	}
-	if testing.Short() {
-		t.Skip("-short: no real Kafka")
-	}
 }
 
 var topicNumber atomic.Int64
@@ -542,7 +530,6 @@ func TestKafkaTopicsAreCreated(t *testing.T) {
 }
 
 func TestKafkaNotAuthorised(t *testing.T) {
-	needKafka(t)
 	server := kafkaserver.StartForTest(t, kafkaserver.Config{Users: map[string]string{"sidecar": "secret"}})
 	c := newCluster(t, server.Brokers())
 	b := newBench(t, c, 2)

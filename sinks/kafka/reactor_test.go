@@ -17,7 +17,7 @@ import (
 // The whole path from a real log to a real broker, while the broker is stopped, killed and started, the log's server is
 // restarted, the reactor's process ends, and its checkpoint is lost. The topic holds the log, once.
 func TestKafkaReactor(t *testing.T) {
-	needKafka(t)
+	kafkaserver.Need(t)
 	pg := pgservertest.Start(t, pgserver.Config{})
 	broker := kafkaserver.StartForTest(t, kafkaserver.Config{})
 	c := newCluster(t, broker.Brokers())

@@ -3,13 +3,9 @@
 // ForTest shares one server between the tests of a process that ask for the same Config; each test makes a database of
 // its own there. A test that stops, kills or reconfigures its server takes one for itself with Start.
 //
-// A package whose tests use ForTest stops the shared servers at the end:
+// A package whose tests use ForTest stops the shared servers at the end, and sees that no goroutine is left:
 //
-//	func TestMain(m *testing.M) {
-//		code := m.Run()
-//		pgservertest.StopShared()
-//		os.Exit(code)
-//	}
+//	func TestMain(m *testing.M) { os.Exit(pgservertest.Main(m)) }
 //
 // Without it the servers end with the process all the same (on Linux), and the next Start removes their directories.
 //
@@ -22,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -54,6 +51,31 @@ var shared = struct {
 type result struct {
 	server *Server
 	err    error
+}
+
+// Main runs the tests of a package and stops the shared servers. It gives the exit code, which is not 0 if a goroutine is
+// left either.
+func Main(m *testing.M) (code int) {
+	before := runtime.NumGoroutine()
+	code = m.Run()
+	StopShared()
+	if left := leaked(before, 10*time.Second); left != "" {
+		fmt.Fprintln(os.Stderr, left)
+		code = max(code, 1)
+	}
+	return code
+}
+
+// leaked waits until there are no more goroutines than before, or gives the stacks of all. Some take a moment to end after
+// what they worked for.
+func leaked(before int, limit time.Duration) string {
+	for end := time.Now().Add(limit); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			buf := make([]byte, 1<<18)
+			return fmt.Sprintf("goroutines leaked: %d before, %d now\n%s", before, runtime.NumGoroutine(), buf[:runtime.Stack(buf, true)])
+		}
+	}
+	return ""
 }
 
 // ForTest returns the shared server for cfg, started if it is the first time. cfg.DataDir must be empty.

@@ -3,8 +3,11 @@ package pgservertest
 import (
 	"context"
 	"os"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -12,10 +15,19 @@ import (
 	"github.com/backstory-dev/backstory/internal/pgserver"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	StopShared()
-	os.Exit(code)
+func TestMain(m *testing.M) { os.Exit(Main(m)) }
+
+func TestLeakedGivesTheStacks(t *testing.T) {
+	before := runtime.NumGoroutine()
+	end := make(chan struct{})
+	go func() { <-end }()
+	if left := leaked(before, time.Millisecond); !strings.Contains(left, "TestLeakedGivesTheStacks") {
+		t.Errorf("of a goroutine that is left it says %q", left)
+	}
+	close(end)
+	if left := leaked(before, time.Minute); left != "" {
+		t.Errorf("of one that has ended it says %q", left)
+	}
 }
 
 func TestForTestSharesOneServerForEachConfig(t *testing.T) {

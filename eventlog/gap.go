@@ -1,0 +1,85 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Gap records that the log may lack changes of the source between two positions of its WAL, and why. Nothing is
+// appended after it until a person has accepted it (AcceptGap). No table counts as complete from there on.
+func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
+	for _, r := range w.log.dict.newest() {
+		if !r.Complete {
+			continue
+		}
+		less := *r
+		less.Complete = false
+		if _, err := w.tableFor(ctx, &less, w.commit+1); err != nil { // which no event before the gap has
+			return err
+		}
+	}
+	if err := w.gap(ctx, w.noteTable("Source"), "SourceGap", []byte(w.head.Slot), reason, from, to); err != nil {
+		return err
+	}
+	db, err := w.db(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := db.Exec(ctx, `UPDATE backstory.head SET gap = $1 WHERE epoch = $2`, reason, w.head.Epoch); err != nil {
+		return fmt.Errorf("record the gap: %w", err)
+	}
+	w.head.Gap = reason
+	w.publish(w.head)
+	return nil
+}
+
+// TableGap records that from somewhere between two positions of the source's WAL on, only inserts of a table are in the log, and
+// why; r is the table as it is captured from now on. It does nothing where that is recorded already.
+func (w *Writer) TableGap(ctx context.Context, r *Relation, reason string, from, to LSN) error {
+	// Its last shape is that of the entities which the gap concerns; it may have another one, under which they are not found, by now.
+	_, last := w.log.dict.newestVersion(r.OID)
+	if last == nil {
+		last = r
+	} else if last.InsertOnly {
+		return nil
+	}
+	less := *last
+	less.InsertOnly, less.Complete = true, false
+	t, err := w.tableFor(ctx, &less, w.commit+1) // which no event before the gap has
+	if err != nil {
+		return err
+	}
+	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, from, to)
+}
+
+func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reason string, from, to LSN) error {
+	if w.tx.open {
+		return errors.New("bug: a gap inside a transaction")
+	}
+	if err := w.setSource(w.head.Timeline); err != nil {
+		return err
+	}
+	data, err := json.Marshal(map[string]string{"reason": reason, "from_lsn": from.String(), "to_lsn": to.String()})
+	if err != nil {
+		return err
+	}
+	// A gap has no commit of its own: it lies after the last one, and its place in the log keeps its id apart, among
+	// ordinals that no row change has.
+	w.tx = openTx{lsn: w.commit, at: time.Now().UnixMicro() - pgEpoch, change: 1<<34 - 1 - int64(w.pos)&0xfffff, first: w.pos + 1}
+	w.event(t, &eventRow{op: OpGap, part: part{typ: typ}, text: key, data: data})
+	w.whole, w.wholeEnd = w.pos, len(w.rows)
+	if err := w.flush(ctx, 0, false); err != nil {
+		return err
+	}
+	return w.join(ctx)
+}
+
+// GapHint says what to do about a gap.
+const GapHint = "See backstory status and backstory log Source. Either bring the source back to where the log is, or run backstory init --accept-gap: " +
+	"it notes the gap in the log and goes on from now with a new slot; no table counts as complete any more, and a checkout says so."
+
+// fenced is what a writer gets that another one has replaced.
+var fenced = &Problem{ErrFenced, "Only one backstory writes to a log at a time. If another one is meant to run, stop this one."}

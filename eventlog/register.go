@@ -1,0 +1,245 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+)
+
+// newRow is a row for one of the small tables, written and sealed with the events that use it first.
+type newRow struct {
+	table smallTable
+	args  []any
+}
+
+// table is what the writer knows of one version of a table.
+type table struct {
+	rel      *Relation
+	id       int
+	rules    *tableRules
+	agg      *aggregate
+	keys     [][]byte // `"name":` of each column
+	identity []int    // the columns by which the source names a row
+	byRow    bool     // identity is not the key: state is looked up by row_id
+	intKey   bool
+	kinds    map[kindKey]int32
+	since    map[int][]bool // see columnsSince
+}
+
+type kindKey struct {
+	source int
+	op     Op
+	typ    string
+}
+
+// setSource finds the source's number for a timeline, or gives it one.
+func (w *Writer) setSource(timeline uint32) error {
+	if w.cur != nil && w.cur.timeline == timeline {
+		return nil
+	}
+	if s := w.sources[timeline]; s != nil {
+		w.cur = s
+		return nil
+	}
+	s, err := w.source(w.head.SystemID, w.head.Database, w.head.Incarnation, timeline)
+	if err != nil {
+		return err
+	}
+	w.sources[timeline], w.cur = s, s
+	return nil
+}
+
+func (w *Writer) source(system, database string, incarnation int, timeline uint32) (*source, error) {
+	d := w.log.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	used := map[uint32]bool{}
+	for _, s := range d.sources {
+		if s.systemID == system && s.database == database && s.incarnation == incarnation && s.timeline == timeline {
+			return s, nil
+		}
+		used[s.tag] = true
+	}
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s/%s/%d/%d", system, database, incarnation, timeline)
+	tag := uint32(h.Sum64() & 0xffffff)
+	for used[tag] { // two lineages of one log never share a tag
+		tag = (tag + 1) & 0xffffff
+	}
+	w.nextIDs.source++
+	s := &source{id: w.nextIDs.source, systemID: system, database: database, incarnation: incarnation, timeline: timeline, tag: tag}
+	w.news = append(w.news, newRow{sourceTable,
+		[]any{s.id, system, database, incarnation, int64(timeline), int64(tag)}})
+	d.sources[s.id] = s
+	return s, nil
+}
+
+// tableFor finds what the writer knows of a relation, registering a new version of it in the schema history.
+func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, error) {
+	if t := w.tables[r]; t != nil {
+		return t, nil
+	}
+	t := &table{rel: r, kinds: map[kindKey]int32{}, intKey: r.IntegerKey()}
+	for i, c := range r.Columns {
+		k := AppendString(nil, []byte(c.Name))
+		t.keys = append(t.keys, append(k, ':'))
+		if c.Identity && r.ReplicaIdentity != 'f' {
+			t.identity = append(t.identity, i)
+		}
+	}
+	t.byRow = r.ReplicaIdentity == 'i' && !sameColumns(t.identity, r.Key)
+	if !t.byRow {
+		t.identity = r.Key
+	}
+	d := w.log.dict
+	newest, last := d.newestVersion(r.OID)
+	if last != nil && last.SameShape(r) {
+		t.id = newest
+	}
+	if t.id == 0 {
+		if last != nil {
+			// What the cache holds is in the shape, or under the identity, of before; from now on it is looked up in the log.
+			if err := w.flush(ctx, 0, true); err != nil {
+				return nil, err
+			}
+			if err := w.join(ctx); err != nil {
+				return nil, err
+			}
+			w.state.clear()
+		}
+		w.nextIDs.relation++
+		t.id = w.nextIDs.relation
+		cols, err := json.Marshal(r.Columns)
+		if err != nil {
+			return nil, err
+		}
+		key := make([]int32, len(r.Key))
+		for i, k := range r.Key {
+			key[i] = int32(k)
+		}
+		w.news = append(w.news, newRow{relationTable,
+			[]any{t.id, r.OID, r.Schema, r.Name, string(cols), key, r.Deferrable, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, w.lastDML.String(), at.String()}})
+		d.mu.Lock()
+		d.relations[t.id] = r
+		d.mu.Unlock()
+	}
+	if t.agg = w.aggregateOf(r); t.agg == nil {
+		t.agg = w.newAggregate(w.freeAggregate(r), idType(r))
+	}
+	t.rules = defaultRules(r, t.agg.name)
+	w.tables[r], w.latest[r.OID] = t, t
+	return t, nil
+}
+
+// aggregateOf finds the aggregate that a table has already, nil if it has none. A table whose key has got another type, so
+// that its ids are no longer what they were, gets another one.
+func (w *Writer) aggregateOf(r *Relation) *aggregate {
+	d := w.log.dict
+	for n := 0; ; n++ {
+		a := d.aggregateNamed(aggregateName(r, n))
+		if a == nil {
+			return nil
+		}
+		if w.ownedBy(a, r) && a.idType == idType(r) {
+			return a
+		}
+	}
+}
+
+// freeAggregate finds a name for a new aggregate.
+func (w *Writer) freeAggregate(r *Relation) string {
+	for n := 0; ; n++ {
+		if name := aggregateName(r, n); w.log.dict.aggregateNamed(name) == nil {
+			return name
+		}
+	}
+}
+
+// ownedBy tells whether an aggregate's events are those of a table of this name, and of no other one.
+func (w *Writer) ownedBy(a *aggregate, r *Relation) bool {
+	for _, t := range w.latest {
+		if t.agg == a {
+			return t.rel.String() == r.String()
+		}
+	}
+	return w.log.dict.ownedBy(a, r)
+}
+
+// known finds what the writer knows of a relation without registering anything: nil if its shape is new.
+func (w *Writer) known(r *Relation) *table {
+	if t := w.tables[r]; t != nil {
+		return t
+	}
+	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(r) || w.aggregateOf(r) == nil {
+		return nil
+	}
+	t, err := w.tableFor(context.Background(), r, 0) // asks the log for nothing, as it is all known
+	if err != nil {
+		return nil
+	}
+	return t
+}
+
+func (w *Writer) newAggregate(name, idType string) *aggregate {
+	w.nextIDs.aggregate++
+	a := &aggregate{id: int32(w.nextIDs.aggregate), name: name, idType: idType}
+	w.news = append(w.news, newRow{aggregateTable, []any{int(a.id), a.name, a.idType}})
+	d := w.log.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.aggregates[a.id] = a
+	return a
+}
+
+func sameColumns(a, b []int) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	seen := map[int]bool{}
+	for _, x := range a {
+		seen[x] = true
+	}
+	for _, x := range b {
+		if !seen[x] {
+			return false
+		}
+	}
+	return true
+}
+
+// kindOf finds the number for what an event shares with others, or gives it one.
+func (w *Writer) kindOf(t *table, op Op, p part) int32 {
+	key := kindKey{w.cur.id, op, p.typ}
+	if id, ok := t.kinds[key]; ok {
+		return id
+	}
+	d := w.log.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, k := range d.kinds {
+		if k.source == w.cur && k.relationID == t.id && k.aggregate == t.agg && k.op == op && k.typ == p.typ && k.quiet == p.quiet && k.rulesVersion == RulesVersion {
+			t.kinds[key] = id
+			return id
+		}
+	}
+	w.nextIDs.kind++
+	k := &kind{id: int32(w.nextIDs.kind), source: w.cur, relation: t.rel, relationID: t.id, aggregate: t.agg, typ: p.typ, op: op, quiet: p.quiet, rulesVersion: RulesVersion}
+	var rel any
+	if t.id != 0 {
+		rel = t.id
+	}
+	w.news = append(w.news, newRow{kindTable,
+		[]any{k.id, k.source.id, rel, k.aggregate.id, k.typ, string(k.op), k.quiet, k.rulesVersion}})
+	d.kinds[k.id], t.kinds[key] = k, k.id
+	return k.id
+}
+
+// noteTable is the table of events that no row change made.
+func (w *Writer) noteTable(aggregateName string) *table {
+	t := &table{kinds: map[kindKey]int32{}, agg: w.log.dict.aggregateNamed(aggregateName)}
+	if t.agg == nil {
+		t.agg = w.newAggregate(aggregateName, "text")
+	}
+	return t
+}

@@ -1,0 +1,50 @@
+package eventlog
+
+import "sync/atomic"
+
+// Stats counts what a writer has done since it began.
+type Stats struct {
+	Events, Transactions, Flushes atomic.Int64
+	// Unattributed counts the events without who and why.
+	Unattributed atomic.Int64
+	// FirstSeen counts rows that existed before the log first saw them.
+	FirstSeen atomic.Int64
+	// MalformedContext counts context messages that are not a JSON object.
+	MalformedContext atomic.Int64
+	// Bytes counts the bytes sent to the log.
+	Bytes atomic.Int64
+	// Lookups counts rows whose last state was read from the log.
+	Lookups atomic.Int64
+}
+
+// add counts what is durable now.
+func (s *Stats) add(c *Counts) {
+	s.Events.Add(c.Events)
+	s.Transactions.Add(c.Transactions)
+	s.Unattributed.Add(c.Unattributed)
+	s.FirstSeen.Add(c.FirstSeen)
+	s.MalformedContext.Add(c.MalformedContext)
+	*c = Counts{}
+}
+
+// Counts is what Stats stood at.
+type Counts struct {
+	Events, Transactions, Flushes, Unattributed, FirstSeen, MalformedContext, Bytes, Lookups int64
+}
+
+// Counts reads the counters.
+func (s *Stats) Counts() Counts {
+	return Counts{s.Events.Load(), s.Transactions.Load(), s.Flushes.Load(), s.Unattributed.Load(), s.FirstSeen.Load(), s.MalformedContext.Load(), s.Bytes.Load(), s.Lookups.Load()}
+}
+
+// Add adds what another writer counted.
+func (c *Counts) Add(o Counts) {
+	c.Events += o.Events
+	c.Transactions += o.Transactions
+	c.Flushes += o.Flushes
+	c.Unattributed += o.Unattributed
+	c.FirstSeen += o.FirstSeen
+	c.MalformedContext += o.MalformedContext
+	c.Bytes += o.Bytes
+	c.Lookups += o.Lookups
+}
