@@ -584,7 +584,7 @@ var badInput = []row{
 			s.caughtUp(p)
 			s.fillDisk()
 			s.sql(`BEGIN; SELECT pg_logical_emit_message(true, 'backstory', '{"actor": "ann"}')`)
-			s.write(50)
+			s.write(5000)
 			s.sql("COMMIT")
 		},
 		says: "No space left on device", remedy: "Make room on the disk of the log's server. Nothing is lost meanwhile",
