@@ -299,7 +299,8 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	}
 	streamCtx, stop := context.WithCancel(ctx)
 	defer stop()
-	stream := capture.NewStream(s.cfg.Capture, captured, w.Head().EndLSN)
+	start := w.Head().EndLSN
+	stream := capture.NewStream(s.cfg.Capture, captured, start)
 	s.now.Store(&running{w, stream})
 	defer func() {
 		c := s.total()
@@ -337,7 +338,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			if w.Kept() {
 				work(func() error { return w.Flush(appendCtx) })
 			}
-			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil {
+			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil && !w.Kept() {
 				s.recovered()
 			}
 		}
@@ -345,7 +346,8 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			continue
 		}
 		if failed == nil {
-			if work(func() error { return w.Append(appendCtx, b) }); failed == nil {
+			// What Append keeps, or has written of a transaction that is still coming in, shows nothing yet.
+			if work(func() error { return w.Append(appendCtx, b) }); failed == nil && w.Head().EndLSN > start {
 				s.recovered()
 			}
 		}
