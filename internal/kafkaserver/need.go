@@ -10,8 +10,8 @@ import (
 //
 //	1       they have; without Java and Maven they fail
 //	0       they have not
-//	empty   they have, if Java and Maven are there. Where CI=true they fail otherwise: what is left out there is left out on
-//	        purpose
+//	empty   they have, if Java and Maven are there, and without -short. Where CI=true that is no reason: without Java and Maven
+//	        they fail, since what is left out there is left out on purpose
 const Env = "BACKSTORY_TEST_KAFKA"
 
 // Need skips a test that is nothing without a real Kafka, where there is to be none.
