@@ -3,6 +3,7 @@ package eventlog
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"regexp"
@@ -26,6 +27,8 @@ func ConnConfig(url, application string) (*pgx.ConnConfig, error) {
 
 func prepare(cfg *pgconn.Config, application string) {
 	for k, v := range SessionSettings {
+		// A URL, or PGTZ, may have named it in other letters; sent twice, chance would decide.
+		maps.DeleteFunc(cfg.RuntimeParams, func(have, _ string) bool { return strings.EqualFold(have, k) })
 		cfg.RuntimeParams[k] = v
 	}
 	if cfg.RuntimeParams["application_name"] == "" {
