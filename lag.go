@@ -35,11 +35,10 @@ const maxMarks = 1024
 func (l *lag) look(now time.Time, wal, done eventlog.LSN, slot *capture.Slot) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.done = max(l.done, done)
-	l.marks = slices.DeleteFunc(l.marks, func(m mark) bool { return m.lsn <= l.done })
-	if slot != nil {
-		l.slot = slot
+	if l.done = max(l.done, done); slot != nil {
+		l.slot, l.done = slot, max(l.done, slot.ConfirmedFlush) // which the log has
 	}
+	l.marks = slices.DeleteFunc(l.marks, func(m mark) bool { return m.lsn <= l.done })
 	if wal == 0 {
 		return
 	}

@@ -156,8 +156,8 @@ func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, 
 	if !src.Slot.Exists {
 		s.Error, s.Hint = "the replication slot "+s.Slot+" does not exist", eventlog.GapHint
 	}
-	if src.WAL > h.EndLSN && !src.Idle {
-		s.LagBytes = int64(src.WAL - h.EndLSN)
+	if done := max(h.EndLSN, src.Slot.ConfirmedFlush); src.WAL > done && !src.Idle {
+		s.LagBytes = int64(src.WAL - done)
 	}
 	return src
 }

@@ -33,7 +33,8 @@ type row struct {
 	server func(*testing.T) *pgservertest.Server
 	// set makes it wrong, on a site of its own; begin makes slot and log, and changes that are not in the log yet.
 	set func(*site)
-	// during makes it wrong while `run` is at work, and then that is the command. Otherwise args is.
+	// during makes it wrong while `run` is at work, and then that is the command. Otherwise args is; for a sidecar that stays, it is
+	// `run` on what set has made wrong.
 	during func(*site, *process)
 	args   []string
 	// exit is the code with which the command ends, or stays.
@@ -259,7 +260,7 @@ var badInput = []row{
 		says: `the history has a gap at position 3: "accepted by hand: the replication slot {slot} is gone"`, remedy: "Use --partial all the same, or a revision of before: --at 2."},
 
 	// ---- Connections.
-	{wrong: "a host that does not exist", args: []string{"run"}, set: with("BACKSTORY_SOURCE_URL", "postgres://app:SECRET@no-such-host.invalid/shop"), exit: 1,
+	{wrong: "a host that does not exist", args: []string{"run", "--once"}, set: with("BACKSTORY_SOURCE_URL", "postgres://app:SECRET@no-such-host.invalid/shop"), exit: 1,
 		says: "no such host (user app, database shop)", remedy: "Check host and port in the URL", mend: back},
 	{wrong: "a port where nobody listens", args: []string{"run", "--once"}, set: with("BACKSTORY_SOURCE_URL", "postgres://app:SECRET@127.0.0.1:1/shop"), exit: 1,
 		says: "127.0.0.1:1: connection refused (user app, database shop)", remedy: "Check host and port in the URL, that Postgres is running", mend: back},
@@ -589,6 +590,21 @@ var badInput = []row{
 		},
 		says: "No space left on device", remedy: "Make room on the disk of the log's server. Nothing is lost meanwhile",
 		mend: (*site).makeRoom},
+	{wrong: "the log's server is away at the start", exit: stays,
+		set: func(s *site) {
+			s.logServer = own(nil)(s.t)
+			s.logApart(s.logServer)
+			s.begin()
+			if err := s.logServer.Kill(); err != nil {
+				s.t.Fatal(err)
+			}
+		},
+		says: "connect to the event log: 127.0.0.1:", remedy: "Check host and port in the URL, that Postgres is running",
+		mend: func(s *site) {
+			if err := s.logServer.Restart(context.Background(), pgserver.Immediate); err != nil {
+				s.t.Fatal(err)
+			}
+		}},
 	{wrong: "the log's server is away", exit: stays,
 		set: func(s *site) {
 			s.logServer = own(nil)(s.t)
@@ -805,13 +821,18 @@ func (r row) check(s *site) {
 	var got result
 	var args []string
 	switch {
-	case r.during == nil:
+	case r.during == nil && r.exit != stays:
 		args = r.args
 		got = s.run(args...)
 	default:
 		args = []string{"run"}
-		p := s.sidecar()
-		r.during(s, p)
+		var p *process
+		if r.during == nil {
+			p = s.sidecarNow()
+		} else {
+			p = s.sidecar()
+			r.during(s, p)
+		}
 		says, remedy = s.expand(r.says), s.expand(r.remedy)
 		if r.exit != stays {
 			got = p.wait(60 * time.Second)
