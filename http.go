@@ -121,6 +121,7 @@ var (
 	descMalformed    = prometheus.NewDesc("backstory_context_malformed_total", "Context messages that are not a JSON object.", nil, nil)
 	descLookups      = prometheus.NewDesc("backstory_row_lookups_total", "Rows whose last state was read from the log.", nil, nil)
 	descPosition     = prometheus.NewDesc("backstory_log_position", "Position of the last event.", nil, nil)
+	descSize         = prometheus.NewDesc("backstory_log_size_bytes", "Size of the log on its server's disk, indexes included, at most a minute ago.", nil, nil)
 	descStreaming    = prometheus.NewDesc("backstory_streaming", "1 while the source is being streamed.", nil, nil)
 	descLagBytes     = prometheus.NewDesc("backstory_lag_bytes", "WAL of the source that may hold changes not yet in the log.", nil, nil)
 	descLagSeconds   = prometheus.NewDesc("backstory_lag_seconds", "How long the oldest WAL of the source has been there that may hold changes not yet in the log; 0 if there was none at the last look.", nil, nil)
@@ -133,7 +134,7 @@ var (
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descEvents, descTransactions, descFlushes, descBytes, descUnattributed, descFirstSeen, descMalformed,
-		descIgnored, descLookups, descPosition, descStreaming, descLagBytes, descLagSeconds, descSeen, descRetained, descSafe} {
+		descIgnored, descLookups, descPosition, descSize, descStreaming, descLagBytes, descLagSeconds, descSeen, descRetained, descSafe} {
 		ch <- d
 	}
 }
@@ -169,6 +170,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	if !s.lag.seen.IsZero() {
 		gauge(descSeen, float64(s.lag.seen.UnixMilli())/1000)
+	}
+	if s.lag.size > 0 {
+		gauge(descSize, float64(s.lag.size))
 	}
 	if sl := s.lag.slot; sl != nil {
 		gauge(descRetained, float64(sl.RetainedBytes))

@@ -18,6 +18,7 @@ type lag struct {
 	wal   eventlog.LSN
 	done  eventlog.LSN // everything captured up to here is in the log
 	slot  *capture.Slot
+	size  int64 // of the log, in bytes; 0: it was never asked
 	head  eventlog.Head // as last known; zero: it never was
 	// marks are ends of WAL that lie beyond done, and when they were first seen, oldest first.
 	marks []mark
@@ -80,18 +81,27 @@ func (l *lag) lastHead() eventlog.Head {
 const (
 	noteEvery = time.Second
 	lookEvery = 5 * time.Second
+	sizeEvery = time.Minute
 )
 
 // watch keeps the lag known until ctx ends.
 func (s *Sidecar) watch(ctx context.Context) {
 	tick := time.NewTicker(noteEvery)
 	defer tick.Stop()
-	var asked time.Time
+	var asked, sized time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
+			if now.Sub(sized) >= sizeEvery {
+				if n, err := s.log.Size(ctx); err == nil {
+					sized = now
+					s.lag.mu.Lock()
+					s.lag.size = n
+					s.lag.mu.Unlock()
+				}
+			}
 			if s.note(now) || now.Sub(asked) < lookEvery {
 				continue
 			}

@@ -54,8 +54,11 @@ type LogStatus struct {
 	EndLSN     string            `json:"end_lsn"`
 	Seal       string            `json:"seal"`
 	Gap        string            `json:"gap,omitempty"`
-	Error      string            `json:"error,omitempty"` // why the log cannot be read now
-	Hint       string            `json:"hint,omitempty"`
+	SizeBytes  int64             `json:"size_bytes"` // on disk, with indexes
+	// GrowthBytesPerDay is the share of that which the events of the last 24 hours have; left out while the history is shorter.
+	GrowthBytesPerDay int64  `json:"growth_bytes_per_day,omitempty"`
+	Error             string `json:"error,omitempty"` // why the log cannot be read now
+	Hint              string `json:"hint,omitempty"`
 	// Events and Unattributed count since the start of the process.
 	Events            int64   `json:"events"`
 	UnattributedShare float64 `json:"unattributed_share"`
@@ -90,6 +93,12 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, er
 	st := &Status{Reactors: []sinks.Status{}}
 	st.Log = LogStatus{Position: h.Position, OccurredAt: h.OccurredAt, EndLSN: h.EndLSN.String(), Seal: fmt.Sprintf("%x", h.Seal), Gap: h.Gap}
 	st.Source.Slot, st.Source.SystemID, st.Source.Database, st.Source.State = h.Slot, h.SystemID, h.Database, "stopped"
+	if st.Log.SizeBytes, err = log.Size(ctx); err != nil {
+		return nil, err
+	}
+	if r, err := log.Resolve(ctx, "24 hours ago", eventlog.RevisionOptions{}); err == nil && r.Position > 0 {
+		st.Log.GrowthBytesPerDay = int64(float64(st.Log.SizeBytes) * float64(h.Position-r.Position) / float64(h.Position))
+	}
 	tables, err := log.Captured(ctx)
 	if err != nil {
 		return nil, err

@@ -141,3 +141,25 @@ func (c Config) narrowed(ctx context.Context, conn *pgx.Conn, tables []eventlog.
 	slices.SortFunc(n.Tables, func(a, b NarrowedTable) int { return strings.Compare(a.String(), b.String()) })
 	return n, nil
 }
+
+// examinePublished looks for tables that are in the wrong one of our publications.
+func (c Config) examinePublished(ctx context.Context, conn *pgx.Conn, tables []*Table, add func(Severity, string, string, string, string)) error {
+	refused, err := c.refused(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, t := range refused {
+		add(Danger, fmt.Sprintf("Postgres refuses the application's UPDATEs and DELETEs of %s: it is published, and %s", t.name, t.why), "the application fails",
+			strings.Join(c.moveSQL(t), "; ")+";", "its updates and deletes are not in the log any more, and the log says so; a sidecar that runs does this by itself")
+	}
+	published, err := c.publications(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if !t.InsertOnly && published.of(c, t.OID, true) != "" {
+			add(Warning, fmt.Sprintf("only inserts of %s are captured, though it has a usable key by now", t), "its updates and deletes are not in the log", notSQL+"backstory init", "")
+		}
+	}
+	return nil
+}

@@ -215,7 +215,11 @@ func (x *session) run(known map[uint32]*eventlog.Relation) error {
 	}
 	for {
 		// Asked between messages: where much is written, a read from the network ends in the middle of a transaction nearly always.
-		if x.until != 0 && !x.inTx && max(x.lastEnd, x.skipped) >= x.until {
+		if e := x.stopped.Load(); e != nil {
+			if e.at == 0 || x.reached(e.at) {
+				return x.end(e.err)
+			}
+		} else if x.until != 0 && x.reached(x.until) {
 			return x.end(nil)
 		}
 		msg, err := x.repl.ReceiveMessage(context.Background())
@@ -246,6 +250,9 @@ func (x *session) run(known map[uint32]*eventlog.Relation) error {
 		}
 	}
 }
+
+// reached tells whether everything before a place in the WAL has been received, and nothing else is under way.
+func (x *session) reached(l eventlog.LSN) bool { return !x.inTx && max(x.lastEnd, x.skipped) >= l }
 
 // end hands over what is whole and says goodbye.
 func (x *session) end(err error) error {
@@ -319,10 +326,6 @@ func (x *session) pause() time.Duration {
 	now := time.Now()
 	if x.ctx.Err() != nil {
 		x.done = true
-		return 0
-	}
-	if e := x.stopped.Load(); e != nil && (e.at == 0 || !x.inTx && max(x.lastEnd, x.skipped) >= e.at) {
-		x.err = e.err
 		return 0
 	}
 	if silent := now.Sub(x.LastSeen()); silent > deadAfter {

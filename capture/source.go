@@ -83,7 +83,7 @@ func (c Config) connectReplication(ctx context.Context, adapt func(*pgconn.Confi
 	return conn, nil
 }
 
-var settingNames = []string{"wal_level", "max_replication_slots", "max_wal_senders", "wal_sender_timeout", "max_slot_wal_keep_size",
+var settingNames = []string{"wal_level", "max_replication_slots", "max_wal_senders", "wal_sender_timeout", "max_slot_wal_keep_size", "fsync",
 	"server_encoding", "TimeZone", "synchronized_standby_slots", "sync_replication_slots", "logical_decoding_work_mem", "idle_replication_slot_timeout"}
 
 // server asks the source what it is.

@@ -120,6 +120,9 @@ func ConnError(err error) error {
 			tried = append(tried, line)
 		}
 	}
+	if plain := slices.DeleteFunc(slices.Clone(tried), func(s string) bool { return strings.HasSuffix(s, "server refused TLS connection") }); len(plain) > 0 {
+		tried = plain // it was tried without TLS, too
+	}
 	hint := "Check host and port in the URL, that Postgres is running, and that it can be reached from here."
 	switch code(err) {
 	case "28P01", "28000":
@@ -128,6 +131,8 @@ func ConnError(err error) error {
 		hint = "Check the database name in the URL."
 	case "53300":
 		hint = "The server has no connections left: raise max_connections, or close some."
+	case "08P01": // protocol_violation: PgBouncer's "unsupported startup parameter"
+		hint = "That is not Postgres itself, but most likely PgBouncer or another connection pooler: sessions need settings, and capture needs replication, that it does not pass on. Give the URL of the Postgres server."
 	case "57P03":
 		hint = "The server is starting up or shutting down; try again in a moment."
 	}

@@ -1,9 +1,48 @@
 package eventlog
 
 import (
+	"net"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
+
+// PgBouncer 1.18 refuses TLS if it has none, and then, by SQLSTATE 08P01, a session with settings. The person is told what that is.
+func TestPoolerIsNamed(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			b := pgproto3.NewBackend(c, c)
+			if m, err := b.ReceiveStartupMessage(); err == nil {
+				if _, ok := m.(*pgproto3.SSLRequest); ok {
+					_, _ = c.Write([]byte{'N'})
+				} else {
+					b.Send(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "unsupported startup parameter: IntervalStyle"})
+					_ = b.Flush()
+				}
+			}
+			_ = c.Close()
+		}
+	}()
+	cfg, err := ConnConfig("postgres://u@"+l.Addr().String()+"/d", "backstory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = pgx.ConnectConfig(t.Context(), cfg)
+	if err = ConnError(err); !strings.Contains(Hint(err), "PgBouncer") || strings.Contains(err.Error(), "TLS") || code(err) != "08P01" {
+		t.Errorf("%v (%s), SQLSTATE %q", err, Hint(err), code(err))
+	}
+}
 
 // What a URL or the environment says of a setting that changes the text of values is not sent, in whatever letters: of two values for
 // one setting the server would take either.

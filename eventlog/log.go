@@ -172,6 +172,15 @@ func Migration(n int) (string, error) {
 	return string(b), err
 }
 
+// Size tells how many bytes the log takes on its server's disk, indexes and small tables included.
+func (l *Log) Size(ctx context.Context) (bytes int64, err error) {
+	err = l.pool.QueryRow(ctx, `SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class WHERE relnamespace = to_regnamespace('backstory') AND relkind = 'r'`).Scan(&bytes)
+	if err != nil {
+		return 0, Remedy(fmt.Errorf("ask for the size of the log: %w", err))
+	}
+	return bytes, nil
+}
+
 // Close ends the log's connections.
 func (l *Log) Close() { l.pool.Close() }
 

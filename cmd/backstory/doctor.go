@@ -66,7 +66,7 @@ func printFindings(s *screen, found []capture.Finding) {
 		n := int64(0)
 		for i, f := range found {
 			same := func(g capture.Finding) bool {
-				return g.Severity == f.Severity && g.Risk == f.Risk && g.SQL == f.SQL && g.Cost == f.Cost
+				return g.Severity == f.Severity && g.Risk == f.Risk && g.SQL == f.SQL && g.Remedy == f.Remedy && g.Cost == f.Cost
 			}
 			if f.Severity != sev.Severity {
 				continue
@@ -81,10 +81,10 @@ func printFindings(s *screen, found []capture.Finding) {
 				}
 			}
 			fmt.Fprintf(s, "         risk: %s\n", f.Risk)
-			if f.SQL != "" {
-				fmt.Fprintf(s, "         mend: %s\n", strings.TrimPrefix(strings.TrimPrefix(f.SQL, "-- "), "run: "))
+			if mend := f.SQL + f.Remedy; mend != "" { // it has one of them
+				fmt.Fprintf(s, "         mend: %s\n", mend)
 			}
-			if f.Cost != "" && f.Cost != "none" {
+			if f.Cost != "" {
 				fmt.Fprintf(s, "         cost: %s\n", f.Cost)
 			}
 		}

@@ -221,7 +221,7 @@ type event struct {
 // newGolden makes a source on a server of its own, where nobody else writes WAL.
 func newGolden(t *testing.T) *golden {
 	t.Helper()
-	server := pgservertest.Start(t, quick(map[string]string{"max_slot_wal_keep_size": "-1", "autovacuum": "off"}))
+	server := pgservertest.Start(t, quick(map[string]string{"max_slot_wal_keep_size": "-1", "autovacuum": "off", "fsync": "on"}))
 	s := &site{t: t, server: server, db: "shop", words: map[string]string{}}
 	s.env = map[string]string{"BACKSTORY_SOURCE_URL": server.URL("shop"), "BACKSTORY_HTTP_ADDR": "off", "NO_COLOR": "1"}
 	s.at(server.URL("postgres"), "CREATE DATABASE shop")
@@ -354,9 +354,10 @@ var (
 		{regexp.MustCompile(`127\.0\.0\.1:\d+`), "127.0.0.1:<port>"},
 		{regexp.MustCompile(`PostgreSQL \d+\.\d+`), "PostgreSQL <version>"},
 		{regexp.MustCompile(`("system_id":")\d+`), "${1}<system>"},
-		{regexp.MustCompile(`("(?:retained|safe)_bytes":)\d+`), "${1}<bytes>"},
+		{regexp.MustCompile(`("(?:retained|safe|size)_bytes":)\d+`), "${1}<bytes>"},
 		{regexp.MustCompile(`("seconds":)[0-9.e-]+`), "${1}<seconds>"},
 		{regexp.MustCompile(`(keeps?) \d+(\.\d)? ([kMG]?B)`), "${1} <size>"},
+		{regexp.MustCompile(`\d+(\.\d)? ([kMG]?B) on disk`), "<size> on disk"},
 		{regexp.MustCompile(`\d+(\.\d)? ([kMG]?B) behind( \(\d+ s\))?`), "<size> behind"},
 		{regexp.MustCompile(`(events? in) \d+\.\d s`), "${1} <seconds> s"},
 		{regexp.MustCompile(`streaming for \d+ (second|minute)s?`), "streaming for <time>"},

@@ -78,7 +78,7 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 	if found, err := capture.Examine(ctx, cfg.Capture); err == nil {
 		for _, f := range found {
 			if f.Severity != capture.Info {
-				log.Warn(f.What, "risk", f.Risk, "remedy", f.SQL)
+				log.Warn(f.What, "risk", f.Risk, "remedy", f.SQL+f.Remedy)
 			}
 		}
 	}

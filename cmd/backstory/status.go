@@ -141,6 +141,12 @@ func printStatus(s *screen, st *backstory.Status) {
 	if !st.Log.OccurredAt.IsZero() {
 		fmt.Fprintf(s, ", the last one %s", age(st.Log.OccurredAt, now))
 	}
+	if st.Log.SizeBytes > 0 {
+		fmt.Fprintf(s, "; %s on disk", bytesText(st.Log.SizeBytes))
+	}
+	if st.Log.GrowthBytesPerDay > 0 {
+		fmt.Fprintf(s, ", %s of it from the last 24 hours", bytesText(st.Log.GrowthBytesPerDay))
+	}
 	fmt.Fprintln(s)
 	if st.Log.Error != "" {
 		fmt.Fprintf(s, "         %s\n", s.red(st.Log.Error))

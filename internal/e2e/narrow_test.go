@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -138,9 +139,18 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 	if _, err := db.Exec(t.Context(), `UPDATE public.things SET v = 'x'`); err == nil {
 		t.Fatal("an UPDATE of a published table without a key works: this test shows nothing")
 	}
+	found := func(severity capture.Severity, what string) {
+		t.Helper()
+		all, err := capture.Examine(t.Context(), s.cfg.Capture)
+		if err != nil || !slices.ContainsFunc(all, func(f capture.Finding) bool { return f.Severity == severity && strings.Contains(f.What, what) && f.SQL+f.Remedy != "" }) {
+			t.Errorf("doctor does not find %q: %+v, %v", what, all, err)
+		}
+	}
+	found(capture.Danger, "refuses the application's UPDATEs and DELETEs of public.things")
 	if err := capture.Protect(t.Context(), s.cfg.Capture); err != nil {
 		t.Fatal(err)
 	}
+	found(capture.Warning, "only inserts of public.things are captured: it has no primary key")
 	db.do(`UPDATE public.things SET v = 'three'`)
 	s.init() // may come first, and hides nothing
 	s.once()
@@ -153,4 +163,6 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 		t.Fatalf("the log has %q", got)
 	}
 	checkLog(t, s.openLog())
+	db.do(`ALTER TABLE public.things ADD PRIMARY KEY (id)`)
+	found(capture.Warning, "only inserts of public.things are captured, though it has a usable key")
 }
