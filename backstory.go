@@ -47,12 +47,13 @@ type Sidecar struct {
 	dispatch *sinks.Dispatcher // nil without reactors
 	started  time.Time
 
-	lag   lag
-	now   atomic.Pointer[running]
-	bad   atomic.Pointer[trouble]
-	stuck time.Duration                   // how long one batch may take before the process counts as stuck
-	busy  atomic.Int64                    // since when, in unix nanoseconds, the log has been working on one batch; 0: it is not
-	ended atomic.Pointer[eventlog.Counts] // what writers that have ended counted
+	lag    lag
+	warned bool // of what doctor would find; owned by capture
+	now    atomic.Pointer[running]
+	bad    atomic.Pointer[trouble]
+	stuck  time.Duration                   // how long one batch may take before the process counts as stuck
+	busy   atomic.Int64                    // since when, in unix nanoseconds, the log has been working on one batch; 0: it is not
+	ended  atomic.Pointer[eventlog.Counts] // what writers that have ended counted
 }
 
 // running is one attempt: a writer and a stream.
@@ -272,6 +273,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err := s.log.Check(ctx); err != nil {
 		return err
 	}
+	s.warn(ctx)
 	head, err := s.log.Head(ctx)
 	if err != nil {
 		return err
@@ -312,12 +314,12 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	// Appending goes on after ctx has ended, until what was received is in the log; an operator's second signal ends the process.
 	appendCtx := context.WithoutCancel(ctx)
 	var failed error
-	work := func(f func() error) {
+	work := func(items int, f func() error) {
 		began := time.Now()
 		s.busy.Store(began.UnixNano())
 		failed = f()
 		s.busy.Store(0)
-		stream.Took(time.Since(began))
+		stream.Took(time.Since(began), items)
 		if failed != nil {
 			stop()
 			return
@@ -336,7 +338,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 				continue
 			}
 			if w.Kept() {
-				work(func() error { return w.Flush(appendCtx) })
+				work(0, func() error { return w.Flush(appendCtx) })
 			}
 			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil && !w.Kept() {
 				s.recovered()
@@ -347,7 +349,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		}
 		if failed == nil {
 			// What Append keeps, or has written of a transaction that is still coming in, shows nothing yet.
-			if work(func() error { return w.Append(appendCtx, b) }); failed == nil && w.Head().EndLSN > start {
+			if work(len(b.Items), func() error { return w.Append(appendCtx, b) }); failed == nil && w.Head().EndLSN > start {
 				s.recovered()
 			}
 		}
@@ -375,6 +377,23 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		return gapProblem(gap.Reason)
 	}
 	return err
+}
+
+// warn tells the logger, once, what doctor would find: as soon as there is a source to ask.
+func (s *Sidecar) warn(ctx context.Context) {
+	if s.warned {
+		return
+	}
+	found, err := capture.Examine(ctx, s.cfg.Capture)
+	if err != nil {
+		return // the attempt will meet it, too
+	}
+	s.warned = true
+	for _, f := range found {
+		if f.Severity != capture.Info {
+			s.cfg.Logger.Warn(f.What, "risk", f.Risk, "remedy", f.SQL+f.Remedy)
+		}
+	}
 }
 
 // narrow records that less of some tables is published than before: first as gaps in their histories, then for the next attempt.

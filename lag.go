@@ -13,13 +13,13 @@ import (
 // lag is how far the log is behind its source, for status and metrics alike, whatever works at the moment: the stream tells where
 // the source's WAL ends; without a stream the source is asked; and what nobody can tell stays as it was last seen.
 type lag struct {
-	mu    sync.Mutex // guards the following
-	seen  time.Time  // when the source was last heard
-	wal   eventlog.LSN
-	done  eventlog.LSN // everything captured up to here is in the log
-	slot  *capture.Slot
-	size  int64 // of the log, in bytes; 0: it was never asked
-	head  eventlog.Head // as last known; zero: it never was
+	mu   sync.Mutex // guards the following
+	seen time.Time  // when the source was last heard
+	wal  eventlog.LSN
+	done eventlog.LSN // everything captured up to here is in the log
+	slot *capture.Slot
+	size int64         // of the log, in bytes; 0: it was never asked
+	head eventlog.Head // as last known; zero: it never was
 	// marks are ends of WAL that lie beyond done, and when they were first seen, oldest first.
 	marks []mark
 }

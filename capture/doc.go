@@ -26,7 +26,7 @@
 //
 // The server sends every row change by a send() of its own. While the stream is behind, the reader sleeps 0.2 ms before each
 // read, so that one read takes many changes, and the socket is kept out of Go's network poller, whose epoll would be woken by
-// each of them (detach_linux.go): 10 s of CPU for 1 M rows with the poller, 4 s without. The sleep is a system call, since a
+// each of them (internal/coalesce): 10 s of CPU for 1 M rows with the poller, 4 s without. The sleep is a system call, since a
 // timer of Go takes a millisecond when nothing else runs, in which a Unix socket's buffer (some 170 changes) fills up and the
 // server has to wait. Two batches follow each other after 2 ms at the earliest, so that under load many transactions share one
 // commit of the log, and after up to 20 ms where the log works long over each: the machine is busy then.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -17,12 +18,13 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/internal/coalesce"
 )
 
 // session is one connection's worth of streaming.
 type session struct {
 	*Stream
-	net       *conn
+	net       *coalesce.Conn
 	repl      *pgconn.PgConn
 	sql       *pgx.Conn // for the catalogue; opened when it is needed
 	server    *Server
@@ -62,13 +64,17 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 			c, err := dial(ctx, network, addr)
 			if connected.Load() {
 				// The connection is broken: pgconn cancels what it was doing and clears up, in a goroutine of its own.
-				x.net.streaming.Store(false)
+				x.net.Streaming.Store(false)
 				return c, err
 			}
 			if err != nil {
 				return nil, err
 			}
-			x.net = newConn(c)
+			if t, ok := c.(*net.TCPConn); ok {
+				_ = t.SetReadBuffer(4 << 20)
+				_ = t.SetKeepAlivePeriod(15 * time.Second)
+			}
+			x.net = coalesce.New(coalesce.Detach(c), readBytes)
 			return x.net, nil
 		}
 	})
@@ -206,10 +212,10 @@ func (s *Stream) watch(ctx context.Context) {
 // run receives until the end. A cut leaves an ItemReset behind, so that the log forgets a transaction that was coming in.
 func (x *session) run(known map[uint32]*eventlog.Relation) error {
 	x.batch = x.fresh()
-	x.net.beforeRead = x.pause
-	x.net.afterRead = func() { x.lastSeen.Store(time.Now().UnixNano()) }
-	x.net.afterRead()
-	x.net.streaming.Store(true)
+	x.net.BeforeRead = x.pause
+	x.net.AfterRead = func() { x.lastSeen.Store(time.Now().UnixNano()) }
+	x.net.AfterRead()
+	x.net.Streaming.Store(true)
 	for oid, r := range known {
 		x.relations[oid] = r
 	}
@@ -256,7 +262,7 @@ func (x *session) reached(l eventlog.LSN) bool { return !x.inTx && max(x.lastEnd
 
 // end hands over what is whole and says goodbye.
 func (x *session) end(err error) error {
-	x.net.streaming.Store(false)
+	x.net.Streaming.Store(false)
 	if !x.repl.IsClosed() { // otherwise pgconn has set one
 		_ = x.net.SetReadDeadline(time.Time{})
 	}
@@ -334,12 +340,12 @@ func (x *session) pause() time.Duration {
 	}
 	behind := x.backlog() > behindBytes
 	wait := min(500*time.Millisecond, x.alive/2)
-	x.net.gather = 0
+	x.net.Gather = 0
 	switch {
 	case behind:
-		x.net.gather = gatherPause
+		x.net.Gather = gatherPause
 	case x.inTx:
-		x.net.gather = txPause
+		x.net.Gather = txPause
 	}
 	if len(x.batch.Items) > 0 || x.batch.Ignored > 0 || x.skipped > x.lastEnd && now.Sub(x.lastHand) > time.Second {
 		every := x.pace()
@@ -351,9 +357,9 @@ func (x *session) pause() time.Duration {
 			switch { // what comes until then need not be looked at one by one
 			case behind:
 			case every > handEvery:
-				x.net.gather = min(wait, gatherSeldom)
+				x.net.Gather = min(wait, gatherSeldom)
 			default:
-				x.net.gather = wait
+				x.net.Gather = wait
 			}
 		default:
 			x.progress()
@@ -363,9 +369,9 @@ func (x *session) pause() time.Duration {
 				x.batch, x.lastHand = x.fresh(), now
 			default:
 				wait = time.Millisecond // the log is busy: more goes into this batch meanwhile
-				x.net.gather = max(x.net.gather, txPause)
+				x.net.Gather = max(x.net.Gather, txPause)
 				if every > handEvery && !behind {
-					x.net.gather = gatherSeldom / 2
+					x.net.Gather = gatherSeldom / 2
 				}
 			}
 		}
@@ -402,8 +408,9 @@ func (x *session) hand() error {
 		case x.out <- x.batch:
 			x.batch, x.lastHand = x.fresh(), time.Now()
 			return nil
-		case <-tick.C:
-			if err := x.tell(time.Now(), false); err != nil {
+		case now := <-tick.C:
+			x.lastSeen.Store(now.UnixNano()) // it is not silent: nobody listens
+			if err := x.tell(now, false); err != nil {
 				return err
 			}
 		case <-x.ctx.Done():
@@ -462,4 +469,9 @@ func (x *session) fresh() *eventlog.Batch {
 			}
 		})
 	}
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
 }

@@ -14,13 +14,16 @@ const (
 	watchEvery  = time.Second      // how often the source is asked for the end of its WAL
 	// handEvery is the shortest time between two small batches: under load many transactions share a commit of the log.
 	handEvery      = 2 * time.Millisecond
-	handSeldom     = 50 * time.Millisecond  // the same where the log takes long over each …
-	busyAfter      = 8 * time.Millisecond   // … that is, longer than this
-	gatherSeldom   = 10 * time.Millisecond  // what comes in meanwhile is read as seldom as the socket's buffer allows
+	handSeldom     = 30 * time.Millisecond  // the same where the log takes long over them …
+	busyAfter      = 6 * time.Millisecond   // … that is, longer than this, …
+	itemTakes      = 12 * time.Microsecond  // … and this for each item
+	gatherSeldom   = 12 * time.Millisecond  // what comes in meanwhile is read as seldom as the socket's buffer allows
 	txPause        = 100 * time.Microsecond // for the rest of a transaction to come in
 	txPatience     = 10 * time.Millisecond  // how long a small one may take to come in whole before a part of it is handed over
 	publishedEvery = 3 * time.Second        // how often it is checked that the source publishes what is captured, and may do so
 	behindBytes    = 1 << 20                // of WAL not yet received make the reader gather
+	gatherPause    = 200 * time.Microsecond // … for so long before each read (package coalesce)
+	readBytes      = 512 << 10              // that one read takes at most
 	// deadAfter is how long the source may be silent before the connection counts as dead: it is asked for a sign every
 	// aliveEvery.
 	deadAfter = 45 * time.Second
@@ -42,7 +45,7 @@ type Stream struct {
 	received atomic.Uint64
 	serverAt atomic.Uint64 // the end of the source's WAL as last heard
 	lastSeen atomic.Int64  // unix nanoseconds of the last message
-	took     atomic.Int64  // nanoseconds
+	took     atomic.Int64  // nanoseconds, of late
 
 	state   atomic.Pointer[State]
 	stopped atomic.Pointer[stop] // why the session must end, as the catalogue has it
@@ -85,14 +88,16 @@ func (s *Stream) Batches() <-chan *eventlog.Batch { return s.out }
 // Flushed tells the stream up to where the log holds everything durably; the source may forget that.
 func (s *Stream) Flushed(l eventlog.LSN) { s.flushed.Store(uint64(l)) }
 
-// Took tells the stream how long the log worked on a batch. Where that is long, the machine is busy: then the log gets fewer and
-// larger ones, since each costs something whatever is in it, and that is better left to the application.
-func (s *Stream) Took(d time.Duration) { s.took.Store(int64(d)) }
+// Took tells the stream how long the log worked on a batch of so many items. Where that is long, the machine is busy: then the log
+// gets fewer and larger ones, since each costs something whatever is in it, and that is better left to the application.
+func (s *Stream) Took(d time.Duration, items int) {
+	s.took.Store((7*s.took.Load() + int64(d) - int64(items)*int64(itemTakes)) / 8)
+}
 
 // pace is the shortest time between two small batches.
 func (s *Stream) pace() time.Duration {
 	if took := time.Duration(s.took.Load()); took > busyAfter {
-		return min(2*took, handSeldom)
+		return min(8*took, handSeldom)
 	}
 	return handEvery
 }

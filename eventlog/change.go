@@ -35,7 +35,7 @@ const (
 	OpGap      Op = 'g' // the log may lack changes here
 )
 
-var opNames = map[Op]string{OpInsert: "insert", OpUpdate: "update", OpDelete: "delete", OpTruncate: "truncate",
+var opNames = [256]string{OpInsert: "insert", OpUpdate: "update", OpDelete: "delete", OpTruncate: "truncate",
 	OpImport: "import", OpNote: "note", OpGap: "gap"}
 
 func (o Op) String() string { return opNames[o] }
@@ -75,7 +75,7 @@ type Batch struct {
 	// Backlog is how much WAL the source had beyond this batch when it ended, in bytes.
 	Backlog LSN
 	// Final asks that progress is recorded now: nothing more comes, or somebody waits for it.
-	Final   bool
+	Final bool
 	// Ignored counts context messages that belong to no transaction.
 	Ignored int64
 	arena   []byte

@@ -2,11 +2,15 @@ package eventlog
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/backstory-dev/backstory/internal/coalesce"
 )
 
 // copyHeader is the signature of COPY's binary form (PostgreSQL manual, COPY, Binary Format).
@@ -21,6 +25,10 @@ func copyStart(dst []byte) []byte {
 // until row returns. An error of row ends it, at the price of the connection, and is returned as it is.
 func copyOut(ctx context.Context, pc *pgconn.PgConn, sql string, row func(raw []byte, fields [][]byte) error) error {
 	r := copyRows{row: row}
+	if c := coalescing(pc); c != nil {
+		r.wait = func() { c.Gather, c.Enough = copyPause, copyEnough }
+		defer func() { c.Gather = 0 }()
+	}
 	_, err := pc.CopyTo(ctx, &r, sql)
 	if r.err != nil {
 		return r.err
@@ -31,8 +39,29 @@ func copyOut(ctx context.Context, pc *pgconn.PgConn, sql string, row func(raw []
 	return nil
 }
 
+// copyPause is for how long what the server sends gathers before it is read. It sends 8 kB at a time.
+const copyPause = 200 * time.Microsecond
+
+// copyEnough is how much in one read shows that there is no need to wait.
+const copyEnough = 48 << 10
+
+// gatherAfter is after how many bytes of an answer more is expected to come.
+const gatherAfter = 64 << 10
+
+// coalescing gives the connection below a session, nil if it is of another kind.
+func coalescing(pc *pgconn.PgConn) *coalesce.Conn {
+	c := pc.Conn()
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	cc, _ := c.(*coalesce.Conn)
+	return cc
+}
+
 // copyRows takes the stream apart.
 type copyRows struct {
+	wait    func() // makes the connection gather; nil once it does, and where it cannot
+	came    int    // bytes until then
 	row     func(raw []byte, fields [][]byte) error
 	buf     []byte // the beginning of a row whose end has not come yet
 	started bool
@@ -43,6 +72,12 @@ type copyRows struct {
 // Write takes a piece of the stream. Postgres sends a row in a piece, so usually nothing is copied.
 func (s *copyRows) Write(p []byte) (int, error) {
 	n := len(p)
+	if s.wait != nil {
+		if s.came += n; s.came > gatherAfter {
+			s.wait()
+			s.wait = nil
+		}
+	}
 	if len(s.buf) > 0 {
 		s.buf = append(s.buf, p...)
 		p = s.buf

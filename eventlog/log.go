@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/backstory-dev/backstory/internal/coalesce"
 )
 
 //go:embed migrations/*.sql
@@ -59,6 +62,14 @@ func Attach(cfg Config) (*Log, error) {
 		return nil, cleanURLError(err)
 	}
 	prepare(&pc.ConnConfig.Config, "backstory log")
+	dial := pc.ConnConfig.DialFunc
+	pc.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return coalesce.New(c, 256<<10), nil
+	}
 	// Values are compared and copied as text and bytes: no need for more than the unnamed statement.
 	pc.MaxConns = max(pc.MaxConns, 8)
 	pool, err := pgxpool.NewWithConfig(context.Background(), pc)

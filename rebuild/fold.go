@@ -395,7 +395,7 @@ func (w *worker) spill(p *part) error {
 
 // spill moves a part to a file.
 func (p *part) spill(file *spillFile, used *int64, limit int) error {
-	p.run = &run{file: file, used: used}
+	p.run = &run{file: file, used: used, states: p.store.n}
 	err := dump(p.store, func(raw []byte, _ uint64) error { return p.run.add(raw, limit) })
 	p.store.clear()
 	p.store = nil

@@ -45,6 +45,7 @@ func (l *loader) states(ctx context.Context, p *part, tally *Tally, f func(key, 
 func (l *loader) run(r *run, depth int, f func(key, state []byte) error) (err error) {
 	st := newStore(l.pool, &l.used, fanBits*depth)
 	defer st.clear()
+	st.reserve(r.states, l.budget/4)
 	limit := int(min(max(l.budget/4/fanOut, 1<<10), 64<<10))
 	var kids []*run
 	defer func() {
@@ -72,7 +73,11 @@ func (l *loader) run(r *run, depth int, f func(key, state []byte) error) (err er
 		for range fanOut {
 			kids = append(kids, &run{file: &l.file, used: &l.used})
 		}
-		if err := dump(st, func(raw []byte, hash uint64) error { return kid(hash).add(raw, limit) }); err != nil {
+		if err := dump(st, func(raw []byte, hash uint64) error {
+			k := kid(hash)
+			k.states++
+			return k.add(raw, limit)
+		}); err != nil {
 			return err
 		}
 		st.clear()

@@ -121,6 +121,7 @@ type run struct {
 	used    *int64 // the owner's count of bytes
 	buf     []byte
 	extents []extent
+	states  int // how many of the records are states of a key
 }
 
 type extent struct {

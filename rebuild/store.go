@@ -216,6 +216,14 @@ func (s *store) remove(at spot) {
 	s.slots[slot] = 0
 }
 
+// reserve makes an empty store large enough for n keys, if its slots take no more than most bytes. States that were dumped come back
+// in the order of their hashes: in a store that grows with them they would all want the first slots.
+func (s *store) reserve(n int, most int64) {
+	for s.bits < tagBits && n*4 > len(s.slots)*3 && int64(16*len(s.slots)) <= most {
+		s.grow()
+	}
+}
+
 func (s *store) grow() {
 	old := s.slots
 	s.bits = max(3, s.bits+1)

@@ -86,7 +86,7 @@ func (r *batchReader) fill(ctx context.Context, b *batch, after, head eventlog.P
 		r.limit = 1024
 	}
 	read, seen, full, last := 0, 0, false, after
-	err := r.log.Read(ctx, eventlog.Selection{After: after, Until: head, Limit: r.limit, Quiet: r.sel.quiet}, func(e *eventlog.Event) error {
+	err := r.log.Read(ctx, eventlog.Selection{After: after, Until: head, Limit: r.limit, Quiet: r.sel.quiet, NoRest: true}, func(e *eventlog.Event) error {
 		if full {
 			return nil
 		}

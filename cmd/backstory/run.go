@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/backstory-dev/backstory"
-	"github.com/backstory-dev/backstory/capture"
 	"github.com/backstory-dev/backstory/eventlog"
 )
 
@@ -75,13 +74,6 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 		return err
 	}
 	defer sc.Close()
-	if found, err := capture.Examine(ctx, cfg.Capture); err == nil {
-		for _, f := range found {
-			if f.Severity != capture.Info {
-				log.Warn(f.What, "risk", f.Risk, "remedy", f.SQL+f.Remedy)
-			}
-		}
-	}
 	if l == nil {
 		return finish(sc.Run(ctx), log)
 	}

@@ -142,7 +142,9 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 	found := func(severity capture.Severity, what string) {
 		t.Helper()
 		all, err := capture.Examine(t.Context(), s.cfg.Capture)
-		if err != nil || !slices.ContainsFunc(all, func(f capture.Finding) bool { return f.Severity == severity && strings.Contains(f.What, what) && f.SQL+f.Remedy != "" }) {
+		if err != nil || !slices.ContainsFunc(all, func(f capture.Finding) bool {
+			return f.Severity == severity && strings.Contains(f.What, what) && f.SQL+f.Remedy != ""
+		}) {
 			t.Errorf("doctor does not find %q: %+v, %v", what, all, err)
 		}
 	}

@@ -1,4 +1,4 @@
-package capture
+package coalesce
 
 import (
 	"io"
@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// detach takes a connection away from Go's network poller. The poller's epoll is woken by every packet that arrives, also
+// Detach takes a connection away from Go's network poller. The poller's epoll is woken by every packet that arrives, also
 // while nobody reads; for a stream of small packets that costs more than decoding them. What comes back reads and writes
 // with blocking system calls whose time limits are socket options.
-func detach(c net.Conn) net.Conn {
+func Detach(c net.Conn) net.Conn {
 	f, ok := c.(interface{ File() (*os.File, error) })
 	if !ok {
 		return c
@@ -37,9 +37,9 @@ func detach(c net.Conn) net.Conn {
 	return b
 }
 
-// pause is time.Sleep that can be shorter than a millisecond, which is what Go's own timers take at least while nothing else
+// Pause is time.Sleep that can be shorter than a millisecond, which is what Go's own timers take at least while nothing else
 // runs: longer than it takes the server to fill the socket's buffer. A longer system call would keep Go's scheduler awake.
-func pause(d time.Duration) {
+func Pause(d time.Duration) {
 	if d >= time.Millisecond {
 		time.Sleep(d)
 		return
