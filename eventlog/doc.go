@@ -72,6 +72,11 @@
 // row states in a table of their own beside the log (each update then writes a dead tuple, on the source's disk); BRIN from the
 // beginning (it looks at two pages for each row, and ranges are of no use before they are summarized).
 //
+// Reading all events costs the server 0.65 to 0.9 µs an event to /dev/null, each column that is not NULL 60 ns of that, the descent
+// in the index 0.26 µs, and as much again for sending them 8 kB at a time to a reader that each piece wakes; so reads are coalesced
+// (internal/coalesce). Tried and left: reading by pages (TID ranges) instead of by the index. The order of pages is not that of
+// positions: each COPY begins in whatever page the free space map gives.
+//
 // # Seals
 //
 // Each append ends with a seal in its last event: SHA-256 over the seal before, the appended events, context and small rows;

@@ -89,9 +89,13 @@
 //	into a schema, with its primary key       3.3 µs     2.5 µs
 //
 // Wall time when the neighbours were fairly quiet: 650 k events/s for reading alone; with 128 MiB, so that half of the rows
-// were spilled, 420 k into JSON lines and 285 k to 320 k into a schema. The engine alone (BenchmarkFold) does 670 k in memory and 490 k when half is
-// spilled, at 1.3 and 1.7 µs an event. The limit is the server's COPY of the log: a row costs it 0.85 µs with the two columns
-// that matter and 1.4 µs with all 18.
+// were spilled, 420 k into JSON lines and 285 k to 320 k into a schema. On another machine (AMD EPYC, dear system calls, Unix
+// socket; make bench): 560 k for reading alone, 310 k to 330 k into CSV, 251 k to 280 k into a schema. What limits it there: half of
+// the time one backend sends the log (1.8 µs an event) while the other core folds, and then one backend takes the rows
+// (3.5 µs a row with its key) and builds the key alone.
+//
+// States that were spilled come back in the order of their hashes, so the store that they come back into has to be large enough
+// before: one that grows puts them all into its first slots, and looking through those once took two fifths of all time.
 //
 // # Tried and rejected
 //

@@ -360,6 +360,8 @@ var (
 		{regexp.MustCompile(`\d+(\.\d)? ([kMG]?B) on disk`), "<size> on disk"},
 		{regexp.MustCompile(`\d+(\.\d)? ([kMG]?B) behind( \(\d+ s\))?`), "<size> behind"},
 		{regexp.MustCompile(`(events? in) \d+\.\d s`), "${1} <seconds> s"},
+		{regexp.MustCompile(`It grows by about 400 B for each row change; the server has counted none so far\.|At the present rate of \d+ changes? a day it grows by about .* a day, .* a year\.`),
+			"<growth: the server counts changes when it finds the time>"},
 		{regexp.MustCompile(`streaming for \d+ (second|minute)s?`), "streaming for <time>"},
 	}
 )
