@@ -212,7 +212,11 @@ func (v *verifier) row(raw []byte, f [][]byte) error {
 		v.extras = v.extras[1:]
 	}
 	if got := v.hash.Sum(nil); !bytes.Equal(got, seal) {
-		return v.broken(fmt.Sprintf("what was appended at positions %d to %d is not what was sealed", v.last+1, p), p)
+		where := fmt.Sprintf("position %d", p)
+		if v.last+1 < p {
+			where = fmt.Sprintf("positions %d to %d", v.last+1, p)
+		}
+		return v.broken("what was appended at "+where+" is not what was sealed", p)
 	}
 	v.seal, v.last = append([]byte(nil), seal...), p
 	v.verdict.Appends++
