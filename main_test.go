@@ -34,13 +34,7 @@ func TestMain(m *testing.M) {
 // leaked waits until there are no more goroutines than before, or tells which there are.
 func leaked(before int) string {
 	http.DefaultClient.CloseIdleConnections()
-	for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			buf := make([]byte, 1<<18)
-			return fmt.Sprintf("goroutines: %d before, %d now\n%s", before, runtime.NumGoroutine(), buf[:runtime.Stack(buf, true)])
-		}
-	}
-	return ""
+	return pgservertest.Leaked(before, 10*time.Second)
 }
 
 // rig is a source with one table and its log.

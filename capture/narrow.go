@@ -3,7 +3,6 @@ package capture
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -138,7 +137,6 @@ func (c Config) narrowed(ctx context.Context, conn *pgx.Conn, tables []eventlog.
 		r.InsertOnly, r.Complete = true, false
 		n.Tables = append(n.Tables, NarrowedTable{eventlog.Captured{Relation: &r, SinceLSN: t.SinceLSN, Published: now.of(c, t.OID, true)}, why})
 	}
-	slices.SortFunc(n.Tables, func(a, b NarrowedTable) int { return strings.Compare(a.String(), b.String()) })
 	return n, nil
 }
 

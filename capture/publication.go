@@ -122,10 +122,10 @@ func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured 
 			because("publication %s was dropped", name)
 		}
 	}
-	if len(reasons) == 0 && len(narrowed) == 0 {
-		return nil
-	}
 	if len(reasons) == 0 {
+		if len(narrowed) == 0 {
+			return nil
+		}
 		n, err := c.narrowed(ctx, conn, narrowed, now)
 		if err != nil {
 			return err

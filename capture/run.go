@@ -91,11 +91,16 @@ func streamError(err error, c Config) error {
 	return fmt.Errorf("the source ended the stream: %w", err)
 }
 
-// retryable sorts errors: those that pass by themselves, and those that a person must look at.
-func retryable(err error) bool {
+// forTheLog tells whether an error is something that the log has to note: a *Gap or a *Narrowed. The connection is as it was.
+func forTheLog(err error) bool {
 	var g *Gap
 	var n *Narrowed
-	if errors.As(err, &g) || errors.As(err, &n) {
+	return errors.As(err, &g) || errors.As(err, &n)
+}
+
+// retryable sorts errors: those that pass by themselves, and those that a person must look at.
+func retryable(err error) bool {
+	if forTheLog(err) {
 		return false
 	}
 	state := eventlog.SQLState(err)

@@ -280,9 +280,7 @@ func (x *session) end(err error) error {
 		}
 	}
 	_ = x.tell(time.Now(), true) // if the connection is gone, it is told the next time
-	var gap *Gap
-	var narrowed *Narrowed
-	if err == nil || errors.As(err, &gap) || errors.As(err, &narrowed) {
+	if err == nil || forTheLog(err) {
 		x.goodbye()
 	}
 	return err

@@ -63,16 +63,16 @@ func Main(m *testing.M) (code int) {
 	if f := flag.Lookup("test.fuzz"); f != nil && f.Value.String() != "" {
 		return code // fuzzing itself leaves the goroutine of its signals behind
 	}
-	if left := leaked(before, 10*time.Second); left != "" {
+	if left := Leaked(before, 10*time.Second); left != "" {
 		fmt.Fprintln(os.Stderr, left)
 		code = max(code, 1)
 	}
 	return code
 }
 
-// leaked waits until there are no more goroutines than before, or gives the stacks of all. Some take a moment to end after
+// Leaked waits until there are no more goroutines than before, or gives the stacks of all. Some take a moment to end after
 // what they worked for.
-func leaked(before int, limit time.Duration) string {
+func Leaked(before int, limit time.Duration) string {
 	for end := time.Now().Add(limit); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			buf := make([]byte, 1<<18)

@@ -21,11 +21,11 @@ func TestLeakedGivesTheStacks(t *testing.T) {
 	before := runtime.NumGoroutine()
 	end := make(chan struct{})
 	go func() { <-end }()
-	if left := leaked(before, time.Millisecond); !strings.Contains(left, "TestLeakedGivesTheStacks") {
+	if left := Leaked(before, time.Millisecond); !strings.Contains(left, "TestLeakedGivesTheStacks") {
 		t.Errorf("of a goroutine that is left it says %q", left)
 	}
 	close(end)
-	if left := leaked(before, time.Minute); left != "" {
+	if left := Leaked(before, time.Minute); left != "" {
 		t.Errorf("of one that has ended it says %q", left)
 	}
 }
