@@ -295,20 +295,20 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err != nil {
 		return eventlog.Remedy(err)
 	}
-	defer w.Close(context.WithoutCancel(ctx))
-	if gap := w.Head().Gap; gap != "" {
-		return gapProblem(gap)
-	}
-	streamCtx, stop := context.WithCancel(ctx)
-	defer stop()
-	start := w.Head().EndLSN
-	stream := capture.NewStream(s.cfg.Capture, captured, start)
-	s.now.Store(&running{w, stream})
 	defer func() {
-		c := s.total()
+		w.Close(context.WithoutCancel(ctx))
+		c := s.total() // only now: until then status shows what the stream ended with
 		s.now.Store(nil)
 		s.ended.Store(&c)
 	}()
+	if gap := w.Head().Gap; gap != "" {
+		return gapProblem(gap)
+	}
+	streamCtx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	start := w.Head().EndLSN
+	stream := capture.NewStream(s.cfg.Capture, captured, start)
+	s.now.Store(&running{w, stream})
 	done := make(chan error, 1)
 	go func() { done <- stream.Run(streamCtx, until, w.Head) }()
 	// Appending goes on after ctx has ended, until what was received is in the log; an operator's second signal ends the process.
@@ -321,7 +321,8 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		s.busy.Store(0)
 		stream.Took(time.Since(began), items)
 		if failed != nil {
-			stop()
+			failed = eventlog.Remedy(failed)
+			stop(failed)
 			return
 		}
 		stream.Flushed(w.Head().EndLSN)
@@ -340,7 +341,8 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			if w.Kept() {
 				work(0, func() error { return w.Flush(appendCtx) })
 			}
-			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil && !w.Kept() {
+			// What goes wrong at once again, or with the next large transaction, is not over.
+			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil && (!w.Kept() || w.Head().EndLSN > start) {
 				s.recovered()
 			}
 		}
@@ -348,16 +350,13 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			continue
 		}
 		if failed == nil {
-			// What Append keeps, or has written of a transaction that is still coming in, shows nothing yet.
-			if work(len(b.Items), func() error { return w.Append(appendCtx, b) }); failed == nil && w.Head().EndLSN > start {
-				s.recovered()
-			}
+			work(len(b.Items), func() error { return w.Append(appendCtx, b) })
 		}
 		b.Release()
 	}
 	err = <-done
 	if failed != nil {
-		return eventlog.Remedy(failed)
+		return failed
 	}
 	var narrowed *capture.Narrowed
 	if errors.As(err, &narrowed) {

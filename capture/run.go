@@ -121,7 +121,7 @@ func retryable(err error) bool {
 
 // Run streams until ctx ends, or, with until not zero, until everything before it has been handed over. It connects again,
 // with growing pauses, whenever that can help; another error, a *Gap among them, ends it. head gives the log's end as it
-// is at the moment.
+// is at the moment. A cause of ctx's end is what State shows as the error from then on.
 func (s *Stream) Run(ctx context.Context, until eventlog.LSN, head func() eventlog.Head) error {
 	defer close(s.out)
 	known := map[uint32]*eventlog.Relation{}
@@ -131,7 +131,11 @@ func (s *Stream) Run(ctx context.Context, until eventlog.LSN, head func() eventl
 		began := time.Now()
 		err := s.session(ctx, head(), until, known)
 		if err == nil || ctx.Err() != nil {
-			s.setState("stopped", nil)
+			if cause := context.Cause(ctx); cause != ctx.Err() {
+				s.setState("waiting", cause)
+			} else {
+				s.setState("stopped", nil)
+			}
 			return nil
 		}
 		s.setState("waiting", err)

@@ -50,7 +50,7 @@ type session struct {
 // has been handed over. It returns nil in the first and the last case. known are relations of earlier sessions, so that
 // unchanged ones keep their identity.
 func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog.LSN, known map[uint32]*eventlog.Relation) (err error) {
-	s.setState("connecting", nil)
+	s.connecting()
 	x := &session{Stream: s, ctx: ctx, relations: map[uint32]*eventlog.Relation{}, until: until}
 	x.describe, x.send = x.fromCatalog, x.toSource
 	if x.sql, err = s.cfg.Connect(ctx); err != nil {

@@ -65,7 +65,7 @@ type stop struct {
 type State struct {
 	Doing string    // connecting, streaming, waiting
 	Since time.Time // from when on
-	Error string    // why it does not stream
+	Error string    // why it does not stream; while it connects, why it last did not
 	Hint  string
 }
 
@@ -128,12 +128,24 @@ func (s *Stream) SlotSeen() *Slot { return s.slot.Load() }
 func (s *Stream) State() State { return *s.state.Load() }
 
 func (s *Stream) setState(doing string, err error) {
-	st := &State{Doing: doing, Since: time.Now()}
+	st := State{Doing: doing}
 	if err != nil {
 		st.Error, st.Hint = err.Error(), eventlog.Hint(err)
 	}
-	if old := s.state.Load(); old != nil && old.Doing == doing && old.Error == st.Error {
+	s.put(st)
+}
+
+// connecting begins another try: what ended the one before has not proved to be over.
+func (s *Stream) connecting() {
+	st := s.State()
+	st.Doing = "connecting"
+	s.put(st)
+}
+
+func (s *Stream) put(st State) {
+	st.Since = time.Now()
+	if old := s.state.Load(); old != nil && old.Doing == st.Doing && old.Error == st.Error {
 		st.Since = old.Since
 	}
-	s.state.Store(st)
+	s.state.Store(&st)
 }

@@ -852,6 +852,15 @@ func (r row) check(s *site) {
 		if !strings.Contains(got.out, message) || !strings.Contains(got.out, "→ "+hint) && hint != "" {
 			t.Errorf("for people, status does not say %q with %q:\n%s", message, hint, got.out)
 		}
+		for range 15 { // also in the middle of another try
+			st, last := s.status()
+			if st == nil {
+				continue
+			}
+			if message, _ := trouble(st); message == "" {
+				t.Errorf("status shows nothing while it goes on:\n%s", last.out)
+			}
+		}
 		got.code = stays
 	}
 	if r.exit != stays {
