@@ -843,10 +843,10 @@ func (r row) check(s *site) {
 			break
 		}
 		st := s.until(40*time.Second, "status shows "+says, s.last, func(st *backstory.Status) bool {
-			message, hint := trouble(st)
+			message, hint := trouble(st, says)
 			return strings.Contains(message, says) && strings.Contains(hint, remedy)
 		})
-		message, hint := trouble(st)
+		message, hint := trouble(st, says)
 		got = s.run("status")
 		t.Logf("$ backstory status\n%s%s", got.out, got.err)
 		if !strings.Contains(got.out, message) || !strings.Contains(got.out, "→ "+hint) && hint != "" {
@@ -857,7 +857,7 @@ func (r row) check(s *site) {
 			if st == nil {
 				continue
 			}
-			if message, _ := trouble(st); message == "" {
+			if message, _ := trouble(st, says); message == "" {
 				t.Errorf("status shows nothing while it goes on:\n%s", last.out)
 			}
 		}
@@ -888,20 +888,19 @@ func (r row) check(s *site) {
 	}
 }
 
-// trouble is the error that a status shows, and its remedy.
-func trouble(st *backstory.Status) (message, hint string) {
-	switch {
-	case st.Source.Error != "":
-		return st.Source.Error, st.Source.Hint
-	case st.Log.Error != "":
-		return st.Log.Error, st.Log.Hint
-	}
+// trouble is an error that a status shows, and its remedy: the one that says so, if there is one.
+func trouble(st *backstory.Status, says string) (message, hint string) {
+	type shown struct{ message, hint string }
+	all := []shown{{st.Source.Error, st.Source.Hint}, {st.Log.Error, st.Log.Hint}}
 	for _, r := range st.Reactors {
-		if r.Error != "" {
-			return r.Error, r.Hint
+		all = append(all, shown{r.Error, r.Hint})
+	}
+	for _, e := range all {
+		if message == "" || strings.Contains(e.message, says) && !strings.Contains(message, says) {
+			message, hint = e.message, e.hint
 		}
 	}
-	return "", ""
+	return message, hint
 }
 
 // A table that init leaves out, or takes in, while the sidecar works, is no gap.
