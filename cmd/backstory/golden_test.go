@@ -105,7 +105,7 @@ func TestGolden(t *testing.T) {
 	s.env["BACKSTORY_HTTP_ADDR"] = "off"
 
 	for _, args := range [][]string{
-		{}, {"--quiet"}, {"--reverse", "--limit", "3"}, {"orders/17"}, {"Order/17", "--reverse"}, {"order_items/17,3"}, {"orders"}, {"settings"}, {"orders/99"}, {"ordres/17"},
+		{}, {"--quiet"}, {"--reverse", "--limit", "3"}, {"orders/17"}, {"Order/17", "--reverse"}, {"order_items/17,3"}, {"orders"}, {"settings"}, {"settings/theme"}, {"settings/theme", "--reverse", "--limit", "2"}, {"settings/theme", "--since", "HEAD~2"}, {"orders/99"}, {"ordres/17"},
 		{"--author", "ann"}, {"--author", "BOB@", "--limit", "1"}, {"--author", "nobody"}, {"--type", "OrderUpdated"}, {"--type", "OrderCreated,OrderDeleted"}, {"--type", "OrderPaid"}, {"--type", "OrderTouched"},
 		{"--since", "HEAD~3"}, {"--until", "2"}, {"--since", g.when(2), "--until", g.when(4)}, {"--since", "1 hour ago", "--limit", "1"}, {"--until", "1 hour ago"}, {"--since", "1 hour ago", "--type", "CustomerUpdated", "--json"},
 		{"--since", "tomorrow"},

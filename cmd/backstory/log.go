@@ -2,9 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -73,7 +77,7 @@ func newLog() *cobra.Command {
 			out := openScreen(cmd, !o.json)
 			defer out.close()
 			now, n := time.Now(), 0
-			err = l.Read(ctx, sel, func(e *eventlog.Event) error {
+			err = readEvents(ctx, l, sel, func(e *eventlog.Event) error {
 				if o.author != "" && !strings.Contains(strings.ToLower(eventlog.WhoOf(e.Metadata).Actor), strings.ToLower(o.author)) {
 					return nil
 				}
@@ -112,6 +116,80 @@ func newLog() *cobra.Command {
 	f.BoolVar(&o.quiet, "quiet", false, "also events that are no news, such as a change of updated_at alone")
 	f.BoolVar(&o.reverse, "reverse", false, "oldest first")
 	return c
+}
+
+// readEvents reads a selection. Among an entity's own events come the TRUNCATEs that ended it: they are about no row in particular.
+func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f func(*eventlog.Event) error) error {
+	if sel.EntityID == "" {
+		return l.Read(ctx, sel, f)
+	}
+	var ends []*eventlog.Event // oldest first
+	if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Ops: []eventlog.Op{eventlog.OpTruncate}, Until: sel.Until, Quiet: true},
+		func(e *eventlog.Event) error { ends = append(ends, e.Clone()); return nil }); err != nil || len(ends) == 0 {
+		if err != nil {
+			return err
+		}
+		return l.Read(ctx, sel, f)
+	}
+	// Whether the row was there is told by all its events, wanted or not.
+	id, types, quiet, left := sel.EntityID, sel.Types, sel.Quiet, sel.Limit
+	sel.Types, sel.Quiet, sel.Limit = nil, true, 0
+	give := func(e *eventlog.Event) error {
+		if e.Position <= sel.After || e.Quiet && !quiet || len(types) > 0 && !slices.Contains(types, e.Type) {
+			return nil
+		}
+		err := f(e)
+		if left--; left == 0 && err == nil {
+			err = errEnough
+		}
+		return err
+	}
+	// ended is the first TRUNCATE between two events about the row, if it was there after the first of them.
+	ended := func(e *eventlog.Event, next eventlog.Position) *eventlog.Event {
+		if i, _ := slices.BinarySearchFunc(ends, e.Position, func(t *eventlog.Event, at eventlog.Position) int { return cmp.Compare(t.Position, at) }); e.Op != eventlog.OpDelete &&
+			e.AggregateID == id && i < len(ends) && ends[i].Position < next {
+			return ends[i]
+		}
+		return nil
+	}
+	var first, last *eventlog.Event // the one before those that are read; oldest first, the one before
+	if sel.After > 0 {
+		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, EntityID: id, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
+			func(e *eventlog.Event) error { first = e.Clone(); return nil }); err != nil {
+			return err
+		}
+	}
+	if !sel.Newest {
+		last = first
+	}
+	next := eventlog.Position(math.MaxInt64)
+	err := l.Read(ctx, sel, func(e *eventlog.Event) error {
+		var t *eventlog.Event
+		switch {
+		case sel.Newest:
+			t, next = ended(e, next), e.Position
+		case last != nil:
+			t = ended(last, e.Position)
+		}
+		if t != nil {
+			if err := give(t); err != nil {
+				return err
+			}
+		}
+		if !sel.Newest {
+			last = e.Clone()
+		}
+		return give(e)
+	})
+	if sel.Newest {
+		last = first
+	}
+	if err == nil && last != nil {
+		if t := ended(last, next); t != nil {
+			err = give(t)
+		}
+	}
+	return err
 }
 
 // checkTypes refuses types that the log has never seen.
