@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,12 +44,17 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "build the program: %v\n%s", err, out)
 			return 1
 		}
+		before := runtime.NumGoroutine()
 		code := m.Run()
 		pgservertest.StopShared()
 		if broker.server != nil {
 			if err := broker.server.Stop(); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 			}
+		}
+		if left := pgservertest.Leaked(before, 10*time.Second); left != "" {
+			fmt.Fprintln(os.Stderr, left)
+			return max(code, 1)
 		}
 		return code
 	}())
