@@ -474,7 +474,8 @@ func TestAtLeastOnceWhateverHappens(t *testing.T) {
 	log := sinktest.NewLog("l")
 	gen := sinktest.NewGenerator(seed)
 	var mu sync.Mutex // guards r
-	chance := func(n int) bool { mu.Lock(); defer mu.Unlock(); return r.IntN(n) == 0 }
+	roll := func(n int) int { mu.Lock(); defer mu.Unlock(); return r.IntN(n) }
+	chance := func(n int) bool { return roll(n) == 0 }
 	var reactors []*sinks.Reactor
 	var probes []*probe
 	for i := range 5 {
@@ -508,7 +509,7 @@ func TestAtLeastOnceWhateverHappens(t *testing.T) {
 			log.Append(gen.Big("Order/3", 50_000))
 		}
 		if chance(10) {
-			log.Revoke(fmt.Sprint("r", r.IntN(5)))
+			log.Revoke(fmt.Sprint("r", roll(5)))
 		}
 		if chance(40) {
 			log.FailReads(errors.New("log fails"))
