@@ -75,17 +75,20 @@ func (i *identity) insertOnly() string {
 	return ""
 }
 
-// tablesQuery lists ordinary tables (partitions are published as leaves) that could be captured.
+// capturable are ordinary tables (partitions are published as leaves) that could be captured.
+const capturable = `FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'backstory')
+  AND n.nspname NOT LIKE 'pg\_toast%' AND n.nspname NOT LIKE 'pg\_temp%'
+  AND NOT coalesce(starts_with(obj_description(c.oid, 'pg_class'), '` + eventlog.CheckoutMark + `'), false)
+  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')`
+
+// tablesQuery lists what could be captured.
 const tablesQuery = `
 SELECT c.oid::bigint, n.nspname, c.relname, CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(pg_stat_get_live_tuples(c.oid), 0) END, pg_table_size(c.oid), c.relrowsecurity,
        pg_has_role(c.relowner, 'USAGE'),
        EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname IN ($1, $2) AND p.schemaname = n.nspname AND p.tablename = c.relname),
        ` + identityColumns + `
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'backstory')
-  AND n.nspname NOT LIKE 'pg\_toast%' AND n.nspname NOT LIKE 'pg\_temp%'
-  AND NOT coalesce(starts_with(obj_description(c.oid, 'pg_class'), '` + eventlog.CheckoutMark + `'), false)
-  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+` + capturable + `
 ORDER BY n.nspname, c.relname`
 
 // tables lists the tables that the configuration selects.
@@ -242,4 +245,27 @@ func streamKey(r *eventlog.Relation) []int {
 		return r.Key
 	}
 	return key
+}
+
+// notCaptured lists the tables that the configuration selects and our publications lack: mostly made after init. A role that does
+// not own them cannot add them by itself (PostgreSQL manual, ALTER PUBLICATION).
+func (c Config) notCaptured(ctx context.Context, q *pgx.Conn) ([]string, error) {
+	rows, err := q.Query(ctx, `SELECT n.nspname, c.relname `+capturable+`
+		AND (n.nspname, c.relname) NOT IN (SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname IN ($1, $2))
+		ORDER BY n.nspname, c.relname`, c.Publication, c.InsertPublication())
+	if err != nil {
+		return nil, fmt.Errorf("list the source's tables: %w", err)
+	}
+	var out []string
+	var schema, name string
+	_, err = pgx.ForEachRow(rows, []any{&schema, &name}, func() error {
+		if c.selected(schema, name) {
+			out = append(out, schema+"."+name)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the source's tables: %w", err)
+	}
+	return out, nil
 }

@@ -20,6 +20,8 @@ type Sight struct {
 	Idle bool
 	// Oldest is the commit time of the oldest captured change that the slot holds; zero if there is none, or nobody knows.
 	Oldest time.Time
+	// NotCaptured are tables that the configuration selects, public.orders, but no publication of ours holds.
+	NotCaptured []string
 }
 
 // Glance asks a source how it stands, without looking into its WAL.
@@ -48,6 +50,11 @@ func (c Config) glance(ctx context.Context, conn *pgx.Conn) (*Sight, error) {
 		return nil, fmt.Errorf("ask the source what it has sent: %w", err)
 	}
 	s.Received = eventlog.LSN(received)
+	if s.Slot.Exists {
+		if s.NotCaptured, err = c.notCaptured(ctx, conn); err != nil {
+			return nil, err
+		}
+	}
 	return s, nil
 }
 

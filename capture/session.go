@@ -205,7 +205,27 @@ func (s *Stream) watch(ctx context.Context) {
 				s.slot.Store(sl)
 				looked = time.Now()
 			}
+			s.noteNew(ctx, conn)
 		}
+	}
+}
+
+// noteNew says once of each table that it is selected, but not captured: it was made after init. Those that were there at the first
+// look are what doctor finds, too.
+func (s *Stream) noteNew(ctx context.Context, conn *pgx.Conn) {
+	tables, err := s.cfg.notCaptured(ctx, conn)
+	if err != nil {
+		return // the next look will tell
+	}
+	first := s.noted == nil
+	if first {
+		s.noted = map[string]bool{}
+	}
+	for _, t := range tables {
+		if !s.noted[t] && !first {
+			s.cfg.Logger.Warn(t+" is not captured", "risk", "its changes are not in the log", "remedy", "backstory init, or, if its owner must do that, what backstory init --print-sql prints")
+		}
+		s.noted[t] = true
 	}
 }
 

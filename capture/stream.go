@@ -50,6 +50,7 @@ type Stream struct {
 	state   atomic.Pointer[State]
 	stopped atomic.Pointer[stop] // why the session must end, as the catalogue has it
 	slot    atomic.Pointer[Slot]
+	noted   map[string]bool // tables that are not captured, and of which that was said
 
 	complaint  string // owned, as the next, by who checks what is published: first the session, then its watch
 	complained time.Time

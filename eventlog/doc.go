@@ -84,6 +84,6 @@
 //
 // # What is refused
 //
-// UPDATE, DELETE and TRUNCATE on anything that is history, by triggers, for the owner too; backstory.maintenance = on in a
-// transaction lifts that for the removal of an unfinished transaction.
+// UPDATE, DELETE and TRUNCATE on anything that is history, by triggers, for the owner too. backstory.maintenance = on in a
+// transaction of the owner, and of nobody else, lifts that: for the removal of an unfinished transaction.
 package eventlog

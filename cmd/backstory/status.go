@@ -133,6 +133,13 @@ func printStatus(s *screen, st *backstory.Status) {
 		}
 		fmt.Fprintln(s)
 	}
+	if n := len(st.Source.NotCaptured); n > 0 {
+		fmt.Fprintf(s, "         %s: %s", s.red("not captured"), strings.Join(st.Source.NotCaptured[:min(n, 10)], ", "))
+		if n > 10 {
+			fmt.Fprintf(s, " and %d more", n-10)
+		}
+		fmt.Fprint(s, "\n         → backstory init takes them in; BACKSTORY_EXCLUDE leaves them out.\n")
+	}
 	if st.Log.Error != "" {
 		fmt.Fprintf(s, "%s      %s", s.bold("log"), s.red("not to be read"))
 	} else {

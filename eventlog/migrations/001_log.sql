@@ -141,14 +141,15 @@ CREATE TABLE backstory.checkpoint (
 
 CREATE FUNCTION backstory.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  IF current_setting('backstory.maintenance', true) = 'on' THEN
+  IF current_setting('backstory.maintenance', true) = 'on'
+    AND pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE') THEN
     IF TG_LEVEL = 'STATEMENT' THEN RETURN NULL; END IF;
     IF TG_OP = 'DELETE' THEN RETURN OLD; END IF;
     RETURN NEW;
   END IF;
   RAISE EXCEPTION 'the event log is append-only: % on %.% refused', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME
     USING ERRCODE = 'insufficient_privilege',
-          HINT = 'To add a fact, append an event. To erase a person''s data, use backstory forget.';
+          HINT = 'What was wrong is put right by what comes after it. Where the past itself has to go, its owner can SET backstory.maintenance = on for that.';
 END $$;
 
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON backstory.event FOR EACH ROW EXECUTE FUNCTION backstory.refuse();

@@ -45,7 +45,10 @@ func (p *program) bounded(what string) {
 	}
 }
 
-// reached waits until the log has so many events.
+// reactor gives the sidecar one to which it sends everything; what it prints is not kept.
+func (s *system) reactor() { s.env = append(s.env, "BACKSTORY_JSONL=-") }
+
+// reached waits until the log has so many events, and the reactor, if there is one, has sent them.
 func (s *system) reached(l *session, p *program, position int64) {
 	s.t.Helper()
 	limit := time.Minute + time.Duration(position)*time.Millisecond/10
@@ -56,6 +59,12 @@ func (s *system) reached(l *session, p *program, position int64) {
 		at := l.one(`SELECT position FROM backstory.head`)
 		return atoi(s.t, at) >= position, fmt.Errorf("it stands at %s; the sidecar says:\n%s", at, p.out.tail(10))
 	})
+	if len(s.env) > 0 {
+		eventually(s.t, limit, fmt.Sprintf("event %d is sent", position), func() (bool, error) {
+			at := l.one(`SELECT coalesce(max(position), -1) FROM backstory.checkpoint`)
+			return atoi(s.t, at) >= position, fmt.Errorf("it stands at %s; the sidecar says:\n%s", at, p.out.tail(10))
+		})
+	}
 }
 
 // TestHugeTransaction has one transaction of many rows, far more than memory may hold, while the sidecar, the connection and
@@ -69,6 +78,7 @@ func TestHugeTransaction(t *testing.T) {
 	db.do(`CREATE TABLE public.things (id bigint PRIMARY KEY, v text, n int); ALTER TABLE public.things ALTER v SET STORAGE PLAIN;
 		CREATE TABLE public.few (id int PRIMARY KEY)`)
 	s.init()
+	s.reactor()
 	direct := s.cfg.Log.URL
 	network := newProxy(t, s.cfg.Capture.URL)
 	s.cfg.Capture.URL = network.through(s.cfg.Capture.URL)
@@ -193,6 +203,7 @@ func TestHugeRows(t *testing.T) {
 			PERFORM pg_logical_emit_message(true, 'backstory', json_build_object('n', NEW.id, 'pad', repeat('x', 4000))::text); RETURN NEW; END $$;
 		CREATE TRIGGER note BEFORE INSERT ON public.noted FOR EACH ROW EXECUTE FUNCTION public.note()`)
 	s.init()
+	s.reactor()
 	p := s.command(false, "run")
 	l := s.logSQL()
 	db.do(`INSERT INTO public.blobs SELECT i, 0, repeat(md5(i::text), 32768), decode(repeat(md5(i::text), 2048), 'hex') FROM generate_series(1, %d) i`, mb)

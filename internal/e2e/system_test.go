@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -244,7 +245,9 @@ func (s *system) command(race bool, args ...string) *program {
 	s.t.Helper()
 	p := &program{t: s.t, cmd: exec.Command(binary(s.t, race), args...), out: &lines{}, done: make(chan struct{})}
 	p.cmd.Env = s.environment()
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	if p.cmd.Stderr = p.out; !slices.Contains(s.env, "BACKSTORY_JSONL=-") {
+		p.cmd.Stdout = p.out
+	}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		s.t.Fatal(err)

@@ -263,6 +263,21 @@ func TestHistoryRefusesToBeChanged(t *testing.T) {
 			}
 		}
 	}
+	// Maintenance is for the owner: whoever else was given all rights can say so, too, in vain.
+	role := "meddler_" + strings.ToLower(s.cfg.Capture.Slot)
+	l.do(`CREATE ROLE %s; GRANT USAGE ON SCHEMA backstory TO %[1]s; GRANT ALL ON ALL TABLES IN SCHEMA backstory TO %[1]s`, role)
+	t.Cleanup(func() { open(t, s.logURL()).do(`DROP OWNED BY %s; DROP ROLE %[1]s`, role) })
+	for _, table := range tables[:len(tables)-2] {
+		for _, q := range []string{"UPDATE backstory.%[1]s SET %[2]s", "DELETE FROM backstory.%[1]s", "TRUNCATE backstory.%[1]s CASCADE"} {
+			q = fmt.Sprintf(q, table, column[table])
+			_, err := l.Exec(t.Context(), `BEGIN; SET LOCAL ROLE `+role+`; SET LOCAL backstory.maintenance = 'on'; `+q+`; ROLLBACK`)
+			if err == nil || !strings.Contains(err.Error(), "append-only") {
+				t.Errorf("by another role, in maintenance: %s: %v", q, err)
+			}
+			l.do("ROLLBACK")
+		}
+	}
+	l.do(`BEGIN; SET LOCAL backstory.maintenance = 'on'; UPDATE backstory.event SET xid = xid; ROLLBACK`)
 	if _, err := l.Exec(t.Context(), `INSERT INTO backstory.events (position, data) VALUES (99, '{}')`); err == nil {
 		t.Error("an INSERT into the view is accepted")
 	}
