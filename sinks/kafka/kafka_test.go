@@ -575,6 +575,32 @@ func TestKafkaNotAuthorised(t *testing.T) {
 	b.check()
 }
 
+// Every write asks for the confirmation of all replicas in sync, with and without idempotence. A broker that stands alone would not
+// tell the difference.
+func TestAllAcks(t *testing.T) {
+	for _, plain := range []bool{false, true} {
+		c, k := fake(t)
+		var asked, otherwise atomic.Int64
+		k.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+			k.KeepControl()
+			asked.Add(1)
+			if r.(*kmsg.ProduceRequest).Acks != -1 {
+				otherwise.Add(1)
+			}
+			return nil, nil, false
+		})
+		b := newBench(t, c, 2)
+		b.cfg.NoIdempotence = plain
+		b.log.Append(b.gen.Mix(200, 10)...)
+		s, events := b.open(0)
+		b.mustSend(s, events)
+		b.check()
+		if asked.Load() == 0 || otherwise.Load() > 0 {
+			t.Errorf("without idempotence %t: %d of %d writes do not ask for all acks", plain, otherwise.Load(), asked.Load())
+		}
+	}
+}
+
 func TestUnreachable(t *testing.T) {
 	c, _ := fake(t)
 	b := newBench(t, c, 2)
