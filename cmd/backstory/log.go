@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -124,11 +123,12 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 		return l.Read(ctx, sel, f)
 	}
 	var ends []*eventlog.Event // oldest first
-	if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Ops: []eventlog.Op{eventlog.OpTruncate}, Until: sel.Until, Quiet: true},
-		func(e *eventlog.Event) error { ends = append(ends, e.Clone()); return nil }); err != nil || len(ends) == 0 {
-		if err != nil {
-			return err
-		}
+	err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Ops: []eventlog.Op{eventlog.OpTruncate}, Until: sel.Until, Quiet: true},
+		func(e *eventlog.Event) error { ends = append(ends, e.Clone()); return nil })
+	if err != nil {
+		return err
+	}
+	if len(ends) == 0 {
 		return l.Read(ctx, sel, f)
 	}
 	// Whether the row was there is told by all its events, wanted or not.
@@ -144,52 +144,44 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 		}
 		return err
 	}
-	// ended is the first TRUNCATE between two events about the row, if it was there after the first of them.
-	ended := func(e *eventlog.Event, next eventlog.Position) *eventlog.Event {
-		if i, _ := slices.BinarySearchFunc(ends, e.Position, func(t *eventlog.Event, at eventlog.Position) int { return cmp.Compare(t.Position, at) }); e.Op != eventlog.OpDelete &&
-			e.AggregateID == id && i < len(ends) && ends[i].Position < next {
-			return ends[i]
-		}
-		return nil
+	type moment struct {
+		at    eventlog.Position
+		there bool // the row, from then on
 	}
-	var first, last *eventlog.Event // the one before those that are read; oldest first, the one before
+	after := func(e *eventlog.Event) moment {
+		return moment{e.Position, e.Op != eventlog.OpDelete && e.AggregateID == id}
+	}
+	// end gives the TRUNCATE that ended the row between one of its events and the next.
+	end := func(m moment, next eventlog.Position) error {
+		i := slices.IndexFunc(ends, func(t *eventlog.Event) bool { return t.Position > m.at })
+		if !m.there || i < 0 || ends[i].Position >= next {
+			return nil
+		}
+		return give(ends[i])
+	}
+	var before moment // the row when the selection begins
 	if sel.After > 0 {
 		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, EntityID: id, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
-			func(e *eventlog.Event) error { first = e.Clone(); return nil }); err != nil {
+			func(e *eventlog.Event) error { before = after(e); return nil }); err != nil {
 			return err
 		}
 	}
-	if !sel.Newest {
-		last = first
-	}
 	next := eventlog.Position(math.MaxInt64)
-	err := l.Read(ctx, sel, func(e *eventlog.Event) error {
-		var t *eventlog.Event
-		switch {
-		case sel.Newest:
-			t, next = ended(e, next), e.Position
-		case last != nil:
-			t = ended(last, e.Position)
+	if err := l.Read(ctx, sel, func(e *eventlog.Event) error {
+		m, until := before, e.Position // oldest first: what came before this event, and then it
+		if sel.Newest {
+			m, until, next = after(e), next, e.Position
+		} else {
+			before = after(e)
 		}
-		if t != nil {
-			if err := give(t); err != nil {
-				return err
-			}
-		}
-		if !sel.Newest {
-			last = e.Clone()
+		if err := end(m, until); err != nil {
+			return err
 		}
 		return give(e)
-	})
-	if sel.Newest {
-		last = first
+	}); err != nil {
+		return err
 	}
-	if err == nil && last != nil {
-		if t := ended(last, next); t != nil {
-			err = give(t)
-		}
-	}
-	return err
+	return end(before, next)
 }
 
 // checkTypes refuses types that the log has never seen.
