@@ -45,10 +45,7 @@ func (p *program) bounded(what string) {
 	}
 }
 
-// reactor gives the sidecar one to which it sends everything; what it prints is not kept.
-func (s *system) reactor() { s.env = append(s.env, "BACKSTORY_JSONL=-") }
-
-// reached waits until the log has so many events, and the reactor, if there is one, has sent them.
+// reached waits until the log has so many events and, where the program sends, they are sent.
 func (s *system) reached(l *session, p *program, position int64) {
 	s.t.Helper()
 	limit := time.Minute + time.Duration(position)*time.Millisecond/10
@@ -59,7 +56,7 @@ func (s *system) reached(l *session, p *program, position int64) {
 		at := l.one(`SELECT position FROM backstory.head`)
 		return atoi(s.t, at) >= position, fmt.Errorf("it stands at %s; the sidecar says:\n%s", at, p.out.tail(10))
 	})
-	if len(s.env) > 0 {
+	if s.sends {
 		eventually(s.t, limit, fmt.Sprintf("event %d is sent", position), func() (bool, error) {
 			at := l.one(`SELECT coalesce(max(position), -1) FROM backstory.checkpoint`)
 			return atoi(s.t, at) >= position, fmt.Errorf("it stands at %s; the sidecar says:\n%s", at, p.out.tail(10))
@@ -78,7 +75,7 @@ func TestHugeTransaction(t *testing.T) {
 	db.do(`CREATE TABLE public.things (id bigint PRIMARY KEY, v text, n int); ALTER TABLE public.things ALTER v SET STORAGE PLAIN;
 		CREATE TABLE public.few (id int PRIMARY KEY)`)
 	s.init()
-	s.reactor()
+	s.sends = true
 	direct := s.cfg.Log.URL
 	network := newProxy(t, s.cfg.Capture.URL)
 	s.cfg.Capture.URL = network.through(s.cfg.Capture.URL)
@@ -203,7 +200,7 @@ func TestHugeRows(t *testing.T) {
 			PERFORM pg_logical_emit_message(true, 'backstory', json_build_object('n', NEW.id, 'pad', repeat('x', 4000))::text); RETURN NEW; END $$;
 		CREATE TRIGGER note BEFORE INSERT ON public.noted FOR EACH ROW EXECUTE FUNCTION public.note()`)
 	s.init()
-	s.reactor()
+	s.sends = true
 	p := s.command(false, "run")
 	l := s.logSQL()
 	db.do(`INSERT INTO public.blobs SELECT i, 0, repeat(md5(i::text), 32768), decode(repeat(md5(i::text), 2048), 'hex') FROM generate_series(1, %d) i`, mb)

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -41,6 +40,8 @@ type system struct {
 	log *pgservertest.Server
 	cfg backstory.Config
 	env []string // more of a program's environment
+	// sends: the program has a reactor that prints every event; what it prints is not kept.
+	sends bool
 }
 
 var systems atomic.Int64
@@ -228,6 +229,9 @@ func (s *system) environment() []string {
 	if n := s.cfg.Log.PartitionEvents; n > 0 {
 		env = append(env, fmt.Sprintf("BACKSTORY_PARTITION_EVENTS=%d", n))
 	}
+	if s.sends {
+		env = append(env, "BACKSTORY_JSONL=-")
+	}
 	return append(env, s.env...)
 }
 
@@ -245,7 +249,7 @@ func (s *system) command(race bool, args ...string) *program {
 	s.t.Helper()
 	p := &program{t: s.t, cmd: exec.Command(binary(s.t, race), args...), out: &lines{}, done: make(chan struct{})}
 	p.cmd.Env = s.environment()
-	if p.cmd.Stderr = p.out; !slices.Contains(s.env, "BACKSTORY_JSONL=-") {
+	if p.cmd.Stderr = p.out; !s.sends {
 		p.cmd.Stdout = p.out
 	}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
