@@ -248,10 +248,10 @@ func (s *Sidecar) trouble(err error) {
 	s.bad.Store(t)
 }
 
-// recovered ends the trouble.
-func (s *Sidecar) recovered() {
+// recovered ends the trouble, which was over at a time.
+func (s *Sidecar) recovered(at time.Time) {
 	if t := s.bad.Swap(nil); t != nil {
-		s.cfg.Logger.Info("capture goes on", "after", time.Since(t.since).Round(time.Millisecond), "attempts", t.times)
+		s.cfg.Logger.Info("capture goes on", "after", at.Sub(t.since).Round(time.Millisecond), "attempts", t.times)
 	}
 }
 
@@ -343,7 +343,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			}
 			// What goes wrong at once again, or with the next large transaction, is not over.
 			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil && (!w.Kept() || w.Head().EndLSN > start) {
-				s.recovered()
+				s.recovered(st.Since)
 			}
 		}
 		if b == nil {

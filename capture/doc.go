@@ -13,7 +13,9 @@
 // One goroutine, that of Run, owns the replication connection: it receives, decodes into the batch at hand, answers
 // keepalives, and hands batches over. While the log is busy it goes on receiving until the batch is full (Config.MaxBatchBytes),
 // then it waits, still answering; memory is bounded by a few batches plus one row change. A second goroutine asks the source
-// once a second for the end of its WAL, which the stream does not tell.
+// once a second for the end of its WAL, which the stream does not tell, and so finds out when the server takes nobody any more: a
+// fast shutdown waits for the walsenders' clients to confirm everything, without limit, and a log on the same server can confirm
+// nothing by then. The session ends, and the server can.
 //
 // # Acknowledgement
 //

@@ -100,7 +100,7 @@ func forTheLog(err error) bool {
 
 // retryable sorts errors: those that pass by themselves, and those that a person must look at.
 func retryable(err error) bool {
-	if forTheLog(err) {
+	if forTheLog(err) || errors.Is(err, errNotTaken) {
 		return false
 	}
 	state := eventlog.SQLState(err)

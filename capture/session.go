@@ -182,14 +182,28 @@ func (s *Stream) watch(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		var end eventlog.LSN
 		var err error
-		if conn == nil || conn.IsClosed() {
-			if conn, err = s.cfg.Connect(ctx); err != nil {
-				conn = nil
-				continue // the stream will meet the same trouble and say so
+		for range 2 { // a connection that has been ended is made again at once: that tells why
+			if conn == nil || conn.IsClosed() {
+				if conn, err = s.cfg.Connect(ctx); err != nil {
+					conn = nil
+					break
+				}
+			}
+			if end, err = currentLSN(ctx, conn); err == nil || !conn.IsClosed() {
+				break
 			}
 		}
-		end, err := currentLSN(ctx, conn)
+		if conn == nil {
+			// A server that is going down waits for us to confirm all of its WAL (PostgreSQL manual, Shutting Down the Server), which
+			// we cannot while nobody takes a note of it; what is not confirmed comes again. Any other trouble the stream will meet
+			// by itself.
+			if eventlog.SQLState(err) == "57P03" { // cannot_connect_now
+				s.stopped.Store(&stop{err: fmt.Errorf("%w: %w", errLeaving, err)})
+			}
+			continue
+		}
 		if err == nil {
 			s.serverAt.Store(uint64(end))
 		}
@@ -289,22 +303,42 @@ func (x *session) end(err error) error {
 	if x.inTx {
 		x.batch.Add(eventlog.Item{Kind: eventlog.ItemReset})
 	}
-	x.progress()
-	x.batch.Final = true
-	// The second one is only taken when the first has been dealt with; then the source can be told.
-	for _, b := range []*eventlog.Batch{x.batch, eventlog.NewBatch(nil)} {
-		select {
-		case x.out <- b:
-		case <-time.After(30 * time.Second):
-			return errors.Join(err, errors.New("the event log did not take the last batch"))
-		}
+	patience := 30 * time.Second
+	if errors.Is(err, errLeaving) {
+		patience = time.Second
+	}
+	if e := x.handLast(patience); e != nil {
+		return errors.Join(err, e)
 	}
 	_ = x.tell(time.Now(), true) // if the connection is gone, it is told the next time
-	if err == nil || forTheLog(err) {
+	if err == nil || forTheLog(err) || errors.Is(err, errLeaving) {
 		x.goodbye()
 	}
 	return err
 }
+
+// handLast gives the last batch away, and waits until it has been dealt with: then the source can be told.
+func (x *session) handLast(patience time.Duration) error {
+	x.progress()
+	x.batch.Final = true
+	limit := time.After(patience)
+	for _, b := range []*eventlog.Batch{x.batch, eventlog.NewBatch(nil)} { // the second one is only taken after that
+		select {
+		case x.out <- b:
+		case <-limit:
+			return errNotTaken
+		}
+	}
+	return nil
+}
+
+var (
+	// errLeaving: the source is going down, and waits for its clients.
+	errLeaving = errors.New("the source is shutting down")
+	// errNotTaken: the log has not dealt with what the session had last. Its writer does not know that the session is over, and must
+	// not meet another one.
+	errNotTaken = errors.New("the event log did not take the last batch")
+)
 
 // goodbye ends the stream by the protocol, so that the slot is free when the process is gone. In the middle of a large
 // transaction the server does not listen (see hangUp).
@@ -428,6 +462,9 @@ func (x *session) hand() error {
 			return nil
 		case now := <-tick.C:
 			x.lastSeen.Store(now.UnixNano()) // it is not silent: nobody listens
+			if e := x.stopped.Load(); e != nil && e.at == 0 {
+				return e.err
+			}
 			if err := x.tell(now, false); err != nil {
 				return err
 			}

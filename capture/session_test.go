@@ -1,6 +1,8 @@
 package capture
 
 import (
+	"errors"
+	"io"
 	"testing"
 	"time"
 )
@@ -32,5 +34,28 @@ func TestHandingOverABatchKeepsTheSourceInformed(t *testing.T) {
 	}
 	if silent := time.Since(x.LastSeen()); silent > deadAfter/2 {
 		t.Errorf("the source counts as silent for %s", silent)
+	}
+}
+
+// A log that does not answer keeps no source from shutting down, and what it has not taken it meets in no later session: its writer
+// would add the transaction that comes again to the part of it that it has.
+func TestBatchThatNobodyTakes(t *testing.T) {
+	x, _ := offline()
+	x.alive = 200 * time.Millisecond
+	x.stopped.Store(&stop{err: errLeaving})
+	if err := x.hand(); err != errLeaving {
+		t.Errorf("while the source waits for its clients to leave, handing over ends with %v", err)
+	}
+	err := x.handLast(10 * time.Millisecond)
+	if err == nil {
+		t.Fatal("nobody has taken it")
+	}
+	for _, cause := range []error{nil, errLeaving, io.ErrUnexpectedEOF} {
+		if retryable(errors.Join(cause, err)) {
+			t.Errorf("after %v the same writer gets another session", cause)
+		}
+		if cause != nil && !retryable(cause) {
+			t.Errorf("%v by itself passes", cause)
+		}
 	}
 }

@@ -1,0 +1,106 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory/internal/pgserver"
+	"github.com/backstory-dev/backstory/internal/pgserver/pgservertest"
+)
+
+// shutDown asks a server to end, in fast mode, and waits for that.
+func shutDown(t testing.TB, s *pgservertest.Server, limit time.Duration) {
+	t.Helper()
+	pid := s.PID()
+	began := time.Now()
+	if err := syscall.Kill(pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	for syscall.Kill(pid, 0) == nil {
+		if took := time.Since(began); took > limit {
+			t.Errorf("the server has not ended within %s", took.Round(time.Millisecond))
+			_ = s.Kill()
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Logf("the server ended within %s", time.Since(began).Round(time.Millisecond))
+}
+
+// TestSourceMayEnd: at a fast shutdown a server waits until each walsender's client has confirmed all WAL (PostgreSQL manual,
+// Shutting Down the Server; pg_ctl waits for a minute). A sidecar whose log refuses by then, for it is on the same server,
+// cannot confirm anything and must let go.
+func TestSourceMayEnd(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		apart bool
+		busy  bool
+	}{{name: "idle"}, {name: "at work", busy: true}, {name: "idle, log apart", apart: true}, {name: "at work, log apart", busy: true, apart: true}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{own: true, apart: c.apart})
+			db := s.sql()
+			db.do(loads)
+			s.init()
+			r := s.start()
+			const limit = 5 * time.Second
+			for round := range 3 {
+				var stop func()
+				if c.busy {
+					ctx, cancel := context.WithCancel(t.Context())
+					done := make(chan struct{})
+					go func() {
+						defer close(done)
+						for ctx.Err() == nil {
+							if _, err := db.Exec(context.Background(), `INSERT INTO public.loads (v) SELECT repeat(md5(i::text), 32) FROM generate_series(1, 20) i`); err != nil {
+								return // the server is going down
+							}
+						}
+					}()
+					stop = func() { cancel(); <-done }
+				} else {
+					db.do(`INSERT INTO public.loads (v) VALUES ('a')`)
+					db.do(`UPDATE public.loads SET v = v || 'b'`)
+				}
+				eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
+				time.Sleep([]time.Duration{0, 1500 * time.Millisecond, 4 * time.Second}[round])
+				shutDown(t, s.src, limit)
+				if stop != nil {
+					stop()
+				}
+				eventually(t, 10*time.Second, "readyz tells", func() (bool, error) { err := r.sc.Ready(); return err != nil, nil })
+				st, err := r.sc.Status(within(t, 10*time.Second))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if st.Source.State == "streaming" || !strings.Contains(st.Source.Error, "connect") && !strings.Contains(st.Source.Error, "shutting down") && !strings.Contains(st.Source.Error, "ended the stream") {
+					t.Errorf("the server is away, status says %s: %q", st.Source.State, st.Source.Error)
+				}
+				if err := s.src.Restart(within(t, time.Minute), pgserver.Fast); err != nil {
+					t.Fatal(err)
+				}
+				db = s.sql()
+			}
+			want := db.one(`SELECT count(*) FROM public.loads`)
+			l := s.openLog()
+			target := db.lsn(`SELECT pg_current_wal_flush_lsn()`)
+			eventually(t, time.Minute, "it has caught up", func() (bool, error) {
+				h, err := l.Head(t.Context())
+				if err != nil {
+					return false, nil
+				}
+				return h.EndLSN >= target, fmt.Errorf("the log ends at %s, want %s", h.EndLSN, target)
+			})
+			if err := r.end(); err != nil {
+				t.Fatal(err)
+			}
+			checkLog(t, l).sameTables(t, db, "n.nspname = 'public'")
+			t.Logf("%s rows", want)
+		})
+	}
+}
