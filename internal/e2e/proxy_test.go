@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"sync"
 	"testing"
+	"time"
 )
 
 // proxy is a network between a program and a server, which can be cut.
@@ -15,8 +16,10 @@ type proxy struct {
 	l      net.Listener
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex // guards the following
-	conns map[net.Conn]bool
+	mu       sync.Mutex // guards the following
+	conns    map[net.Conn]bool
+	refusing bool
+	refused  []time.Time // when somebody wanted to connect meanwhile
 }
 
 // newProxy listens before the server of a URL.
@@ -56,6 +59,16 @@ func (p *proxy) accept() {
 		if err != nil {
 			return
 		}
+		p.mu.Lock()
+		refuse := p.refusing
+		if refuse {
+			p.refused = append(p.refused, time.Now())
+		}
+		p.mu.Unlock()
+		if refuse {
+			_ = c.Close()
+			continue
+		}
 		s, err := net.Dial("tcp", p.target)
 		if err != nil {
 			_ = c.Close()
@@ -75,6 +88,28 @@ func (p *proxy) accept() {
 		p.wg.Go(func() { pump(c, s) })
 		p.wg.Go(func() { pump(s, c) })
 	}
+}
+
+// refuse lets nobody connect any more, and cuts.
+func (p *proxy) refuse() {
+	p.mu.Lock()
+	p.refusing = true
+	p.mu.Unlock()
+	p.cut()
+}
+
+// attempts gives the times of attempts to connect while it refuses; what comes close together is one.
+func (p *proxy) attempts() (list []time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var last time.Time
+	for _, t := range p.refused {
+		if t.Sub(last) > 40*time.Millisecond {
+			list = append(list, t)
+		}
+		last = t
+	}
+	return list
 }
 
 // cut ends all connections, in the middle of whatever is being said. It tells how many.
