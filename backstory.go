@@ -54,6 +54,9 @@ type Sidecar struct {
 	stuck  time.Duration                   // how long one batch may take before the process counts as stuck
 	busy   atomic.Int64                    // since when, in unix nanoseconds, the log has been working on one batch; 0: it is not
 	ended  atomic.Pointer[eventlog.Counts] // what writers that have ended counted
+
+	told   eventlog.Counts // the counts of context messages that were last complained of; owned by capture, as the next
+	toldAt time.Time
 }
 
 // running is one attempt: a writer and a stream.
@@ -197,6 +200,7 @@ func (s *Sidecar) capture(ctx context.Context) error {
 			return err
 		}
 	}
+	defer s.noteContext(0)
 	started := time.Now()
 	pause := 100 * time.Millisecond
 	for {
@@ -212,7 +216,7 @@ func (s *Sidecar) capture(ctx context.Context) error {
 		}
 		s.trouble(err)
 		// Without a stream nobody else looks after this.
-		if err := capture.Protect(ctx, s.cfg.Capture); err != nil {
+		if err := capture.Protect(ctx, s.cfg.Capture); err != nil && !passes(err) { // otherwise it was just told
 			s.cfg.Logger.Warn("the published tables could not be looked at", "err", err, "hint", eventlog.Hint(err))
 		}
 		if time.Since(began) > 30*time.Second {
@@ -252,6 +256,38 @@ func (s *Sidecar) trouble(err error) {
 func (s *Sidecar) recovered(at time.Time) {
 	if t := s.bad.Swap(nil); t != nil {
 		s.cfg.Logger.Info("capture goes on", "after", at.Sub(t.since).Round(time.Millisecond), "attempts", t.times)
+	}
+}
+
+// ContextProblems tells what an application does wrong when it says who and why, given how many of its context messages were
+// malformed and how many ignored; nil if nothing.
+func ContextProblems(malformed, ignored int64) (out []*eventlog.Problem) {
+	were := func(n int64, what string) error {
+		if n == 1 {
+			return fmt.Errorf("1 context message was %s", what)
+		}
+		return fmt.Errorf("%d context messages were %s", n, what)
+	}
+	if malformed > 0 {
+		out = append(out, &eventlog.Problem{Err: were(malformed, "no JSON object of text that Postgres can store"),
+			Hint: `What was said is kept in the event's metadata under "malformed". Emit {"actor": "…", "reason": "…"}.`})
+	}
+	if ignored > 0 {
+		out = append(out, &eventlog.Problem{Err: were(ignored, "not transactional, and so belong to no change"),
+			Hint: "Emit them with true: SELECT pg_logical_emit_message(true, 'backstory', '{…}'), in the transaction that makes the changes, before them."})
+	}
+	return out
+}
+
+// noteContext says what is wrong with the application's context messages, where there were more of them since it was last said.
+func (s *Sidecar) noteContext(every time.Duration) {
+	now := s.total()
+	if now.MalformedContext == s.told.MalformedContext && now.IgnoredContext == s.told.IgnoredContext || time.Since(s.toldAt) < every {
+		return
+	}
+	s.told, s.toldAt = now, time.Now()
+	for _, p := range ContextProblems(now.MalformedContext, now.IgnoredContext) {
+		s.cfg.Logger.Warn("who and why cannot be read", "err", p.Err, "hint", p.Hint)
 	}
 }
 
@@ -335,6 +371,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		select {
 		case b, open = <-stream.Batches():
 		case <-tick.C: // on an idle source there may be nothing to append for long
+			s.noteContext(time.Minute)
 			if failed != nil {
 				continue
 			}

@@ -26,10 +26,13 @@ type Status struct {
 
 // SourceStatus is how capture fares.
 type SourceStatus struct {
-	State        string    `json:"state"` // streaming, connecting, waiting (Error says for what), standby (another process streams), stopped, unreachable
+	// State is streaming, connecting, waiting (Error says for what), standby (another process streams), stopped, unreachable, or
+	// unknown where no source is named.
+	State        string    `json:"state"`
 	Since        time.Time `json:"since,omitzero"`
 	Error        string    `json:"error,omitempty"`
 	Hint         string    `json:"hint,omitempty"`
+	Address      string    `json:"address"` // db.example:5432/shop
 	SystemID     string    `json:"system_id"`
 	Database     string    `json:"database"`
 	Slot         string    `json:"slot"`
@@ -51,6 +54,7 @@ type SourceStatus struct {
 
 // LogStatus is the end of the log.
 type LogStatus struct {
+	Address    string            `json:"address"`
 	Position   eventlog.Position `json:"position"`
 	OccurredAt time.Time         `json:"occurred_at,omitzero"` // commit time of the last transaction
 	EndLSN     string            `json:"end_lsn"`
@@ -93,7 +97,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, er
 		return nil, err
 	}
 	st := &Status{Reactors: []sinks.Status{}}
-	st.Log = LogStatus{Position: h.Position, OccurredAt: h.OccurredAt, EndLSN: h.EndLSN.String(), Seal: fmt.Sprintf("%x", h.Seal), Gap: h.Gap}
+	st.Log = LogStatus{Address: eventlog.Address(cfg.Log.URL), Position: h.Position, OccurredAt: h.OccurredAt, EndLSN: h.EndLSN.String(), Seal: fmt.Sprintf("%x", h.Seal), Gap: h.Gap}
 	st.Source.Slot, st.Source.SystemID, st.Source.Database, st.Source.State = h.Slot, h.SystemID, h.Database, "stopped"
 	if st.Log.SizeBytes, err = log.Size(ctx); err != nil {
 		return nil, err
@@ -129,6 +133,10 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, er
 		st.Reactors = append(st.Reactors, r)
 	}
 	cfg.Capture.Slot = h.Slot
+	if cfg.Capture.URL == "" {
+		st.Source.State = "unknown"
+		return st, nil
+	}
 	src := st.look(ctx, cfg.Capture, h, capture.Look)
 	if src == nil {
 		return st, nil
@@ -156,6 +164,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, er
 // look asks the source how it stands; nil if it does not answer.
 func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, ask func(context.Context, capture.Config) (*capture.Sight, error)) *capture.Sight {
 	s := &st.Source
+	s.Address = eventlog.Address(c.URL)
 	src, err := ask(ctx, c)
 	if err != nil {
 		s.State, s.Error, s.Hint = "unreachable", err.Error(), eventlog.Hint(err)
@@ -181,7 +190,7 @@ func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		// The log cannot be read: what the process itself knows, and what the source says, is still worth having.
 		st = &Status{Reactors: []sinks.Status{}}
-		st.Log.Error, st.Log.Hint = err.Error(), eventlog.Hint(err)
+		st.Log.Address, st.Log.Error, st.Log.Hint = eventlog.Address(s.cfg.Log.URL), err.Error(), eventlog.Hint(err)
 		h := s.lag.lastHead()
 		st.Source.Slot, st.Source.SystemID, st.Source.Database, st.Source.SafeBytes = s.cfg.Capture.Slot, h.SystemID, h.Database, -1
 		st.Log.Position, st.Log.OccurredAt = h.Position, h.OccurredAt

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -247,25 +248,75 @@ func streamKey(r *eventlog.Relation) []int {
 	return key
 }
 
-// notCaptured lists the tables that the configuration selects and our publications lack: mostly made after init. A role that does
-// not own them cannot add them by itself (PostgreSQL manual, ALTER PUBLICATION).
-func (c Config) notCaptured(ctx context.Context, q *pgx.Conn) ([]string, error) {
-	rows, err := q.Query(ctx, `SELECT n.nspname, c.relname `+capturable+`
-		AND (n.nspname, c.relname) NOT IN (SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname IN ($1, $2))
+// tableName is a table that could be captured.
+type tableName struct {
+	schema, name string
+	published    bool // in one of our publications
+}
+
+func (t tableName) String() string { return t.schema + "." + t.name }
+
+// tableNames lists what could be captured, selected or not.
+func (c Config) tableNames(ctx context.Context, q *pgx.Conn) ([]tableName, error) {
+	rows, err := q.Query(ctx, `SELECT n.nspname, c.relname, (n.nspname, c.relname) IN
+		(SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname IN ($1, $2)) `+capturable+`
 		ORDER BY n.nspname, c.relname`, c.Publication, c.InsertPublication())
 	if err != nil {
 		return nil, fmt.Errorf("list the source's tables: %w", err)
 	}
-	var out []string
-	var schema, name string
-	_, err = pgx.ForEachRow(rows, []any{&schema, &name}, func() error {
-		if c.selected(schema, name) {
-			out = append(out, schema+"."+name)
-		}
-		return nil
+	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t tableName, err error) {
+		return t, row.Scan(&t.schema, &t.name, &t.published)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the source's tables: %w", err)
 	}
 	return out, nil
+}
+
+// notCaptured lists the tables that the configuration selects and our publications lack: mostly made after init. A role that does
+// not own them cannot add them by itself (PostgreSQL manual, ALTER PUBLICATION).
+func (c Config) notCaptured(ctx context.Context, q *pgx.Conn) ([]string, error) {
+	all, err := c.tableNames(ctx, q)
+	var out []string
+	for _, t := range all {
+		if !t.published && c.selected(t.schema, t.name) {
+			out = append(out, t.String())
+		}
+	}
+	return out, err
+}
+
+// unmatched are the patterns that match no table, most likely misspelt.
+func (c Config) unmatched(all []tableName) (out []Finding) {
+	for _, list := range []struct {
+		name     string
+		patterns []string
+		risk     string
+	}{
+		{"BACKSTORY_TABLES", c.Tables, "what it is meant to select is not captured"},
+		{"BACKSTORY_EXCLUDE", c.Exclude, "what it is meant to leave out is captured"},
+	} {
+		for _, text := range list.patterns {
+			p, err := parsePattern(text)
+			if err != nil || slices.ContainsFunc(all, func(t tableName) bool { return p.matches(t.schema, t.name) }) {
+				continue
+			}
+			var there []string // in the schema that it means, if that exists
+			for _, t := range all {
+				if p.schema.MatchString(t.schema) {
+					there = append(there, t.String())
+				}
+			}
+			have := "there is no table in such a schema"
+			if n := len(there); n > 0 {
+				have = "there are " + strings.Join(there[:min(n, 12)], ", ")
+				if n > 12 {
+					have += fmt.Sprintf(" and %d more", n-12)
+				}
+			}
+			out = append(out, Finding{Severity: Warning, What: fmt.Sprintf("%s: %s matches no table", list.name, text), Risk: list.risk,
+				Remedy: "spell it as Postgres does (capitals count), or leave it out; " + have})
+		}
+	}
+	return out
 }

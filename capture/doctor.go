@@ -101,6 +101,17 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 				Risk: "its changes are not in the log", Remedy: "backstory init"})
 		}
 	}
+	all, err := c.tableNames(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, c.unmatched(all)...)
+	for _, t := range all {
+		if t.published && !c.selected(t.schema, t.name) {
+			add(Finding{Severity: Warning, What: fmt.Sprintf("%s is captured, though BACKSTORY_TABLES and BACKSTORY_EXCLUDE leave it out", t),
+				Risk: "its changes reach the log and the reactors: what is captured changes with backstory init alone", Remedy: "backstory init"})
+		}
+	}
 	if err := c.examinePublished(ctx, conn, tables, add); err != nil {
 		return nil, err
 	}

@@ -27,11 +27,15 @@ func parsePattern(s string) (pattern, error) {
 	return pattern{compile(schema), compile(table)}, nil
 }
 
+func (p pattern) matches(schema, table string) bool {
+	return p.schema.MatchString(schema) && p.table.MatchString(table)
+}
+
 // selected tells whether a table is to be captured.
 func (c Config) selected(schema, table string) bool {
 	match := func(list []string) bool {
 		for _, s := range list {
-			if p, err := parsePattern(s); err == nil && p.schema.MatchString(schema) && p.table.MatchString(table) {
+			if p, err := parsePattern(s); err == nil && p.matches(schema, table) {
 				return true
 			}
 		}

@@ -30,6 +30,8 @@ type Plan struct {
 	AllTables []string
 	// Role is who we are at the source.
 	Role string
+	// Unmatched are patterns that match no table.
+	Unmatched []Finding
 	// NotOwned are selected tables that this role may not add to a publication.
 	NotOwned []*Table
 }
@@ -65,6 +67,11 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 			Hint: "Choose another name with BACKSTORY_SLOT."}
 	}
 	p.NewSlot = !p.Slot.Exists
+	all, err := c.tableNames(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	p.Unmatched = c.unmatched(all)
 	if p.Tables, err = c.tables(ctx, conn); err != nil {
 		return nil, err
 	}

@@ -25,6 +25,28 @@ func ConnConfig(url, application string) (*pgx.ConnConfig, error) {
 	return cfg, nil
 }
 
+// Address tells where a URL leads, without role and password: db.example:5432/shop, or /var/run/postgresql:5432/shop for a Unix
+// socket; several hosts are joined by commas. It is "" for a URL that cannot be parsed.
+func Address(url string) string {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return ""
+	}
+	at := func(host string, port uint16) string {
+		if strings.HasPrefix(host, "/") {
+			return fmt.Sprintf("%s:%d", host, port)
+		}
+		return net.JoinHostPort(host, fmt.Sprint(port))
+	}
+	hosts := []string{at(cfg.Host, cfg.Port)}
+	for _, f := range cfg.Fallbacks {
+		if a := at(f.Host, f.Port); !slices.Contains(hosts, a) { // twice: with TLS and without
+			hosts = append(hosts, a)
+		}
+	}
+	return strings.Join(hosts, ",") + "/" + cfg.Database
+}
+
 func prepare(cfg *pgconn.Config, application string) {
 	for k, v := range SessionSettings {
 		// A URL, or PGTZ, may have named it in other letters; sent twice, chance would decide.

@@ -51,7 +51,11 @@ func newCheckout() *cobra.Command {
 				targets++
 			}
 			if targets != 1 || o.database != "" && (o.csv != "" || o.jsonl != "") {
-				return usage("Name one of --schema NAME, --database URL (with --schema, if you like), --csv DIR and --jsonl DIR.", "where should the tables go?")
+				what := "where should the tables go?"
+				if targets > 0 {
+					what = "the tables can go to one place only"
+				}
+				return usage("Name one of --schema NAME, --database URL (with --schema, if you like), --csv DIR and --jsonl DIR.", "%s", what)
 			}
 			s, l, err := openLog(ctx)
 			if err != nil {

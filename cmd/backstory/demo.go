@@ -81,6 +81,7 @@ type demoOptions struct {
 type demo struct {
 	demoOptions
 	out  *screen
+	cols columns // of the events that are shown
 	home *demoHome
 	old  bool // it goes on with what an earlier one has left
 
@@ -336,7 +337,7 @@ func (d *demo) work(ctx context.Context) error {
 			told = d.commands(watch)
 		case <-show.C:
 			if e := watch.sample(); e != nil {
-				d.say("%s", crop(eventLine(d.out, e, time.Now()), width(os.Stdout)))
+				d.say("%s", crop(d.cols.eventLine(d.out, e, time.Now()), width(os.Stdout)))
 			}
 			if told.due(watch) {
 				told = d.commands(watch)

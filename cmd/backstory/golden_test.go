@@ -71,7 +71,12 @@ func TestGolden(t *testing.T) {
 	s.env["BACKSTORY_EXCLUDE"] = "public.imports"
 	reply("doctor", "doctor")
 	reply("doctor", "doctor", "--json")
+	s.env["BACKSTORY_EXCLUDE"] = "public.Imports"
+	s.env["BACKSTORY_TABLES"] = "public.ordres,public.order*,public.customers,public.settings,public.imports,billing.*"
+	reply("doctor", "doctor")
+	reply("init", "init")
 	delete(s.env, "BACKSTORY_EXCLUDE")
+	delete(s.env, "BACKSTORY_TABLES")
 	reply("log", "log")
 	reply("log", "log", "orders/17")
 	reply("verify", "verify")

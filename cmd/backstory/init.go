@@ -169,6 +169,10 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		fmt.Fprintf(s, indent+"%s max_slot_wal_keep_size is not set: while the sidecar does not run, the source keeps all its WAL.\n", s.yellow("warning:"))
 		fmt.Fprintln(s, indent+"→ ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();")
 	}
+	for _, f := range p.Unmatched {
+		fmt.Fprintf(s, indent+"%s %s: %s.\n", s.yellow("warning:"), f.What, f.Risk)
+		fmt.Fprintf(s, indent+"→ %s\n", f.Remedy)
+	}
 	for _, a := range p.AllTables {
 		fmt.Fprintf(s, indent+"%s publication %s is FOR ALL TABLES: it would publish the log's tables too. Keep the log in another database (BACKSTORY_LOG_URL).\n", s.yellow("warning:"), a)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -40,7 +41,7 @@ func newLog() *cobra.Command {
 				return err
 			}
 			defer l.Close()
-			sel := eventlog.Selection{Types: o.types, Quiet: o.quiet, Newest: !o.reverse}
+			sel := eventlog.Selection{Types: o.types, Quiet: o.quiet || len(o.types) > 0, Newest: !o.reverse} // what is asked for by name is shown
 			if len(args) == 1 {
 				e, err := l.Entity(ctx, args[0])
 				if err != nil {
@@ -76,6 +77,7 @@ func newLog() *cobra.Command {
 			out := openScreen(cmd, !o.json)
 			defer out.close()
 			now, n := time.Now(), 0
+			var cols columns
 			err = readEvents(ctx, l, sel, func(e *eventlog.Event) error {
 				if o.author != "" && !strings.Contains(strings.ToLower(eventlog.WhoOf(e.Metadata).Actor), strings.ToLower(o.author)) {
 					return nil
@@ -85,7 +87,7 @@ func newLog() *cobra.Command {
 				if o.json {
 					_, err = out.Write(append(e.AppendJSON(nil), '\n'))
 				} else {
-					_, err = fmt.Fprintln(out, eventLine(out, e, now))
+					_, err = fmt.Fprintln(out, cols.eventLine(out, e, now))
 				}
 				if err != nil || n == o.limit {
 					return errors.Join(err, errEnough)
@@ -98,7 +100,7 @@ func newLog() *cobra.Command {
 			if err == nil && n == 0 && !o.json {
 				fmt.Fprint(out, "No events.")
 				if !o.quiet && len(args)+len(o.types) > 0 {
-					fmt.Fprint(out, " What was before backstory init is not in the log; changes of updated_at alone are shown with --quiet.")
+					fmt.Fprint(out, " What was before backstory init is not in the log; changes of updated_at alone (…Touched) are shown with --quiet.")
 				}
 				fmt.Fprintln(out)
 			}
@@ -112,7 +114,7 @@ func newLog() *cobra.Command {
 	f.StringVar(&o.author, "author", "", "only events of actors whose name contains this")
 	f.StringSliceVar(&o.types, "type", nil, "only these event types")
 	f.IntVar(&o.limit, "limit", 0, "at most this many")
-	f.BoolVar(&o.quiet, "quiet", false, "also events that are no news, such as a change of updated_at alone")
+	f.BoolVar(&o.quiet, "quiet", false, "also events that are no news, such as a change of updated_at alone (…Touched)")
 	f.BoolVar(&o.reverse, "reverse", false, "oldest first")
 	return c
 }
@@ -209,15 +211,26 @@ func checkTypes(cmd *cobra.Command, l *eventlog.Log, types []string) error {
 	return nil
 }
 
+// columns are as wide as what has been in them so far, within limits.
+type columns struct{ actor, typ, entity int }
+
+// pad fills a text up to the width of its column, which grows with it.
+func pad(width *int, text string, least, most int) string {
+	n := utf8.RuneCountInString(text)
+	*width = max(*width, least, min(n, most))
+	return text + strings.Repeat(" ", max(0, *width-n))
+}
+
 // eventLine tells an event in one line: position, age, actor, type, entity, what changed, why.
-func eventLine(s *screen, e *eventlog.Event, now time.Time) string {
+func (c *columns) eventLine(s *screen, e *eventlog.Event, now time.Time) string {
 	w := eventlog.WhoOf(e.Metadata)
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %s  ", s.yellow(fmt.Sprintf("%7d", e.Position)), s.dim(fmt.Sprintf("%-15s", age(e.OccurredAt, now))))
+	const actorWidth = 32 // of longer ones the beginning; show has it all
 	if w.Actor != "" {
-		b.WriteString(s.cyan(fmt.Sprintf("%-20s  ", printable(w.Actor))))
+		b.WriteString(s.cyan(pad(&c.actor, cut(printable(w.Actor), actorWidth), 16, actorWidth)) + "  ")
 	} else {
-		b.WriteString(s.dim(fmt.Sprintf("%-20s  ", "-")))
+		b.WriteString(s.dim(pad(&c.actor, "-", 16, actorWidth)) + "  ")
 	}
 	typ := s.bold
 	switch e.Op {
@@ -226,8 +239,8 @@ func eventLine(s *screen, e *eventlog.Event, now time.Time) string {
 	case eventlog.OpInsert:
 		typ = s.green
 	}
-	b.WriteString(typ(fmt.Sprintf("%-16s", e.Type)) + "  ")
-	fmt.Fprintf(&b, "%-14s", printable(entityName(e)))
+	b.WriteString(typ(pad(&c.typ, e.Type, 16, 40)) + "  ")
+	b.WriteString(pad(&c.entity, printable(entityName(e)), 14, 48))
 	if d := changes(e, 100); d != "" {
 		b.WriteString("  " + d)
 	}
@@ -238,6 +251,14 @@ func eventLine(s *screen, e *eventlog.Event, now time.Time) string {
 		b.WriteString("  " + s.dim("("+printable(w.Reason)+")"))
 	}
 	return strings.TrimRight(b.String(), " ")
+}
+
+// cut shortens a text to so many characters.
+func cut(t string, n int) string {
+	if r := []rune(t); len(r) > n {
+		return string(r[:n-1]) + "…"
+	}
+	return t
 }
 
 // entityName is Order/42, or Order where an event is about all of them: a TRUNCATE.
@@ -267,11 +288,7 @@ func changes(e *eventlog.Event, width int) string {
 	case eventlog.OpUpdate:
 		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
 			if n := string(name); n != "updated_at" || len(parts) == 0 {
-				old := member(e.Before, n)
-				if old == nil {
-					old = []byte("?")
-				}
-				add(n + ": " + short(old) + " → " + short(value))
+				add(n + ": " + fromTo(member(e.Before, n), value))
 			}
 			return nil
 		})
@@ -292,7 +309,7 @@ func changes(e *eventlog.Event, width int) string {
 	}
 	line := ""
 	for i, p := range parts {
-		if i > 0 && len(line)+len(p) > width {
+		if over := len(line) + len(p) - width; i > 0 && over > 0 && (i < len(parts)-1 || over > 20) { // saying that there is one more takes room, too
 			return line + fmt.Sprintf(", … %d more", len(parts)-i)
 		}
 		if i > 0 {
@@ -322,8 +339,33 @@ func member(obj []byte, name string) (found []byte) {
 	return found
 }
 
-// short prints a JSON value in little room: strings without quotes where that is clear.
-func short(v []byte) string {
+// shortest is the room that one value has in a line.
+const shortest = 48
+
+// short prints a JSON value in little room.
+func short(v []byte) string { return cut(plain(v), shortest) }
+
+// fromTo prints a value and the one it became in little room; of two long ones, where they begin to differ. old is nil where it is
+// not known.
+func fromTo(old, value []byte) string {
+	if old == nil {
+		return "(not known) → " + short(value)
+	}
+	a, b := []rune(plain(old)), []rune(plain(value))
+	same := 0
+	for same < min(len(a), len(b)) && a[same] == b[same] {
+		same++
+	}
+	const context = 12
+	if same > shortest-context && max(len(a), len(b)) > shortest {
+		from := same - context
+		a, b = append([]rune("…"), a[from:]...), append([]rune("…"), b[from:]...)
+	}
+	return cut(string(a), shortest) + " → " + cut(string(b), shortest)
+}
+
+// plain prints a JSON value on one line: strings without quotes where that is clear.
+func plain(v []byte) string {
 	t := strings.Map(func(r rune) rune {
 		if r < ' ' {
 			return ' '
@@ -334,9 +376,6 @@ func short(v []byte) string {
 		if txt, _, err := eventlog.AppendText(nil, &eventlog.Type{}, v); err == nil && len(txt) > 0 && !bytes.ContainsAny(txt, "\"\n,→") && !bytes.Contains(txt, []byte(": ")) {
 			t = string(txt)
 		}
-	}
-	if r := []rune(t); len(r) > 48 {
-		t = string(r[:45]) + "…"
 	}
 	return t
 }

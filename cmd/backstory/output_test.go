@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/backstory-dev/backstory/eventlog"
 )
@@ -65,11 +66,53 @@ func TestColours(t *testing.T) {
 	now := time.Date(2026, 10, 31, 14, 0, 0, 0, time.UTC)
 	e := &eventlog.Event{Position: 7, Aggregate: "Order", AggregateID: "17", Type: "OrderDeleted", Op: eventlog.OpDelete, OccurredAt: now.Add(-time.Hour),
 		Before: []byte(`{"id":17,"status":"paid"}`), Metadata: []byte(`{"actor":"ann","reason":"refund"}`)}
-	plain, coloured := eventLine(&screen{}, e, now), eventLine(&screen{color: true}, e, now)
-	if want := "      7  60 minutes ago   ann                   OrderDeleted      Order/17        status: paid  (refund)"; plain != want {
+	plain, coloured := new(columns).eventLine(&screen{}, e, now), new(columns).eventLine(&screen{color: true}, e, now)
+	if want := "      7  60 minutes ago   ann               OrderDeleted      Order/17        status: paid  (refund)"; plain != want {
 		t.Errorf("%q\nwant %q", plain, want)
 	}
 	if bare := regexp.MustCompile("\x1b\\[[0-9]+m").ReplaceAllString(coloured, ""); bare != plain || strings.Count(coloured, "\x1b") != 10 {
 		t.Errorf("%q", coloured)
+	}
+}
+
+// What is long does not hide what has changed, and columns stay columns.
+func TestLongValues(t *testing.T) {
+	long := strings.Repeat("The same words come first. ", 4)
+	for _, c := range []struct{ old, value, want string }{
+		{`"a"`, `"b"`, "a → b"},
+		{`null`, `"b, c"`, `null → "b, c"`},
+		{"", `1`, "(not known) → 1"},
+		{`"` + long + `ann"`, `"` + long + `bob"`, "…come first. ann → …come first. bob"},
+		{`"` + long + `"`, `"` + long + `bob"`, "…come first.  → …come first. bob"},
+		{`"x"`, `"` + long + `"`, "x → The same words come first. The same words come …"},
+		{`"äöü"`, `"äöß"`, "äöü → äöß"},
+	} {
+		var old []byte
+		if c.old != "" {
+			old = []byte(c.old)
+		}
+		if got := fromTo(old, []byte(c.value)); got != c.want {
+			t.Errorf("%s to %s: %q, want %q", c.old, c.value, got, c.want)
+		}
+	}
+	e := func(actor, id, data string) *eventlog.Event {
+		return &eventlog.Event{Position: 7, Aggregate: "Order", AggregateID: id, Type: "OrderCreated", Op: eventlog.OpInsert, Data: []byte(data), Metadata: []byte(`{"actor":"` + actor + `"}`)}
+	}
+	var c columns
+	long36 := "0191f2a4-7b1c-7c3d-9e2f-3a4b5c6d7e8f"
+	lines := []string{
+		c.eventLine(&screen{}, e(strings.Repeat("x", 50), long36, `{"a":1}`), time.Time{}),
+		c.eventLine(&screen{}, e("ann", "17", `{"a":1}`), time.Time{}),
+	}
+	if at := strings.Index(lines[0], "a: 1"); at < 0 || !strings.Contains(lines[0], long36) || utf8.RuneCountInString(lines[0][:at]) != utf8.RuneCountInString(lines[1][:strings.Index(lines[1], "a: 1")]) {
+		t.Errorf("the columns differ:\n%s", strings.Join(lines, "\n"))
+	}
+	// Saying that there is one more would take as much room.
+	wide := `{"a":"` + strings.Repeat("x", 40) + `","b":"` + strings.Repeat("y", 40) + `","c":"last"`
+	if got := changes(e("", "1", wide+"}"), 90); !strings.HasSuffix(got, "c: last") {
+		t.Errorf("%q", got)
+	}
+	if got := changes(e("", "1", wide+`,"d":"`+strings.Repeat("z", 40)+`"}`), 90); !strings.HasSuffix(got, ", … 2 more") {
+		t.Errorf("%q", got)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -59,7 +58,7 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 	if logURL == "" {
 		logURL = s.SourceURL
 	}
-	log.Info("starting", "source", redacted(s.SourceURL), "log", redacted(logURL), "slot", s.Slot, "tables", strings.Join(s.Tables, ","),
+	log.Info("starting", "source", eventlog.Address(s.SourceURL), "log", eventlog.Address(logURL), "slot", s.Slot, "tables", strings.Join(s.Tables, ","),
 		"http", s.HTTPAddr, "kafka", strings.Join(s.KafkaBrokers, ","), "topic", s.KafkaTopic, "max_batch_bytes", s.MaxBatchBytes, "max_cache_bytes", s.MaxCacheBytes)
 	var l net.Listener // before anything else: on one machine it keeps a second sidecar of the same settings away
 	if !cfg.Once && s.HTTPAddr != "off" {
@@ -94,18 +93,4 @@ func finish(err error, log *slog.Logger) error {
 		log.Info("stopped; everything received is in the log and confirmed")
 	}
 	return err
-}
-
-// redacted gives a database URL without its password, for the log of the process.
-func redacted(raw string) string {
-	cfg, err := eventlog.ConnConfig(raw, "")
-	if err != nil {
-		return "?"
-	}
-	u := url.URL{Scheme: "postgres", User: url.User(cfg.User), Host: cfg.Host, Path: cfg.Database}
-	if strings.HasPrefix(cfg.Host, "/") {
-		u.Host = ""
-		return u.String() + "?host=" + cfg.Host
-	}
-	return u.String()
 }

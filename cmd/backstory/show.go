@@ -171,6 +171,7 @@ func printEvent(s *screen, e *eventlog.Event) {
 	obj := e.Data
 	if e.Op == eventlog.OpDelete {
 		obj = e.Before
+		fmt.Fprintln(s, s.dim("What the row was:"))
 	}
 	printObject(s, obj, nil)
 }

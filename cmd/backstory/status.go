@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -53,17 +55,20 @@ func (s *settings) status(ctx context.Context) (*backstory.Status, error) {
 		return nil, usage("Set BACKSTORY_SOURCE_URL.", "no database is named")
 	}
 	st, err := backstory.ReadStatus(ctx, cfg)
-	if err != nil { // a sidecar knows why the log cannot be read, and what it does about it
-		if live := s.askSidecar(ctx); live != nil && live.Source.Slot == cfg.Capture.WithDefaults().Slot {
+	live := s.askSidecar(ctx)
+	switch {
+	case live == nil:
+	case err != nil: // a sidecar knows why the log cannot be read, and what it does about it
+		logURL := cmp.Or(cfg.Log.URL, cfg.Capture.URL)
+		if live.Source.Slot == cfg.Capture.WithDefaults().Slot && live.Log.Address == eventlog.Address(logURL) &&
+			(cfg.Capture.URL == "" || live.Source.Address == eventlog.Address(cfg.Capture.URL)) {
 			return live, nil
 		}
-		return nil, err
-	}
-	if live := s.askSidecar(ctx); live != nil && live.Source.Slot == st.Source.Slot &&
-		live.Source.SystemID == st.Source.SystemID && live.Source.Database == st.Source.Database {
+		fmt.Fprintf(os.Stderr, "The sidecar at %s is another one: it captures %s into %s.\n", s.HTTPAddr, live.Source.Address, live.Log.Address)
+	case live.Source.Slot == st.Source.Slot && live.Source.SystemID == st.Source.SystemID && live.Source.Database == st.Source.Database:
 		return live, nil
 	}
-	return st, nil
+	return st, err
 }
 
 // askSidecar gives the status of a sidecar on this machine, nil if none answers.
@@ -98,8 +103,11 @@ func printStatus(s *screen, st *backstory.Status) {
 	case state == "streaming":
 		state = s.green(state)
 	}
-	if state == "stopped" {
+	switch state {
+	case "stopped":
 		state = "no sidecar runs" // it is not the source that is stopped
+	case "unknown":
+		state = "not asked"
 	}
 	fmt.Fprintf(s, "%s   %s", s.bold("source"), state)
 	if !st.Source.Since.IsZero() {
@@ -125,9 +133,12 @@ func printStatus(s *screen, st *backstory.Status) {
 	if st.Source.State == "stopped" && st.Source.Error == "" && st.Log.Gap == "" {
 		fmt.Fprintln(s, "         → backstory run starts one.")
 	}
+	if st.Source.State == "unknown" {
+		fmt.Fprintf(s, "         → BACKSTORY_SOURCE_URL, with the URL of database %s, lets it be asked.\n", st.Source.Database)
+	}
 	if st.Source.WALLSN != "" {
-		fmt.Fprintf(s, "         slot %s: received %s, confirmed %s, the WAL ends at %s; the source keeps %s for us",
-			st.Source.Slot, st.Source.ReceivedLSN, st.Source.ConfirmedLSN, st.Source.WALLSN, bytesText(st.Source.RetainedBytes))
+		fmt.Fprintf(s, "         %s, slot %s: received %s, confirmed %s, the WAL ends at %s; the source keeps %s for us",
+			st.Source.Address, st.Source.Slot, st.Source.ReceivedLSN, st.Source.ConfirmedLSN, st.Source.WALLSN, bytesText(st.Source.RetainedBytes))
 		if st.Source.SafeBytes >= 0 {
 			fmt.Fprintf(s, " and may keep %s more", bytesText(st.Source.SafeBytes))
 		}
@@ -155,6 +166,9 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintf(s, ", %s of it from the last 24 hours", bytesText(st.Log.GrowthBytesPerDay))
 	}
 	fmt.Fprintln(s)
+	if st.Log.Address != st.Source.Address {
+		fmt.Fprintf(s, "         %s\n", st.Log.Address)
+	}
 	if st.Log.Error != "" {
 		fmt.Fprintf(s, "         %s\n", s.red(st.Log.Error))
 		if st.Log.Hint != "" {
@@ -166,6 +180,9 @@ func printStatus(s *screen, st *backstory.Status) {
 	}
 	if st.Running && st.Log.Events > 0 {
 		fmt.Fprintf(s, "         since the start: %s, %.0f %% without who and why\n", counted(st.Log.Events, "event"), 100*st.Log.UnattributedShare)
+	}
+	for _, p := range backstory.ContextProblems(st.Log.MalformedContext, st.Log.IgnoredContext) {
+		fmt.Fprintf(s, "         %s\n         → %s\n", s.yellow("since the start: "+p.Error()), p.Hint)
 	}
 	if n := len(st.Baseline.Incomplete); n > 0 {
 		have := "have"
