@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/backstory-dev/backstory"
+	"github.com/backstory-dev/backstory/eventlog"
 )
 
 // What `status --json` prints is what a sidecar on the same machine says of itself over HTTP.
@@ -61,4 +62,60 @@ func steady(t *testing.T, b []byte) map[string]any {
 	log := m["log"].(map[string]any)
 	log["end_lsn"] = reflect.TypeOf(log["end_lsn"]).String()
 	return m
+}
+
+// status answers for the database that it is asked about, whoever listens on the port, and makes none up.
+func TestStatusIsOfWhatIsNamed(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.begin()
+	p := s.sidecar()
+	s.caughtUp(p)
+	source, port := s.env["BACKSTORY_SOURCE_URL"], strings.TrimPrefix(s.env["BACKSTORY_HTTP_ADDR"], "127.0.0.1:")
+
+	// Another database, which has no log; the sidecar of the first one answers on the port.
+	s.env["BACKSTORY_SOURCE_URL"] = s.server.URL(s.server.NewDatabase(t))
+	r := s.run("status")
+	if r.code == 0 || strings.Contains(r.out, "streaming") || !strings.Contains(r.err, "no event log in this database") || !strings.Contains(r.err, ":"+port+" is another one: it captures "+eventlog.Address(source)) {
+		t.Errorf("of another database: exit code %d\n%s%s", r.code, r.out, r.err)
+	}
+	// A server that does not answer: the sidecar knows nothing of it either.
+	s.env["BACKSTORY_SOURCE_URL"] = "postgres://postgres@127.0.0.1:1/shop"
+	if r := s.run("status"); r.code == 0 || strings.Contains(r.out, "streaming") {
+		t.Errorf("of a server that is away: exit code %d\n%s%s", r.code, r.out, r.err)
+	}
+	// The log alone is named: its sidecar is found all the same.
+	delete(s.env, "BACKSTORY_SOURCE_URL")
+	s.env["BACKSTORY_LOG_URL"] = source
+	if r := s.must("status"); !strings.Contains(r.out, "streaming") || !strings.Contains(r.out, eventlog.Address(source)) {
+		t.Errorf("of the log, with a sidecar:\n%s", r.out)
+	}
+	if got := p.stop(); got.code != 0 {
+		t.Errorf("exit code %d:\n%s", got.code, got.err)
+	}
+	if r := s.must("status"); !strings.Contains(r.out, "not asked") || !strings.Contains(r.out, "BACKSTORY_SOURCE_URL") || strings.Contains(r.out, "refused") {
+		t.Errorf("of the log alone:\n%s%s", r.out, r.err)
+	}
+}
+
+// An application that says who and why in a way that cannot be read is told so, where its owner looks.
+func TestContextThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.begin()
+	p := s.sidecar()
+	s.sql(`BEGIN; SELECT pg_logical_emit_message(true, 'backstory', 'ann'); INSERT INTO orders VALUES (901, 'a'); COMMIT`)
+	s.sql(`BEGIN; SELECT pg_logical_emit_message(false, 'backstory', '{"actor": "ann"}'); INSERT INTO orders VALUES (902, 'a'); COMMIT`)
+	want := []string{"1 context message was no JSON object", `Emit {"actor"`, "1 context message was not transactional", "pg_logical_emit_message(true"}
+	s.until(20*time.Second, "both are counted", p, func(st *backstory.Status) bool { return st.Log.MalformedContext == 1 && st.Log.IgnoredContext == 1 })
+	st := s.must("status").out
+	logged := p.stop().err
+	for _, w := range want {
+		if !strings.Contains(st, w) {
+			t.Errorf("status lacks %q:\n%s", w, st)
+		}
+		if !strings.Contains(strings.ReplaceAll(logged, `\"`, `"`), w) {
+			t.Errorf("run does not say %q:\n%s", w, logged)
+		}
+	}
 }
