@@ -80,7 +80,8 @@ type BaselineStatus struct {
 	Incomplete []string `json:"incomplete,omitempty"` // tables with rows that the log has never seen
 }
 
-// ReadStatus asks the source and the log, without a sidecar process.
+// ReadStatus asks the source and the log, without a sidecar process. It may hold the replication slot for up to three seconds, to
+// see whether there is anything to come: with a process at hand, ask that (Sidecar.Status).
 func ReadStatus(ctx context.Context, cfg Config) (*Status, error) {
 	cfg = cfg.withDefaults()
 	log, err := eventlog.Open(ctx, cfg.Log)
@@ -88,10 +89,11 @@ func ReadStatus(ctx context.Context, cfg Config) (*Status, error) {
 		return nil, err
 	}
 	defer log.Close()
-	return readStatus(ctx, cfg, log)
+	return readStatus(ctx, cfg, log, capture.Look)
 }
 
-func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, error) {
+// readStatus asks the source by Look, or by Glance where a process may want the slot at the same moment.
+func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, ask func(context.Context, capture.Config) (*capture.Sight, error)) (*Status, error) {
 	h, err := log.Head(ctx)
 	if err != nil {
 		return nil, err
@@ -137,7 +139,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log) (*Status, er
 		st.Source.State = "unknown"
 		return st, nil
 	}
-	src := st.look(ctx, cfg.Capture, h, capture.Look)
+	src := st.look(ctx, cfg.Capture, h, ask)
 	if src == nil {
 		return st, nil
 	}
@@ -186,7 +188,7 @@ func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, 
 // Status tells what this process is doing. It waits up to a second and a half for changes that were made just before the
 // call.
 func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
-	st, err := readStatus(ctx, s.cfg, s.log)
+	st, err := readStatus(ctx, s.cfg, s.log, capture.Glance)
 	if err != nil {
 		// The log cannot be read: what the process itself knows, and what the source says, is still worth having.
 		st = &Status{Reactors: []sinks.Status{}}

@@ -22,6 +22,7 @@ type Table struct {
 	RLS       bool // row security is on
 	Owned     bool // we may add it to a publication
 	Published bool // it is in one of our publications already
+	Inserts   bool // it is in that of inserts, perhaps through its schema
 }
 
 // identityColumns are what insertOnly needs to know of a table c, in the order of identity.scan. A published table whose UPDATE or
@@ -83,11 +84,16 @@ WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catal
   AND NOT coalesce(starts_with(obj_description(c.oid, 'pg_class'), '` + eventlog.CheckoutMark + `'), false)
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')`
 
+// published tells whether a table c is in one of our publications by name: that it is there through its schema is not the work of
+// init.
+const published = `EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname IN ($1, $2) AND r.prrelid = c.oid)`
+
 // tablesQuery lists what could be captured.
 const tablesQuery = `
 SELECT c.oid::bigint, n.nspname, c.relname, CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(pg_stat_get_live_tuples(c.oid), 0) END, pg_table_size(c.oid), c.relrowsecurity,
        pg_has_role(c.relowner, 'USAGE'),
-       EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname IN ($1, $2) AND p.schemaname = n.nspname AND p.tablename = c.relname),
+       ` + published + `,
+       EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname = $2 AND p.schemaname = n.nspname AND p.tablename = c.relname),
        ` + identityColumns + `
 ` + capturable + `
 ORDER BY n.nspname, c.relname`
@@ -104,7 +110,7 @@ func (c Config) tables(ctx context.Context, q *pgx.Conn) ([]*Table, error) {
 		t := &Table{Relation: &eventlog.Relation{}}
 		var oid int64
 		var id identity
-		if err := rows.Scan(append([]any{&oid, &t.Schema, &t.Name, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &t.Published}, id.scan()...)...); err != nil {
+		if err := rows.Scan(append([]any{&oid, &t.Schema, &t.Name, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &t.Published, &t.Inserts}, id.scan()...)...); err != nil {
 			return nil, fmt.Errorf("list the source's tables: %w", err)
 		}
 		if !c.selected(t.Schema, t.Name) {
@@ -251,16 +257,14 @@ func streamKey(r *eventlog.Relation) []int {
 // tableName is a table that could be captured.
 type tableName struct {
 	schema, name string
-	published    bool // in one of our publications
+	published    bool // in one of our publications, by name
 }
 
 func (t tableName) String() string { return t.schema + "." + t.name }
 
 // tableNames lists what could be captured, selected or not.
 func (c Config) tableNames(ctx context.Context, q *pgx.Conn) ([]tableName, error) {
-	rows, err := q.Query(ctx, `SELECT n.nspname, c.relname, (n.nspname, c.relname) IN
-		(SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname IN ($1, $2)) `+capturable+`
-		ORDER BY n.nspname, c.relname`, c.Publication, c.InsertPublication())
+	rows, err := q.Query(ctx, `SELECT n.nspname, c.relname, `+published+` `+capturable+` ORDER BY n.nspname, c.relname`, c.Publication, c.InsertPublication())
 	if err != nil {
 		return nil, fmt.Errorf("list the source's tables: %w", err)
 	}

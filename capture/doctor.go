@@ -96,7 +96,12 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 			add(Finding{Severity: Info, What: fmt.Sprintf("%s has row-level security", t),
 				Risk: "its changes are captured in full; reading existing rows needs BYPASSRLS"})
 		}
-		if !t.Published {
+		switch {
+		case t.Published:
+		case t.Inserts:
+			add(Finding{Severity: Warning, What: fmt.Sprintf("only inserts of %s are captured, through its schema", t),
+				Risk: "its updates and deletes are not in the log", Remedy: "backstory init"})
+		default:
 			add(Finding{Severity: Warning, What: fmt.Sprintf("%s is not captured", t),
 				Risk: "its changes are not in the log", Remedy: "backstory init"})
 		}

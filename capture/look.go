@@ -58,7 +58,8 @@ func (c Config) glance(ctx context.Context, conn *pgx.Conn) (*Sight, error) {
 	return s, nil
 }
 
-// Look asks a source how it stands.
+// Look asks a source how it stands. Where nobody streams it looks into the slot's WAL, and so holds the slot for up to three
+// seconds: a process that wants to stream has to wait for that.
 func Look(ctx context.Context, c Config) (*Sight, error) {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)

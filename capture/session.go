@@ -375,7 +375,7 @@ func (x *session) hangUp() {
 		return
 	}
 	// What it may not do (another role's session) or cannot do any more takes longer, that is all.
-	_, _ = x.sql.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`, x.cfg.Slot, int32(x.repl.PID()))
+	_, _ = x.sql.Exec(ctx, `SELECT pg_terminate_backend(active_pid, 1500) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`, x.cfg.Slot, int32(x.repl.PID()))
 }
 
 // pause runs before each wait for the network, when everything received has been looked at. It hands the batch over if

@@ -54,21 +54,35 @@ func (s *settings) status(ctx context.Context) (*backstory.Status, error) {
 	if cfg.Capture.URL == "" && cfg.Log.URL == "" {
 		return nil, usage("Set BACKSTORY_SOURCE_URL.", "no database is named")
 	}
-	st, err := backstory.ReadStatus(ctx, cfg)
+	logURL := cmp.Or(cfg.Log.URL, cfg.Capture.URL)
 	live := s.askSidecar(ctx)
-	switch {
-	case live == nil:
-	case err != nil: // a sidecar knows why the log cannot be read, and what it does about it
-		logURL := cmp.Or(cfg.Log.URL, cfg.Capture.URL)
-		if live.Source.Slot == cfg.Capture.WithDefaults().Slot && live.Log.Address == eventlog.Address(logURL) &&
-			(cfg.Capture.URL == "" || live.Source.Address == eventlog.Address(cfg.Capture.URL)) {
-			return live, nil
-		}
-		fmt.Fprintf(os.Stderr, "The sidecar at %s is another one: it captures %s into %s.\n", s.HTTPAddr, live.Source.Address, live.Log.Address)
-	case live.Source.Slot == st.Source.Slot && live.Source.SystemID == st.Source.SystemID && live.Source.Database == st.Source.Database:
+	if live == nil {
+		return backstory.ReadStatus(ctx, cfg)
+	}
+	// A sidecar knows most, also why the log cannot be read, and what it does about it. It must be the one for what is named here.
+	if live.Source.Slot == cfg.Capture.WithDefaults().Slot && live.Log.Address == eventlog.Address(logURL) &&
+		(cfg.Capture.URL == "" || live.Source.Address == eventlog.Address(cfg.Capture.URL)) {
 		return live, nil
 	}
+	if isOf(ctx, live, logURL) { // the same database may be called by another name
+		return live, nil
+	}
+	st, err := backstory.ReadStatus(ctx, cfg)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "The sidecar at %s is another one: it captures %s into %s.\n", s.HTTPAddr, live.Source.Address, live.Log.Address)
+	}
 	return st, err
+}
+
+// isOf tells whether a status is that of a log which can be read.
+func isOf(ctx context.Context, st *backstory.Status, logURL string) bool {
+	l, err := eventlog.Open(ctx, eventlog.Config{URL: logURL})
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	h, err := l.Head(ctx)
+	return err == nil && st.Source.Slot == h.Slot && st.Source.SystemID == h.SystemID && st.Source.Database == h.Database
 }
 
 // askSidecar gives the status of a sidecar on this machine, nil if none answers.
