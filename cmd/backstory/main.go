@@ -17,11 +17,10 @@ import (
 
 // Exit codes.
 const (
-	exitDone     = 0
-	exitFailed   = 1
-	exitUsage    = 2 // wrong use
-	exitFound    = 3 // a check found something
-	exitConflict = 4
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2 // wrong use
+	exitFound  = 3 // a check found something
 )
 
 // version is set when the binary is built.
