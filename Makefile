@@ -46,6 +46,7 @@ client: # pg_recvlogical and pgbench, against which the benchmarks compare
 
 VERSIONS ?= 14 15 16 17 18
 test-matrix: ## the tests on PostgreSQL 14 to 18, or VERSIONS="14 16"
+	BACKSTORY_TEST_MATRIX=1 $(GO) test -count=1 -timeout 20m ./internal/pgserver
 	@for v in $(VERSIONS); do echo "== PostgreSQL $$v"; BACKSTORY_TEST_PG_VERSION=$$v $(GO) test -count=1 -timeout 30m ./... || exit 1; done
 	@$(LEFT_OUT)
 

@@ -1,6 +1,11 @@
 package e2e
 
-import "testing"
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+)
 
 // TestValueTooLargeToSend: text of more than 1 GB, which a bytea of 600 MB is, cannot be decoded by any reader of the slot. The
 // sidecar says so and what to do, instead of trying for ever.
@@ -22,16 +27,16 @@ func TestSettingsChangeNoValue(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, where{own: true})
 	db := s.sql()
-	db.do(`CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('so so'); CREATE TABLE public.odd (id int PRIMARY KEY, i interval, m money, b bytea, f float8, t timestamptz, d date, r regclass, q regtype, e app.mood, n numeric)`)
+	db.do(`CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('so so'); CREATE TABLE public.odd (id int PRIMARY KEY, i interval, m money, b bytea, f float8, t timestamptz, d date, r regclass, q regtype, e app.mood, n numeric, v text)`)
 	for _, set := range []string{`search_path = app, public`, `quote_all_identifiers = on`, `IntervalStyle = 'iso_8601'`, `DateStyle = 'SQL, DMY'`, `TimeZone = 'Asia/Tokyo'`,
 		`extra_float_digits = -5`, `bytea_output = 'escape'`, `synchronous_commit = off`, `statement_timeout = '300ms'`, `lock_timeout = '300ms'`,
-		`idle_in_transaction_session_timeout = '300ms'`, `row_security = on`, `array_nulls = off`} {
+		`idle_in_transaction_session_timeout = '300ms'`, `row_security = on`, `array_nulls = off`, `client_encoding = 'LATIN1'`} {
 		db.do(`ALTER ROLE postgres SET %s`, set)
 		db.do(`ALTER DATABASE %s SET %s`, databaseOf(t, s.cfg.Capture.URL), set)
 	}
 	s.init()
 	r := s.start()
-	db.do(`INSERT INTO public.odd VALUES (1, '1 year 2 mons -3 days 04:05:06.7', 1234.5, '\x00ff', 0.1::float8 + 0.2::float8, '2026-11-26 01:02:03.04+09', '2026-11-05', 'pg_class', 'app.mood', 'so so', 1.10)`)
+	db.do(`INSERT INTO public.odd VALUES (1, '1 year 2 mons -3 days 04:05:06.7', 1234.5, '\x00ff', 0.1::float8 + 0.2::float8, '2026-11-26 01:02:03.04+09', '2026-11-05', 'pg_class', 'app.mood', 'so so', 1.10, 'ä €')`)
 	db.do(`UPDATE public.odd SET f = 1.0 / 3, i = i * 2, t = t + interval '1 us'`)
 	if err := r.end(); err != nil {
 		t.Fatal(err)
@@ -39,8 +44,43 @@ func TestSettingsChangeNoValue(t *testing.T) {
 	s.once()
 	checkLog(t, s.openLog()).sameTables(t, db, "n.nspname = 'public'")
 	got := s.logSQL().one(`SELECT data FROM backstory.events WHERE position = 1`)
-	want := `{"id":1,"i":"1 year 2 mons -3 days +04:05:06.7","m":"$1,234.50","b":"\\x00ff","f":0.30000000000000004,"t":"2026-11-25T16:02:03.04Z","d":"2026-11-05","r":"pg_class","q":"app.mood","e":"so so","n":"1.10"}`
+	want := `{"id":1,"i":"1 year 2 mons -3 days +04:05:06.7","m":"$1,234.50","b":"\\x00ff","f":0.30000000000000004,"t":"2026-11-25T16:02:03.04Z","d":"2026-11-05","r":"pg_class","q":"app.mood","e":"so so","n":"1.10","v":"ä €"}`
 	if got != want {
 		t.Errorf("the log has %s\nwant %s", got, want)
 	}
+}
+
+// TestSourceNeverSpillsForUs: the source decodes the log's own transactions, too, where they are in its database, and what does not fit
+// into logical_decoding_work_mem goes to its disk, which no limit on WAL covers. After a backlog of small transactions there is nothing
+// to spill, whatever the log has made of it.
+func TestSourceNeverSpillsForUs(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true})
+	db := s.sql()
+	db.do(simple)
+	s.init()
+	const n = 200_000
+	db.do(`SET synchronous_commit = off`)
+	db.do(`DO $$ BEGIN FOR i IN 1..%d LOOP INSERT INTO public.things VALUES (i, md5(i::text)); COMMIT; END LOOP; END $$`, n)
+	spilled := func(why string, want bool) {
+		t.Helper()
+		eventually(t, 20*time.Second, why, func() (bool, error) { // what a walsender has counted comes with a delay
+			rows := db.rows(`SELECT total_txns, spill_txns, spill_bytes FROM pg_stat_replication_slots WHERE slot_name = '%s'`, s.cfg.Capture.Slot)
+			if len(rows) != 1 {
+				return false, errors.New("no statistics")
+			}
+			return atoi(t, rows[0][0]) > n && (atoi(t, rows[0][1]) > 0) == want, fmt.Errorf("of %s transactions, %s were spilled, %s bytes", rows[0][0], rows[0][1], rows[0][2])
+		})
+	}
+	s.once()
+	s.once() // this one passes what the one before has written
+	if got := db.one(`SELECT count(*) FROM backstory.event`); got != fmt.Sprint(n) {
+		t.Errorf("the log has %s events", got)
+	}
+	spilled("nothing is spilled", false)
+	// It would have been counted.
+	db.do(`ALTER TABLE public.things ALTER v SET STORAGE PLAIN`)
+	db.do(`INSERT INTO public.things SELECT i, repeat(md5(i::text), 100) FROM generate_series(%d, %d) i`, n+1, n+40_000)
+	s.once()
+	spilled("a large transaction is spilled", true)
 }
