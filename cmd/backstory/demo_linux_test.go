@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -12,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminal starts a command as the foreground job of a terminal of its own and returns the side on which a person types.
-func terminal(t *testing.T, cmd *exec.Cmd) *os.File {
+// terminal starts a command as the foreground job of a terminal of its own and returns the side on which a person types. What is
+// shown there, echo and all, goes to shown.
+func terminal(t *testing.T, cmd *exec.Cmd, shown io.Writer) *os.File {
 	t.Helper()
 	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
@@ -35,14 +37,7 @@ func terminal(t *testing.T, cmd *exec.Cmd) *os.File {
 	cmd.Stdin = theirs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true} // of descriptor 0
 	cmd.Env = append(os.Environ(), "TERM=xterm")
-	go func() { // what the terminal echoes is of no interest, but it has to go somewhere
-		buf := make([]byte, 4096)
-		for {
-			if _, err := person.Read(buf); err != nil {
-				return
-			}
-		}
-	}()
+	go func() { _, _ = io.Copy(shown, person) }()
 	return person
 }
 
@@ -55,7 +50,7 @@ func TestADemoInATerminalAsksAndListens(t *testing.T) {
 
 	start := func() (*runningDemo, *os.File) {
 		cmd := exec.Command(program(t), "demo", "--dir", dir)
-		person := terminal(t, cmd)
+		person := terminal(t, cmd, io.Discard)
 		return follow(t, cmd, dir), person
 	}
 	typed := func(person *os.File, text string) {

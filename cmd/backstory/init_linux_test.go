@@ -1,7 +1,11 @@
 package main
 
 import (
+	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +28,7 @@ func TestInitAsks(t *testing.T) {
 			return s.ask(s.server.URL(s.db), "SELECT sum(n_tup_ins)::text FROM pg_stat_user_tables") == "200000"
 		})
 		cmd := exec.Command(binary, "init")
-		person := terminal(t, cmd)
+		person := terminal(t, cmd, io.Discard)
 		for k, v := range s.env {
 			cmd.Env = append(cmd.Env, k+"="+v)
 		}
@@ -47,6 +51,35 @@ func TestInitAsks(t *testing.T) {
 		}
 		if got := s.run("status").code; got != c.code {
 			t.Errorf("answer %q: status ends with exit code %d", c.answer, got)
+		}
+	}
+}
+
+// Long work shows on a terminal how far it is, and leaves nothing of that behind.
+func TestProgressOnATerminal(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.must("init")
+	s.sql("INSERT INTO orders SELECT i, repeat('x', 100) FROM generate_series(1, 150000) i")
+	s.must("run", "--once")
+	for _, args := range [][]string{
+		{"verify"},
+		{"checkout", "--at", "HEAD", "--csv", filepath.Join(t.TempDir(), "csv")},
+		{"checkout", "--at", "HEAD", "--schema", "past"},
+	} {
+		cmd := exec.Command(binary, args...)
+		var shown output
+		terminal(t, cmd, &shown)
+		cmd.Stderr = cmd.Stdin.(*os.File)
+		for k, v := range s.env {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+		if out, err := cmd.Output(); err != nil {
+			t.Fatalf("%v: %v\n%s%s", args, err, out, shown.String())
+		}
+		eventually(t, 5*time.Second, "the bar is taken away", func() bool { return strings.HasSuffix(shown.String(), clearLine) })
+		if bars := regexp.MustCompile(`\[=* *\] +[0-9]+ %`).FindAllString(shown.String(), -1); len(bars) < 2 || bars[0] == bars[len(bars)-1] {
+			t.Errorf("%v shows %q", args, shown.String())
 		}
 	}
 }

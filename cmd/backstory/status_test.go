@@ -107,7 +107,12 @@ func TestContextThatCannotBeRead(t *testing.T) {
 	s.sql(`BEGIN; SELECT pg_logical_emit_message(true, 'backstory', 'ann'); INSERT INTO orders VALUES (901, 'a'); COMMIT`)
 	s.sql(`BEGIN; SELECT pg_logical_emit_message(false, 'backstory', '{"actor": "ann"}'); INSERT INTO orders VALUES (902, 'a'); COMMIT`)
 	want := []string{"1 context message was no JSON object", `Emit {"actor"`, "1 context message was not transactional", "pg_logical_emit_message(true"}
-	s.until(20*time.Second, "both are counted", p, func(st *backstory.Status) bool { return st.Log.MalformedContext == 1 && st.Log.IgnoredContext == 1 })
+	now := s.until(20*time.Second, "both are counted", p, func(st *backstory.Status) bool {
+		return st.Log.MalformedContext == 1 && st.Log.IgnoredContext == 1 && st.Log.Events == 5
+	})
+	if now.Log.UnattributedShare != 0.8 { // three rows before, and the second of these
+		t.Errorf("%.2f of the events are without who and why", now.Log.UnattributedShare)
+	}
 	st := s.must("status").out
 	logged := p.stop().err
 	for _, w := range want {
