@@ -227,7 +227,7 @@ var badInput = []row{
 	// ---- Checkouts.
 	{wrong: "a checkout of no moment", reads: true, args: []string{"checkout", "--schema", "x"}, exit: 2, says: "--at is missing", remedy: "For instance --at '1 hour ago'"},
 	{wrong: "a checkout to nowhere", reads: true, args: []string{"checkout", "--at", "HEAD"}, exit: 2, says: "where should the tables go?", remedy: "Name one of --schema NAME"},
-	{wrong: "a checkout to two places", reads: true, args: []string{"checkout", "--at", "HEAD", "--schema", "x", "--csv", "y"}, exit: 2, says: "where should the tables go?", remedy: "Name one of --schema NAME"},
+	{wrong: "a checkout to two places", reads: true, args: []string{"checkout", "--at", "HEAD", "--schema", "x", "--csv", "y"}, exit: 2, says: "the tables can go to one place only", remedy: "Name one of --schema NAME"},
 	{wrong: "a checkout of an unknown table", reads: true, args: []string{"checkout", "--at", "HEAD", "--schema", "x", "ordres"}, exit: 1,
 		says: "ordres: no such table at this revision", remedy: "Did you mean public.orders?"},
 	{wrong: "a checkout into a schema in use", reads: true, args: []string{"checkout", "--at", "HEAD", "--schema", "public"}, exit: 1,
