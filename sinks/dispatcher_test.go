@@ -321,16 +321,22 @@ func TestErrorsAreVisibleAndPass(t *testing.T) {
 func TestOneProcessRunsAReactor(t *testing.T) {
 	log := newLog(300)
 	first, second := &probe{}, &probe{}
-	hold := make(chan struct{})
+	hold, held := make(chan struct{}), make(chan struct{})
+	hangs := sync.OnceFunc(func() { close(held) })
 	first.send = func(ctx context.Context, events []*eventlog.Event) error {
 		if events[0].Position > 100 {
+			hangs()
 			<-hold // a pause of the whole process
 		}
 		return nil
 	}
 	a := dispatcher(t, log, &sinks.Reactor{Name: "r", Sink: first, MaxBatchBytes: 3000, CheckpointEvery: -1})
 	stopA := start(t, a)
-	until(t, "the first to hang", func() bool { return len(first.delivered()) > 0 && status(a, "r").LagEvents < 250 })
+	select {
+	case <-held: // before that it would take its lease again at once
+	case <-time.After(10 * time.Second):
+		t.Fatal("the first does not hang")
+	}
 	b := dispatcher(t, log, &sinks.Reactor{Name: "r", Sink: second, MaxBatchBytes: 3000})
 	stopB := start(t, b)
 	until(t, "the second to stand by", func() bool { return status(b, "r").State == sinks.StateStandby })
