@@ -235,18 +235,26 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 	if stream != nil && r.ReplicaIdentity == 'd' {
 		r.Key = streamKey(r)
 	}
+	if len(r.Key) == 0 && r.ReplicaIdentity == 'i' { // what tells its rows apart in the stream is the best name they have
+		r.Key = identityColumnsOf(r)
+	}
 	return nil
 }
 
-// streamKey gives the primary key as it was when the rows were written, where the stream tells: the catalogue may have
-// another one by now, or none. Only of the order of its columns the stream knows nothing.
-func streamKey(r *eventlog.Relation) []int {
-	var key []int
+// identityColumnsOf are the columns of a table's replica identity.
+func identityColumnsOf(r *eventlog.Relation) (key []int) {
 	for i, c := range r.Columns {
 		if c.Identity {
 			key = append(key, i)
 		}
 	}
+	return key
+}
+
+// streamKey gives the primary key as it was when the rows were written, where the stream tells: the catalogue may have
+// another one by now, or none. Only of the order of its columns the stream knows nothing.
+func streamKey(r *eventlog.Relation) []int {
+	key := identityColumnsOf(r)
 	now := slices.Sorted(slices.Values(r.Key))
 	if len(key) == 0 || slices.Equal(key, now) {
 		return r.Key

@@ -55,6 +55,8 @@
 //
 // # Not obvious
 //
+//   - A table without a primary key whose replica identity is an index is known by the columns of that index: they are its key in
+//     the log, and a checkout makes them the primary key.
 //   - The walEnd of XLogData is the position of the change itself, not the end of the server's WAL.
 //   - Old tuples of kind K have NULL in every column that is not part of the identity: that is not a NULL of the row.
 //   - Only messages that are transactional and have the prefix backstory or _bemi are context; anybody who can log in may

@@ -78,15 +78,17 @@ func (c contents) same(t testing.TB, at eventlog.Position, want contents, column
 	}
 }
 
-// shapes describes tables as a checkout has to make them: columns in order with types and NOT NULL, and the primary key.
+// shapes describes tables as a checkout has to make them: columns in order with types and NOT NULL, and the primary key, or, without
+// one, the columns of the index that is the replica identity.
 func shapes(s *session, where string) map[string]string {
 	s.t.Helper()
 	out := map[string]string{}
 	for _, r := range s.ask(`SELECT c.relname,
 			(SELECT coalesce(string_agg(quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END, ', ' ORDER BY a.attnum), '')
 				FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
-			(SELECT coalesce(string_agg(quote_ident(a.attname), ',' ORDER BY k.n), '') FROM pg_index x, unnest(x.indkey[:x.indnkeyatts - 1]) WITH ORDINALITY k(num, n)
-				JOIN pg_attribute a ON a.attnum = k.num WHERE a.attrelid = c.oid AND x.indrelid = c.oid AND x.indisprimary)
+			(SELECT coalesce(string_agg(quote_ident(a.attname), ',' ORDER BY CASE WHEN x.indisprimary THEN k.n ELSE a.attnum END), '') FROM pg_index x, unnest(x.indkey[:x.indnkeyatts - 1]) WITH ORDINALITY k(num, n)
+				JOIN pg_attribute a ON a.attnum = k.num WHERE a.attrelid = c.oid AND x.indrelid = c.oid
+				AND (x.indisprimary OR x.indisreplident AND NOT EXISTS (SELECT FROM pg_index p WHERE p.indrelid = c.oid AND p.indisprimary)))
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND ` + where) {
 		out[r[0]] = r[1] + " PRIMARY KEY (" + r[2] + ")"
 	}

@@ -75,6 +75,11 @@ func subjects() []*subject {
 		orders("orders_by_text_index", []column{{"u", "text NOT NULL", either(oddText, words(1, 2))}, {"w", "date NOT NULL", oneOf("2026-11-23", "0044-03-15 BC", "infinity")}}, external,
 			`ALTER TABLE %s DROP CONSTRAINT orders_by_text_index_pkey`, `ALTER TABLE %s ADD PRIMARY KEY (id) DEFERRABLE`,
 			`CREATE UNIQUE INDEX by_uw ON %s (w, u)`, `ALTER TABLE %s REPLICA IDENTITY USING INDEX by_uw`),
+		// No primary key: the index that is the replica identity tells the rows apart.
+		{schema: "public", name: "index_alone", key: []string{"code"}, columns: []column{{"n", "int", intBelow(9)}, {"code", "text NOT NULL", either(oddText, words(1, 2))}, {"big", "text", wide}},
+			after: []string{`ALTER TABLE %s DROP CONSTRAINT index_alone_pkey`, `ALTER TABLE %s ALTER big SET STORAGE EXTERNAL`, `CREATE UNIQUE INDEX alone_code ON %s (code)`, `ALTER TABLE %s REPLICA IDENTITY USING INDEX alone_code`}},
+		{schema: "public", name: "indexes_alone", key: []string{"b", "a"}, columns: []column{{"a", "int NOT NULL", intBelow(5)}, {"v", "text", wide}, {"b", "text NOT NULL", oddText}},
+			after: []string{`ALTER TABLE %s DROP CONSTRAINT indexes_alone_pkey`, `CREATE UNIQUE INDEX alone_ba ON %s (b, a)`, `ALTER TABLE %s REPLICA IDENTITY USING INDEX alone_ba`}},
 		orders("orders_changing", nil, external),
 		{schema: "public", name: "composites", key: []string{"b", "a"}, columns: []column{{"a", "int", intBelow(5)}, {"x", "text", wide}, {"b", "text", oddText}, {"v", "text", wide}}},
 		{schema: "public", name: "texts", key: []string{"k"}, columns: []column{{"v", "text", wide}, {"k", "text", either(oddText, words(2400, 2600))}, {"w", "text", wide}}},
