@@ -55,8 +55,9 @@ type Sidecar struct {
 	busy   atomic.Int64                    // since when, in unix nanoseconds, the log has been working on one batch; 0: it is not
 	ended  atomic.Pointer[eventlog.Counts] // what writers that have ended counted
 
-	told   eventlog.Counts // the counts of context messages that were last complained of; owned by capture, as the next
-	toldAt time.Time
+	unknown map[uint32]bool // tables in the stream of which the log does not know that they are captured; owned by capture, as the next
+	told    eventlog.Counts // the counts of context messages that were last complained of
+	toldAt  time.Time
 }
 
 // running is one attempt: a writer and a stream.
@@ -88,7 +89,7 @@ func New(ctx context.Context, cfg Config) (*Sidecar, error) {
 		log.Close()
 		return nil, err
 	}
-	s := &Sidecar{cfg: cfg, log: log, started: time.Now(), stuck: 2 * time.Minute}
+	s := &Sidecar{cfg: cfg, log: log, started: time.Now(), stuck: 2 * time.Minute, unknown: map[uint32]bool{}}
 	if cfg.Reactors == nil {
 		return s, nil
 	}
@@ -344,6 +345,10 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	defer stop(nil)
 	start := w.Head().EndLSN
 	stream := capture.NewStream(s.cfg.Capture, captured, start)
+	stream.Tolerate(s.unknown)
+	if err := s.retake(ctx, w, stream, captured); err != nil {
+		return err
+	}
 	s.now.Store(&running{w, stream})
 	done := make(chan error, 1)
 	go func() { done <- stream.Run(streamCtx, until, w.Head) }()
@@ -366,6 +371,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	looked := time.Now()
 	for open := true; open; {
 		var b *eventlog.Batch
 		select {
@@ -374,6 +380,12 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			s.noteContext(time.Minute)
 			if failed != nil {
 				continue
+			}
+			if time.Since(looked) >= capturedEvery {
+				looked = time.Now()
+				if now, err := s.log.Captured(ctx); err == nil && !sameTables(captured, now) {
+					stop(errTablesChanged)
+				}
 			}
 			if w.Kept() {
 				work(0, func() error { return w.Flush(appendCtx) })
@@ -395,6 +407,17 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if failed != nil {
 		return failed
 	}
+	if err == nil && ctx.Err() == nil && errors.Is(context.Cause(streamCtx), errTablesChanged) {
+		return errTablesChanged
+	}
+	if errors.Is(err, capture.ErrRetaken) {
+		return fmt.Errorf("%w: %w", errTablesChanged, err)
+	}
+	var unknown *capture.UnknownTable
+	if errors.As(err, &unknown) {
+		s.unknown[unknown.OID] = true // if the next attempt does not know it either, it is taken as it is
+		return fmt.Errorf("%w: %w", errTablesChanged, err)
+	}
 	var narrowed *capture.Narrowed
 	if errors.As(err, &narrowed) {
 		if e := s.narrow(appendCtx, w, narrowed); e != nil {
@@ -413,6 +436,42 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		return gapProblem(gap.Reason)
 	}
 	return err
+}
+
+// capturedEvery is how often it is looked whether init has changed what is captured.
+const capturedEvery = 3 * time.Second
+
+func sameTables(a, b []eventlog.Captured) bool {
+	return slices.EqualFunc(a, b, func(a, b eventlog.Captured) bool {
+		return a.OID == b.OID && a.Published == b.Published && a.SinceLSN == b.SinceLSN && a.InsertOnly == b.InsertOnly
+	})
+}
+
+// retake notes which tables were not captured for a while: at once where the log is beyond that, otherwise the stream ends where a table
+// is taken in, since only there can be told whether it has a history.
+func (s *Sidecar) retake(ctx context.Context, w *eventlog.Writer, stream *capture.Stream, captured []eventlog.Captured) error {
+	var later eventlog.LSN
+	for _, c := range captured {
+		if c.SinceLSN > w.Head().EndLSN && !c.InsertOnly && (later == 0 || c.SinceLSN < later) {
+			later = c.SinceLSN
+		}
+	}
+	tables, err := s.log.Retaken(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if t.SinceLSN > w.Head().EndLSN {
+			continue
+		}
+		if err := w.Retaken(ctx, t); err != nil {
+			return fmt.Errorf("record that %s was not captured for a while: %w", t, err)
+		}
+	}
+	if later > 0 {
+		stream.PauseAt(later)
+	}
+	return nil
 }
 
 // warn tells the logger, once, what doctor would find: as soon as there is a source to ask.
@@ -456,7 +515,7 @@ var errTablesChanged = errors.New("the captured tables were changed")
 func (s *Sidecar) recorded(ctx context.Context, was []eventlog.Captured) bool {
 	for range 10 {
 		now, err := s.log.Captured(ctx)
-		if err == nil && !slices.EqualFunc(was, now, func(a, b eventlog.Captured) bool { return a.OID == b.OID && a.Published == b.Published }) {
+		if err == nil && !sameTables(was, now) {
 			return capture.CheckPublications(ctx, s.cfg.Capture, now) == nil
 		}
 		time.Sleep(200 * time.Millisecond)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -234,6 +235,13 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 		return nil, &eventlog.Problem{Err: fmt.Errorf("replication slot %s is in use (pid %d)", cfg.Capture.Slot, p.Slot.ActivePID),
 			Hint: "Stop the sidecar first: accepting a gap makes a new slot."}
 	}
+	before, err := log.Captured(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if head.Gap == "" && mayGoOn(ctx, cfg, &Plan{Plan: p}, head, before) == nil && capture.CheckStart(ctx, cfg.Capture, *head) == nil {
+		return nil, &eventlog.Problem{Err: errors.New("there is no gap: the slot, the publications and the log fit together"), Hint: "Nothing was changed. backstory run goes on where the log ends."}
+	}
 	if head.Gap == "" { // the gap is recorded before it is accepted, so that the history says so
 		w, err := log.NewWriter(ctx)
 		if err != nil {
@@ -257,8 +265,11 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	if err != nil {
 		return nil, err
 	}
-	for i := range res.Tables {
-		res.Tables[i].Relation.Complete = false
+	for i, t := range res.Tables {
+		t.Relation.Complete = false
+		if j := slices.IndexFunc(before, func(b eventlog.Captured) bool { return b.OID == t.OID }); j >= 0 {
+			res.Tables[i].SinceLSN = before[j].SinceLSN // since then, but for the gap, which is noted
+		}
 	}
 	if err := log.SetCaptured(ctx, res.Tables); err != nil {
 		return nil, err
@@ -282,4 +293,43 @@ func whyAccepted(ctx context.Context, cfg Config, log *eventlog.Log, p *capture.
 		return "accepted by hand: the replication slot " + cfg.Capture.Slot + " is gone"
 	}
 	return reason
+}
+
+// Examine looks for everything about source and log that would lose data, harm the application or surprise its owner. It changes
+// nothing.
+func Examine(ctx context.Context, cfg Config) ([]capture.Finding, error) {
+	cfg = cfg.withDefaults()
+	found, err := capture.Examine(ctx, cfg.Capture)
+	if err != nil {
+		return nil, err
+	}
+	log, err := eventlog.Open(ctx, cfg.Log)
+	if errors.Is(err, eventlog.ErrNoLog) {
+		return found, nil
+	}
+	if err != nil {
+		return append(found, capture.Finding{Severity: capture.Danger, What: err.Error(), Risk: "nothing is captured; the source keeps its WAL meanwhile", Remedy: eventlog.Hint(err)}), nil
+	}
+	defer log.Close()
+	head, err := log.Head(ctx)
+	if err != nil {
+		return found, nil // init has not finished; capture.Examine says that there is no slot
+	}
+	reason := head.Gap
+	if reason == "" {
+		if err := capture.CheckStart(ctx, cfg.Capture, *head); err != nil && !errors.Is(err, capture.ErrSlotInUse) {
+			reason = err.Error()
+			var gap *capture.Gap
+			if errors.As(err, &gap) {
+				reason = gap.Reason
+			}
+		}
+	}
+	if reason != "" {
+		noSlot := "replication slot " + cfg.Capture.Slot + " does not exist"
+		found = slices.DeleteFunc(found, func(f capture.Finding) bool { return f.What == noSlot })
+		found = append(found, capture.Finding{Severity: capture.Danger, What: "the log does not go on: " + reason, Risk: "nothing is captured from where the log ends",
+			Remedy: "bring the source back to where the log is, or backstory init --accept-gap", Cost: "a gap in the history: no table counts as complete any more"})
+	}
+	return found, nil
 }

@@ -67,6 +67,10 @@ func (x *session) message(b []byte) error {
 		if c.bad || x.inTx {
 			return errMalformed
 		}
+		if e := x.stopped.Load(); e != nil && e.at != 0 && lsn >= e.at { // transactions come in the order of their commits
+			x.skipped = max(x.skipped, e.at)
+			return e.err
+		}
 		x.inTx = true
 		x.batch.Add(eventlog.Item{Kind: eventlog.ItemBegin, CommitLSN: lsn, Time: at, XID: xid, Timeline: x.server.timelineOf(lsn)})
 	case 'C':
@@ -132,6 +136,24 @@ func (x *session) relation(m *relationMessage) error {
 	r := &eventlog.Relation{OID: m.oid, Schema: m.schema, Name: m.name, ReplicaIdentity: m.identity}
 	if cap, ok := x.captured[m.oid]; ok {
 		r.Complete, r.InsertOnly = cap.Complete, cap.InsertOnly
+		// The source describes a table anew, too, when its publication has changed: before its first row of after that.
+		if x.sql != nil && cap.Published != "" {
+			if err := x.ask(); err != nil {
+				return err
+			}
+			now, err := x.cfg.publications(x.ctx, x.sql, m.oid)
+			if err != nil {
+				return err
+			}
+			if is := now.of(x.cfg, m.oid, cap.InsertOnly); is != "" && is != cap.Published {
+				return &UnknownTable{m.oid, r.String()}
+			}
+		}
+	} else if x.unknown != nil {
+		if !x.unknown[m.oid] {
+			return &UnknownTable{m.oid, r.String()}
+		}
+		r.InsertOnly = true // more is not promised
 	}
 	if err := x.describe(r, m.columns); err != nil {
 		if !errors.Is(err, errGone) {
@@ -160,14 +182,22 @@ func (x *session) relation(m *relationMessage) error {
 
 // fromCatalog asks the source's catalogue, on a connection that is idle otherwise, and so may have been cut.
 func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) error {
-	if x.sql.IsClosed() {
-		conn, err := x.cfg.Connect(x.ctx)
-		if err != nil {
-			return err
-		}
-		x.sql = conn
+	if err := x.ask(); err != nil {
+		return err
 	}
 	return describe(x.ctx, x.sql, r, stream)
+}
+
+// ask makes sure that there is a connection for the catalogue.
+func (x *session) ask() error {
+	if !x.sql.IsClosed() {
+		return nil
+	}
+	conn, err := x.cfg.Connect(x.ctx)
+	if err == nil {
+		x.sql = conn
+	}
+	return err
 }
 
 func sameNames(r *eventlog.Relation, m *relationMessage) bool {

@@ -150,7 +150,7 @@ func (c Config) examinePublished(ctx context.Context, conn *pgx.Conn, tables []*
 		add(Finding{Severity: Danger, What: fmt.Sprintf("Postgres refuses the application's UPDATEs and DELETEs of %s: it is published, and %s", t.name, t.why),
 			Risk: "the application fails", SQL: strings.Join(c.moveSQL(t), "; ") + ";", Cost: "its updates and deletes are not in the log any more, and the log says so; a sidecar that runs does this by itself"})
 	}
-	published, err := c.publications(ctx, conn)
+	published, err := c.publications(ctx, conn, 0)
 	if err != nil {
 		return err
 	}

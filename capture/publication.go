@@ -22,9 +22,11 @@ type publications struct {
 	tables map[string][]string // name, OID of a table → "oid/xmin" of the publication and of the table in it
 }
 
-func (c Config) publications(ctx context.Context, conn *pgx.Conn) (*publications, error) {
+// publications reads all of that, or, where oid is not 0, what there is of one table.
+func (c Config) publications(ctx context.Context, conn *pgx.Conn, oid uint32) (*publications, error) {
 	rows, err := conn.Query(ctx, `SELECT p.pubname::text, p.oid || '/' || p.xmin::text, coalesce(r.prrelid::bigint, 0), coalesce(r.oid || '/' || r.xmin::text, '')
-		FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname IN ($1, $2)`, c.Publication, c.InsertPublication())
+		FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND (r.prrelid = $3::bigint::oid OR $3 = 0)
+		WHERE p.pubname IN ($1, $2)`, c.Publication, c.InsertPublication(), int64(oid))
 	if err != nil {
 		return nil, fmt.Errorf("read the publications: %w", err)
 	}
@@ -72,7 +74,7 @@ func CheckPublications(ctx context.Context, c Config, captured []eventlog.Captur
 }
 
 func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured []eventlog.Captured) error {
-	now, err := c.publications(ctx, conn)
+	now, err := c.publications(ctx, conn, 0)
 	if err != nil {
 		return err
 	}

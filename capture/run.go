@@ -26,6 +26,20 @@ func (g *Gap) Error() string {
 	return fmt.Sprintf("gap: %s (the log ends at %s, the source stands at %s)", g.Reason, g.From, g.To)
 }
 
+// ErrRetaken means that the stream has come to where a table is captured anew, which the log has to note (eventlog.Writer.Retaken).
+var ErrRetaken = errors.New("a table is captured again from here on")
+
+// UnknownTable means that a change of a table has come that is not captured, or not in this way, as far as the log said when the stream
+// began. Either init has just taken it in, or it is published without that, through its schema for instance.
+type UnknownTable struct {
+	OID  uint32
+	Name string
+}
+
+func (u *UnknownTable) Error() string {
+	return u.Name + " is in the stream, but not recorded as captured in this way"
+}
+
 // checkStart refuses to start where changes could be skipped in silence: START_REPLICATION itself refuses nothing
 // (PostgreSQL manual, Streaming Replication Protocol).
 func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error {
@@ -67,6 +81,30 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 	return nil
 }
 
+// CheckStart tells whether a log can go on from its end: nil, a *Gap, or why it cannot be told.
+func CheckStart(ctx context.Context, c Config, head eventlog.Head) error {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	repl, err := c.connectReplication(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer repl.Close(context.WithoutCancel(ctx))
+	sv, err := server(ctx, conn, repl)
+	if err != nil {
+		return err
+	}
+	slot, err := c.ReadSlot(ctx, conn)
+	if err != nil {
+		return err
+	}
+	return checkStart(sv, slot, &head, c.Slot)
+}
+
 // WrongSlot is the error for a log that was made from another slot than the one that is configured.
 func WrongSlot(was, is string) error {
 	return &eventlog.Problem{Err: fmt.Errorf("the log was made from replication slot %s, not %s", was, is), Hint: "Set BACKSTORY_SLOT to " + was + "."}
@@ -91,11 +129,12 @@ func streamError(err error, c Config) error {
 	return fmt.Errorf("the source ended the stream: %w", err)
 }
 
-// forTheLog tells whether an error is something that the log has to note: a *Gap or a *Narrowed. The connection is as it was.
+// forTheLog tells whether an error is something that the log has to note or to tell more of. The connection is as it was.
 func forTheLog(err error) bool {
 	var g *Gap
 	var n *Narrowed
-	return errors.As(err, &g) || errors.As(err, &n)
+	var u *UnknownTable
+	return errors.As(err, &g) || errors.As(err, &n) || errors.As(err, &u) || errors.Is(err, ErrRetaken)
 }
 
 // retryable sorts errors: those that pass by themselves, and those that a person must look at.

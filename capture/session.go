@@ -96,7 +96,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	if err := checkStart(x.server, slot, &head, s.cfg.Slot); err != nil {
 		return err
 	}
-	s.stopped.Store(nil)
+	s.stopped.Store(s.first)
 	if err := s.checkPublished(ctx, x.sql, head.EndLSN, x.server.FlushLSN); err != nil {
 		return err
 	}

@@ -232,7 +232,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 	for _, b := range before {
 		was[b.OID] = b
 	}
-	published, err := c.publications(ctx, conn)
+	published, err := c.publications(ctx, conn, 0)
 	if err != nil {
 		return nil, err
 	}

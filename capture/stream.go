@@ -48,6 +48,8 @@ type Stream struct {
 	took     atomic.Int64  // nanoseconds, of late
 
 	state   atomic.Pointer[State]
+	first   *stop                // where a session has to end in any case; nil: nowhere
+	unknown map[uint32]bool      // tables that are published, but not captured as far as the log knows
 	stopped atomic.Pointer[stop] // why the session must end, as the catalogue has it
 	slot    atomic.Pointer[Slot]
 	noted   map[string]bool // tables that are not captured, and of which that was said
@@ -82,6 +84,14 @@ func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Str
 	s.setState("starting", nil)
 	return s
 }
+
+// PauseAt makes Run end with ErrRetaken when everything before a place in the WAL has been handed over. It is called before Run, as is
+// Tolerate.
+func (s *Stream) PauseAt(l eventlog.LSN) { s.first = &stop{ErrRetaken, l} }
+
+// Tolerate tells of tables that are in the stream though nobody has recorded that they are captured. The first change of any other
+// such table makes Run end with an *UnknownTable.
+func (s *Stream) Tolerate(oids map[uint32]bool) { s.unknown = oids }
 
 // Batches gives what is received, in order. The channel is closed when Run returns.
 func (s *Stream) Batches() <-chan *eventlog.Batch { return s.out }

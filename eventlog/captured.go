@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -44,6 +45,26 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 		out = append(out, Captured{r, LSN(since), published})
 	}
 	return out, rows.Err()
+}
+
+// Retaken gives those captured tables with a history that were not captured for a while, as long as that is not recorded
+// (Writer.Retaken): no version of them is as new as their SinceLSN. Of tables of which only inserts are captured that is not known.
+func (l *Log) Retaken(ctx context.Context) ([]Captured, error) {
+	rows, err := l.pool.Query(ctx, `SELECT c.oid::bigint FROM backstory.captured c
+		CROSS JOIN LATERAL (SELECT max(r.at_lsn) AS at_lsn FROM backstory.relation r WHERE r.oid = c.oid AND r.sealed_at <= (SELECT position FROM backstory.head)) r
+		WHERE NOT c.insert_only AND r.at_lsn < c.since_lsn`)
+	if err != nil {
+		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
+	}
+	oids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
+	}
+	all, err := l.Captured(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(c Captured) bool { return !slices.Contains(oids, int64(c.OID)) }), nil
 }
 
 // SetCaptured records the tables that are captured; others are forgotten (their history stays).

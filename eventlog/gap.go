@@ -55,6 +55,24 @@ func (w *Writer) TableGap(ctx context.Context, r *Relation, reason string, from,
 	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, from, to)
 }
 
+// Retaken records that a table was not captured for a while before c.SinceLSN: what the log holds of its rows may be outdated, and rows
+// may be gone.
+func (w *Writer) Retaken(ctx context.Context, c Captured) error {
+	_, last := w.log.dict.newestVersion(c.OID)
+	if last == nil {
+		return nil
+	}
+	// A version that is InsertOnly is where looking back ends (dictionary.places). Where the last one is, the new one only notes that
+	// this is recorded.
+	less := *last
+	less.InsertOnly, less.Complete = !last.InsertOnly, false
+	t, err := w.tableFor(ctx, &less, max(w.commit+1, c.SinceLSN))
+	if err != nil {
+		return err
+	}
+	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, "it was not captured for a while: what happened to its rows meanwhile is not in the log", w.commit, c.SinceLSN)
+}
+
 func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reason string, from, to LSN) error {
 	if w.tx.open {
 		return errors.New("bug: a gap inside a transaction")

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/backstory-dev/backstory"
 	"github.com/backstory-dev/backstory/capture"
 )
 
@@ -26,11 +27,11 @@ func newDoctor() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg := s.config(log).Capture.WithDefaults()
-			if err := cfg.Validate(); err != nil {
+			cfg := s.config(log)
+			if err := cfg.Capture.WithDefaults().Validate(); err != nil {
 				return &exitError{exitUsage, err}
 			}
-			found, err := capture.Examine(cmd.Context(), cfg)
+			found, err := backstory.Examine(cmd.Context(), cfg)
 			if err != nil {
 				return err
 			}
