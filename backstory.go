@@ -270,11 +270,11 @@ func ContextProblems(malformed, ignored int64) (out []*eventlog.Problem) {
 		return fmt.Errorf("%d context messages were %s", n, what)
 	}
 	if malformed > 0 {
-		out = append(out, &eventlog.Problem{Err: were(malformed, "no JSON object of text that Postgres can store"),
+		out = append(out, &eventlog.Problem{Err: were(malformed, "not a JSON object that Postgres can store"),
 			Hint: `What was said is kept in the event's metadata under "malformed". Emit {"actor": "…", "reason": "…"}.`})
 	}
 	if ignored > 0 {
-		out = append(out, &eventlog.Problem{Err: were(ignored, "not transactional, and so belong to no change"),
+		out = append(out, &eventlog.Problem{Err: were(ignored, "not transactional, and so without a change to belong to"),
 			Hint: "Emit them with true: SELECT pg_logical_emit_message(true, 'backstory', '{…}'), in the transaction that makes the changes, before them."})
 	}
 	return out

@@ -141,7 +141,7 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 			return &eventlog.Problem{Err: fmt.Errorf("publication %s is FOR ALL TABLES", pub.name), Hint: "backstory needs a publication of its own: choose another name with BACKSTORY_PUBLICATION."}
 		}
 		in := map[string]bool{}
-		// By name, not through its schema: that is for somebody else to have decided (level two of rights, see doc.go).
+		// By name, not through its schema: that a superuser has decided (README, What Postgres needs).
 		rows, err := conn.Query(ctx, `SELECT n.nspname::text, c.relname::text FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
 			JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, pub.name)
 		if err != nil {
@@ -275,9 +275,9 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 			return fmt.Errorf("use the slot's snapshot: %w", err)
 		}
 		for _, t := range p.Tables {
-			// Without the right to look, a table is not known to be empty.
+			// Without the right to look, and at all rows, a table is not known to be empty.
 			var some bool
-			err := tx.QueryRow(ctx, "SELECT has_table_privilege($1::bigint::oid, 'SELECT')", int64(t.OID)).Scan(&some)
+			err := tx.QueryRow(ctx, "SELECT has_table_privilege($1::bigint::oid, 'SELECT') AND NOT row_security_active($1::bigint::oid)", int64(t.OID)).Scan(&some)
 			if err == nil && some {
 				err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM ONLY "+eventlog.QuoteQualified(t.Schema, t.Name)+" LIMIT 1)").Scan(&some)
 			} else {

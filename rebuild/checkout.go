@@ -344,7 +344,7 @@ func checkComplete(tables []*history, partial bool) error {
 	}
 	var why []string
 	if len(names) > 0 {
-		why = append(why, fmt.Sprintf("%s: they existed before it began, and have not all been imported", shorten(names)))
+		why = append(why, fmt.Sprintf("%s: it may have had rows before it was captured, which are known from their next change on", shorten(names)))
 	}
 	if len(inserts) > 0 {
 		why = append(why, fmt.Sprintf("%s: without a usable key their updates and deletes are not in the stream", shorten(inserts)))
@@ -368,7 +368,7 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 			tr.Into = placer.Place(t.Table)
 		}
 		if !rel.Complete && !rel.InsertOnly {
-			warn("%s: the log does not have all rows", t)
+			warn("%s: the log does not have all rows, and may have some that are gone or outdated", t)
 		}
 		if !tables[i].captured {
 			warn("%s is no longer captured, perhaps dropped: its rows are those that the log knew last", t)
@@ -377,10 +377,10 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 			warn("%s: the source tells only of inserts; updates and deletes since are missing", t)
 		}
 		if n := t.Tally.Orphans; n > 0 {
-			warn("%s: %d changes are of rows that the log does not have; what they say is kept", t, n)
+			warn("%s: of rows that the log does not have there are changes (%d); what they say is in the result", t, n)
 		}
 		if n := t.Tally.Replaced; n > 0 {
-			warn("%s: %d rows were put in the place of others whose end the log does not have", t, n)
+			warn("%s: rows took the place of others whose end the log does not have (%d times)", t, n)
 		}
 		for i, n := range t.Tally.Unknown {
 			c := &t.Columns[i]

@@ -97,14 +97,14 @@ func newCheckout() *cobra.Command {
 			}
 			out := openScreen(cmd, false)
 			defer out.close()
+			if gap != nil {
+				rep.Warnings = append(rep.Warnings, fmt.Sprintf("the history has a gap at position %d: rows may be missing or out of date since", gap.Position))
+			}
 			if o.json {
 				return json.NewEncoder(out).Encode(rep)
 			}
 			for _, t := range rep.Tables {
 				fmt.Fprintf(out, "%12s %-4s  %s → %s\n", countText(t.Rows), plural(t.Rows, "row"), t.Table, t.Into)
-			}
-			if gap != nil {
-				rep.Warnings = append(rep.Warnings, fmt.Sprintf("the history has a gap at position %d: rows may be missing or out of date since", gap.Position))
 			}
 			for _, w := range rep.Warnings {
 				fmt.Fprintf(os.Stderr, "%s %s\n", out.yellow("warning:"), w)

@@ -227,7 +227,12 @@ func (s *settings) logger() (*slog.Logger, error) {
 	if err := level.UnmarshalText([]byte(s.LogLevel)); err != nil {
 		return nil, usage("Use debug, info, warn or error.", "BACKSTORY_LOG_LEVEL %q is not a level", s.LogLevel)
 	}
-	opt := &slog.HandlerOptions{Level: level}
+	opt := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == "hint" && a.Value.Kind() == slog.KindString && a.Value.String() == "" {
+			return slog.Attr{} // there is nothing to be done
+		}
+		return a
+	}}
 	switch s.LogFormat {
 	case "text":
 		return slog.New(slog.NewTextHandler(os.Stderr, opt)), nil

@@ -82,6 +82,7 @@ type demo struct {
 	demoOptions
 	out  *screen
 	cols columns // of the events that are shown
+	told string  // the order that was told of last
 	home *demoHome
 	old  bool // it goes on with what an earlier one has left
 
@@ -337,7 +338,7 @@ func (d *demo) work(ctx context.Context) error {
 			told = d.commands(watch)
 		case <-show.C:
 			if e := watch.sample(); e != nil {
-				d.say("%s", crop(d.cols.eventLine(d.out, e, time.Now()), width(os.Stdout)))
+				d.say("%s", crop(d.cols.briefLine(d.out, e), width(os.Stdout)))
 			}
 			if told.due(watch) {
 				told = d.commands(watch)

@@ -42,7 +42,7 @@ var backs = []struct {
 // more of it.
 func (t telling) due(w *watcher) bool {
 	back := lookingBack(w)
-	if back == "" || w.story() == nil {
+	if back == "" || w.story("") == nil {
 		return false
 	}
 	return !t.told || back == backs[0].text && t.back != back
@@ -61,11 +61,12 @@ func lookingBack(w *watcher) string {
 
 // commands prints what can be typed in another terminal. Every line that begins with four spaces is a command.
 func (d *demo) commands(w *watcher) telling {
-	o, back := w.story(), lookingBack(w)
+	o, back := w.story(d.told), lookingBack(w)
 	if o == nil || back == "" {
 		d.say("In a few seconds there will be enough history to look back at.")
 		return telling{}
 	}
+	d.told = o.id
 	rule := d.out.dim("────────────────────────────────────────────────────────────────────────────────")
 	about := func(text string) { fmt.Fprintf(d.out, "  %s\n", text) }
 	command := func(format string, args ...any) {

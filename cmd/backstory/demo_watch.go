@@ -203,8 +203,9 @@ func (w *watcher) history() time.Duration {
 	return time.Since(w.began)
 }
 
-// story gives the order that has the most to tell, nil as long as none has been paid and shipped.
-func (w *watcher) story() *orderStory {
+// story gives the order that has the most to tell, another one than the last if there is one, nil as long as none has been paid and
+// shipped.
+func (w *watcher) story(last string) *orderStory {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var best *orderStory
@@ -213,7 +214,7 @@ func (w *watcher) story() *orderStory {
 		if o.beforePaid == 0 || !o.shipped {
 			continue
 		}
-		if best == nil || o.score() >= best.score() {
+		if best == nil || best.id == last || o.id != last && o.score() >= best.score() {
 			best = o
 		}
 	}

@@ -61,7 +61,7 @@ func newInit() *cobra.Command {
 				return printSQL(out, cfg, p)
 			}
 			size := showPlan(out, cfg, p)
-			if p.SameServer && size > askAbove && !o.yes {
+			if p.SameServer && size > askAbove && !o.yes && p.Head == nil { // it has been decided once
 				_ = out.Flush()
 				if err := ask(size); err != nil {
 					return err
@@ -115,7 +115,7 @@ func ask(year int64) error {
 // year.
 func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	v := p.Server.Version
-	fmt.Fprintf(s, "%s   PostgreSQL %d.%d, database %s. No restart is needed: wal_level is logical.\n", s.bold("source"), v/10000, v%10000, p.Server.Database)
+	fmt.Fprintf(s, "%s   PostgreSQL %d.%d, database %s. wal_level is logical, so no restart is needed for that.\n", s.bold("source"), v/10000, v%10000, p.Server.Database)
 	match := "match"
 	if len(p.Tables) == 1 {
 		match = "matches"

@@ -223,10 +223,17 @@ func pad(width *int, text string, least, most int) string {
 
 // eventLine tells an event in one line: position, age, actor, type, entity, what changed, why.
 func (c *columns) eventLine(s *screen, e *eventlog.Event, now time.Time) string {
+	return c.line(s, e, s.dim(fmt.Sprintf("%-15s", age(e.OccurredAt, now)))+"  ", 32, 1<<10)
+}
+
+// briefLine is for one that has just happened, where there is little room.
+func (c *columns) briefLine(s *screen, e *eventlog.Event) string { return c.line(s, e, "", 16, 20) }
+
+// line makes it; of actors and entities that are too long it has the beginning (show has them whole).
+func (c *columns) line(s *screen, e *eventlog.Event, when string, actorWidth, entityWidth int) string {
 	w := eventlog.WhoOf(e.Metadata)
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s  %s  ", s.yellow(fmt.Sprintf("%7d", e.Position)), s.dim(fmt.Sprintf("%-15s", age(e.OccurredAt, now))))
-	const actorWidth = 32 // of longer ones the beginning; show has it all
+	b.WriteString(s.yellow(fmt.Sprintf("%7d", e.Position)) + "  " + when)
 	if w.Actor != "" {
 		b.WriteString(s.cyan(pad(&c.actor, cut(printable(w.Actor), actorWidth), 16, actorWidth)) + "  ")
 	} else {
@@ -240,7 +247,7 @@ func (c *columns) eventLine(s *screen, e *eventlog.Event, now time.Time) string 
 		typ = s.green
 	}
 	b.WriteString(typ(pad(&c.typ, e.Type, 16, 40)) + "  ")
-	b.WriteString(pad(&c.entity, printable(entityName(e)), 14, 48))
+	b.WriteString(pad(&c.entity, cut(printable(entityName(e)), entityWidth), 10, 48))
 	if d := changes(e, 100); d != "" {
 		b.WriteString("  " + d)
 	}

@@ -67,7 +67,7 @@ func TestColours(t *testing.T) {
 	e := &eventlog.Event{Position: 7, Aggregate: "Order", AggregateID: "17", Type: "OrderDeleted", Op: eventlog.OpDelete, OccurredAt: now.Add(-time.Hour),
 		Before: []byte(`{"id":17,"status":"paid"}`), Metadata: []byte(`{"actor":"ann","reason":"refund"}`)}
 	plain, coloured := new(columns).eventLine(&screen{}, e, now), new(columns).eventLine(&screen{color: true}, e, now)
-	if want := "      7  60 minutes ago   ann               OrderDeleted      Order/17        status: paid  (refund)"; plain != want {
+	if want := "      7  60 minutes ago   ann               OrderDeleted      Order/17    status: paid  (refund)"; plain != want {
 		t.Errorf("%q\nwant %q", plain, want)
 	}
 	if bare := regexp.MustCompile("\x1b\\[[0-9]+m").ReplaceAllString(coloured, ""); bare != plain || strings.Count(coloured, "\x1b") != 10 {

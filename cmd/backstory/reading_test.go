@@ -1,6 +1,10 @@
 package main
 
 import (
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -75,4 +79,82 @@ func TestZoneOfDates(t *testing.T) {
 		}
 		s.must("log", "--until", "HEAD")
 	})
+}
+
+// A role with the grants that README names, made before there is any event, reads all of what comes later: new partitions and views, too.
+func TestReaderOfWhatIsToCome(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.env["BACKSTORY_PARTITION_EVENTS"] = "1000"
+	s.must("init")
+	reader := s.role("", false)
+	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	grants := regexp.MustCompile(`(?m)^    (GRANT USAGE ON SCHEMA backstory.*|ALTER DEFAULT PRIVILEGES.*)$`).FindAllString(string(readme), -1)
+	if len(grants) != 2 {
+		t.Fatalf("README has the grants %q", grants)
+	}
+	for _, g := range grants {
+		s.sql("%s", strings.ReplaceAll(g, "reader", reader))
+	}
+	s.write(2)
+	s.must("run", "--once")
+	time.Sleep(10 * time.Millisecond)
+	between := time.Now().UTC().Format(time.RFC3339Nano)
+	s.sql("INSERT INTO orders SELECT i, 'later' FROM generate_series(1000, 3500) i; CREATE TABLE other.late (id int PRIMARY KEY)")
+	s.env["BACKSTORY_TABLES"] = "public.*,other.*"
+	s.must("init")
+	s.sql("INSERT INTO other.late VALUES (1)")
+	s.must("run", "--once")
+	mine := s.env["BACKSTORY_SOURCE_URL"]
+	s.env["BACKSTORY_SOURCE_URL"] = s.url(reader, s.db)
+	for _, args := range [][]string{
+		{"log", "--limit", "3"}, {"log", "--until", between}, {"show", "orders/1", "--at", between}, {"checkout", "--at", between, "--csv", filepath.Join(t.TempDir(), "csv"), "orders"},
+		{"show", "orders/3400"}, {"verify"}, {"status"},
+	} {
+		s.must(args...)
+	}
+	if n := s.ask(s.url(reader, s.db), "SELECT count(*)::text FROM backstory.other_late_events"); n != "1" {
+		t.Errorf("the view of a table taken in later has %s events", n)
+	}
+	s.env["BACKSTORY_SOURCE_URL"] = mine
+	s.sql("DROP OWNED BY %s", reader)
+}
+
+// A role that is no superuser, and owns the database and its tables, does everything by itself: also where row-level security hides rows
+// from it, and where a key is dropped while the sidecar runs.
+func TestOwnerIsEnough(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	owner := s.role("REPLICATION", false)
+	s.sql(`ALTER DATABASE %s OWNER TO %s; ALTER TABLE public.orders OWNER TO %[2]s; ALTER SCHEMA public OWNER TO %[2]s`, s.db, owner)
+	s.sql(`CREATE TABLE hidden (id int PRIMARY KEY, v text); ALTER TABLE hidden OWNER TO %s; ALTER TABLE hidden ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; INSERT INTO hidden VALUES (1, 'a');
+		CREATE TABLE keyed (id int PRIMARY KEY, v text); ALTER TABLE keyed OWNER TO %[1]s`, owner)
+	super := s.env["BACKSTORY_SOURCE_URL"]
+	s.env["BACKSTORY_SOURCE_URL"] = s.url(owner, s.db)
+	s.begin()
+	p := s.sidecar()
+	s.caughtUp(p)
+	s.at(super, `UPDATE hidden SET v = 'b'; INSERT INTO keyed VALUES (1, 'a')`)
+	s.at(super, `ALTER TABLE keyed DROP CONSTRAINT keyed_pkey`)
+	began := time.Now()
+	eventually(t, 20*time.Second, "the application's UPDATE works", func() bool {
+		conn := s.open(super)
+		defer conn.Close(context.Background())
+		_, err := conn.Exec(context.Background(), `UPDATE keyed SET v = 'b'`)
+		return err == nil
+	})
+	t.Logf("UPDATEs failed for %s", time.Since(began).Round(time.Millisecond))
+	eventually(t, 20*time.Second, "all of it is in the log", func() bool {
+		return s.ask(super, `SELECT string_agg(type, ' ' ORDER BY type) FROM backstory.events WHERE relation IN ('public.hidden', 'public.keyed')`) == "HiddenImported KeyedCreated KeyedGap"
+	})
+	if r := p.stop(); r.code != 0 {
+		t.Errorf("exit code %d:\n%s", r.code, r.err)
+	}
+	if r := s.run("checkout", "--at", "HEAD", "--csv", filepath.Join(t.TempDir(), "csv"), "hidden"); r.code == 0 {
+		t.Error("a table whose rows init could not see counts as complete")
+	}
+	s.env["BACKSTORY_SOURCE_URL"] = super
 }

@@ -108,7 +108,7 @@ func newPause(verb, short string, paused bool) *cobra.Command {
 				case paused && was[name]:
 					fmt.Fprintf(out, "%s was paused already; backstory sink resume %s lets it go on.\n", name, name)
 				case paused:
-					fmt.Fprintf(out, "%s is paused; backstory sink resume %s lets it go on.\n", name, name)
+					fmt.Fprintf(out, "%s pauses within a second, after what is on its way; backstory sink resume %s lets it go on.\n", name, name)
 				case was[name]:
 					fmt.Fprintf(out, "%s goes on.\n", name)
 				default:

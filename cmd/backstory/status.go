@@ -166,7 +166,7 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprint(s, "\n         → backstory init takes them in; BACKSTORY_EXCLUDE leaves them out.\n")
 	}
 	if st.Log.Error != "" {
-		fmt.Fprintf(s, "%s      %s", s.bold("log"), s.red("not to be read"))
+		fmt.Fprintf(s, "%s      %s", s.bold("log"), s.red("cannot be read now"))
 	} else {
 		fmt.Fprintf(s, "%s      %s", s.bold("log"), counted(int64(st.Log.Position), "event"))
 	}
@@ -199,11 +199,7 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintf(s, "         %s\n         → %s\n", s.yellow("since the start: "+p.Error()), p.Hint)
 	}
 	if n := len(st.Baseline.Incomplete); n > 0 {
-		have := "have"
-		if n == 1 {
-			have = "has"
-		}
-		fmt.Fprintf(s, "         %s %s rows from before the history that are not in the log:", counted(int64(n), "table"), have)
+		fmt.Fprintf(s, "         %s may have had rows before the history, which are known from their next change on:", counted(int64(n), "table"))
 		for i, t := range st.Baseline.Incomplete {
 			if i == 5 {
 				fmt.Fprintf(s, " … (--json shows all)")

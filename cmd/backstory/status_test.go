@@ -106,7 +106,7 @@ func TestContextThatCannotBeRead(t *testing.T) {
 	p := s.sidecar()
 	s.sql(`BEGIN; SELECT pg_logical_emit_message(true, 'backstory', 'ann'); INSERT INTO orders VALUES (901, 'a'); COMMIT`)
 	s.sql(`BEGIN; SELECT pg_logical_emit_message(false, 'backstory', '{"actor": "ann"}'); INSERT INTO orders VALUES (902, 'a'); COMMIT`)
-	want := []string{"1 context message was no JSON object", `Emit {"actor"`, "1 context message was not transactional", "pg_logical_emit_message(true"}
+	want := []string{"1 context message was not a JSON object", `Emit {"actor"`, "1 context message was not transactional", "pg_logical_emit_message(true"}
 	now := s.until(20*time.Second, "both are counted", p, func(st *backstory.Status) bool {
 		return st.Log.MalformedContext == 1 && st.Log.IgnoredContext == 1 && st.Log.Events == 5
 	})
