@@ -328,7 +328,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err != nil {
 		return err
 	}
+	s.busy.Store(time.Now().UnixNano()) // with taking the log over, which somebody's lock may hold up
 	w, err := s.log.NewWriter(ctx)
+	s.busy.Store(0)
 	if err != nil {
 		return eventlog.Remedy(err)
 	}

@@ -46,6 +46,27 @@ func TestLivez(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("is false while the log hangs at the start", func(t *testing.T) {
+		r := newRig(t, pgservertest.ForTest(t, quick()), nil)
+		lock := r.open(r.cfg.Capture.URL)
+		if _, err := lock.Exec(t.Context(), `BEGIN; SELECT FROM backstory.head FOR UPDATE`); err != nil {
+			t.Fatal(err)
+		}
+		s, end := r.start()
+		s.stuck = 300 * time.Millisecond
+		h := s.Handler()
+		until(t, "/livez is false", func() bool { code, _ := get(h, "/livez"); return code == http.StatusServiceUnavailable })
+		if _, err := lock.Exec(t.Context(), `ROLLBACK`); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "it streams", func() bool { return s.Ready() == nil })
+		if code, body := get(h, "/livez"); code != http.StatusOK {
+			t.Errorf("at work: %d %s", code, body)
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("is true while the source is away", func(t *testing.T) {
 		server := pgservertest.Start(t, quick())
 		r := newRig(t, server, pgservertest.ForTest(t, quick()))

@@ -59,7 +59,14 @@
 //
 // Send encodes 2 MB, and while that is on its way encodes the next; requests hold up to MaxBatchBytes per partition. Encoding
 // straight into the bytes of a batch costs less than kafka-go's records do, which pays for part of reading the log.
-// BenchmarkKafka compares with kafka-go sending the same messages ready-made.
+// BenchmarkKafka compares with kafka-go sending the same messages ready-made; make bench does so as part of the whole program.
+//
+// Where the time goes, per event of 300 B, log and broker on the same two cores (AMD EPYC VM, PostgreSQL 15, Kafka 4.1): 2.9 µs in the
+// log's backend, which sends fourteen columns at some 60 ns each and the row; 4.2 µs in Go, of which 1.4 µs take the row apart, 0.7 µs
+// write the JSON, and the rest is the record batch, its checksum and system calls; 5.4 µs in the broker. Ready-made messages cost the
+// broker's share and 2 µs. So 0.74 of their rate is what is left (0.63–0.82), and the wanted 0.8 would take a log that is read for half
+// a microsecond less. Tried: leaving columns out (done: those that are NULL cost nothing), merging who and why here instead of by a join
+// (done: −0.9 µs), two reading connections (no gain: the cores are busy), larger windows and batches (noise).
 //
 // # Goroutines
 //
