@@ -55,9 +55,9 @@ type Sidecar struct {
 	busy   atomic.Int64                    // since when, in unix nanoseconds, the log has been working on one batch; 0: it is not
 	ended  atomic.Pointer[eventlog.Counts] // what writers that have ended counted
 
-	unknown map[uint32]bool // tables in the stream of which the log does not know that they are captured; owned by capture, as the next
-	told    eventlog.Counts // the counts of context messages that were last complained of
-	toldAt  time.Time
+	memory capture.Memory  // owned by capture, as the next
+	told   eventlog.Counts // the counts of context messages that were last complained of
+	toldAt time.Time
 }
 
 // running is one attempt: a writer and a stream.
@@ -89,7 +89,7 @@ func New(ctx context.Context, cfg Config) (*Sidecar, error) {
 		log.Close()
 		return nil, err
 	}
-	s := &Sidecar{cfg: cfg, log: log, started: time.Now(), stuck: 2 * time.Minute, unknown: map[uint32]bool{}}
+	s := &Sidecar{cfg: cfg, log: log, started: time.Now(), stuck: 2 * time.Minute, memory: capture.Memory{Unknown: map[uint32]bool{}}}
 	if cfg.Reactors == nil {
 		return s, nil
 	}
@@ -347,7 +347,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	defer stop(nil)
 	start := w.Head().EndLSN
 	stream := capture.NewStream(s.cfg.Capture, captured, start)
-	stream.Tolerate(s.unknown)
+	stream.Remember(&s.memory)
 	if err := s.retake(ctx, w, stream, captured); err != nil {
 		return err
 	}
@@ -417,7 +417,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	}
 	var unknown *capture.UnknownTable
 	if errors.As(err, &unknown) {
-		s.unknown[unknown.OID] = true // if the next attempt does not know it either, it is taken as it is
+		s.memory.Unknown[unknown.OID] = true // if the next attempt does not know it either, it is taken as it is
 		return fmt.Errorf("%w: %w", errTablesChanged, err)
 	}
 	var narrowed *capture.Narrowed

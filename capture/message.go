@@ -149,8 +149,8 @@ func (x *session) relation(m *relationMessage) error {
 				return &UnknownTable{m.oid, r.String()}
 			}
 		}
-	} else if x.unknown != nil {
-		if !x.unknown[m.oid] {
+	} else if x.memory != nil {
+		if !x.memory.Unknown[m.oid] {
 			return &UnknownTable{m.oid, r.String()}
 		}
 		r.InsertOnly = true // more is not promised

@@ -227,19 +227,23 @@ func (s *Stream) watch(ctx context.Context) {
 // noteNew says once of each table that it is selected, but not captured: it was made after init. Those that were there at the first
 // look are what doctor finds, too.
 func (s *Stream) noteNew(ctx context.Context, conn *pgx.Conn) {
+	if s.memory == nil {
+		return
+	}
 	tables, err := s.cfg.notCaptured(ctx, conn)
 	if err != nil {
 		return // the next look will tell
 	}
-	first := s.noted == nil
+	m := s.memory
+	first := m.noted == nil
 	if first {
-		s.noted = map[string]bool{}
+		m.noted = map[string]bool{}
 	}
 	for _, t := range tables {
-		if !s.noted[t] && !first {
+		if !m.noted[t] && !first {
 			s.cfg.Logger.Warn(t+" is not captured", "risk", "its changes are not in the log", "remedy", "backstory init, or, if its owner must do that, what backstory init --print-sql prints")
 		}
-		s.noted[t] = true
+		m.noted[t] = true
 	}
 }
 

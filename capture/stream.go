@@ -49,10 +49,9 @@ type Stream struct {
 
 	state   atomic.Pointer[State]
 	first   *stop                // where a session has to end in any case; nil: nowhere
-	unknown map[uint32]bool      // tables that are published, but not captured as far as the log knows
+	memory  *Memory              // nil: there is none
 	stopped atomic.Pointer[stop] // why the session must end, as the catalogue has it
 	slot    atomic.Pointer[Slot]
-	noted   map[string]bool // tables that are not captured, and of which that was said
 
 	complaint  string // owned, as the next, by who checks what is published: first the session, then its watch
 	complained time.Time
@@ -85,13 +84,19 @@ func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Str
 	return s
 }
 
-// PauseAt makes Run end with ErrRetaken when everything before a place in the WAL has been handed over. It is called before Run, as is
-// Tolerate.
-func (s *Stream) PauseAt(l eventlog.LSN) { s.first = &stop{ErrRetaken, l} }
+// Memory is what is kept from one Stream of a source to the next. The zero value is ready to use.
+type Memory struct {
+	// Unknown are tables that are in the stream though nobody has recorded that they are captured. The first change of any other such
+	// table makes Run end with an *UnknownTable.
+	Unknown map[uint32]bool
+	noted   map[string]bool // tables that are not captured, and of which that was said; nil before the first look
+}
 
-// Tolerate tells of tables that are in the stream though nobody has recorded that they are captured. The first change of any other
-// such table makes Run end with an *UnknownTable.
-func (s *Stream) Tolerate(oids map[uint32]bool) { s.unknown = oids }
+// Remember gives the stream its memory, before Run.
+func (s *Stream) Remember(m *Memory) { s.memory = m }
+
+// PauseAt makes Run end with ErrRetaken when everything before a place in the WAL has been handed over. It is called before Run.
+func (s *Stream) PauseAt(l eventlog.LSN) { s.first = &stop{ErrRetaken, l} }
 
 // Batches gives what is received, in order. The channel is closed when Run returns.
 func (s *Stream) Batches() <-chan *eventlog.Batch { return s.out }

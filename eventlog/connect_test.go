@@ -64,6 +64,12 @@ func TestOurSettingsAreTheOnlyOnes(t *testing.T) {
 			t.Errorf("%s is %q, want %q", k, seen[strings.ToLower(k)], v)
 		}
 	}
+	// All that is known to change what pgoutput and COPY print, whether a machine's locales can show it or not.
+	for _, k := range []string{"client_encoding", "DateStyle", "IntervalStyle", "TimeZone", "extra_float_digits", "bytea_output", "lc_monetary", "search_path", "quote_all_identifiers"} {
+		if _, ok := seen[strings.ToLower(k)]; !ok {
+			t.Errorf("%s is left to the server", k)
+		}
+	}
 	if seen["application_name"] != "mine" || seen["work_mem"] != "8MB" {
 		t.Errorf("other settings are %v", seen)
 	}

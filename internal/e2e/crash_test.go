@@ -324,6 +324,7 @@ func TestCrashesUnderPgbench(t *testing.T) {
 	w := checkLog(t, l)
 	db = c.direct.sql()
 	w.sameTables(t, db, "n.nspname = 'public'")
+	c.direct.checkoutOfNow(db, w.position, columnsOf(db, "n.nspname = 'public'"))
 	if c.broker != nil {
 		c.broker.holds(t, l)
 	}
@@ -484,6 +485,7 @@ func TestCrashesUnderShop(t *testing.T) {
 	w := checkLog(t, l)
 	db = c.direct.sql()
 	w.sameTables(t, db, "n.nspname = 'public'")
+	c.direct.checkoutOfNow(db, w.position, columnsOf(db, "n.nspname = 'public'"))
 	if c.broker != nil {
 		c.broker.holds(t, l)
 	}
