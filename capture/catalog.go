@@ -220,6 +220,11 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		col.Identity = s.identity
 		r.Columns = append(r.Columns, col)
 	}
+	for _, n := range order {
+		if byName[n].Generated && !slices.ContainsFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == n }) {
+			r.Generated = append(r.Generated, n)
+		}
+	}
 	r.Key = make([]int, len(keyOrder))
 	for i, c := range r.Columns {
 		if p := keyOrder[c.Name]; p > 0 {

@@ -20,7 +20,7 @@ type Captured struct {
 
 // Captured gives the tables that are captured, by name.
 func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
-	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, key_deferrable, identity, insert_only, complete, (since_lsn - '0/0')::bigint, published
+	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, key_deferrable, generated, identity, insert_only, complete, (since_lsn - '0/0')::bigint, published
 		FROM backstory.captured ORDER BY schema, name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
@@ -32,7 +32,7 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 		var oid, since int64
 		var cols, ident, published string
 		var key []int32
-		if err := rows.Scan(&oid, &r.Schema, &r.Name, &cols, &key, &r.Deferrable, &ident, &r.InsertOnly, &r.Complete, &since, &published); err != nil {
+		if err := rows.Scan(&oid, &r.Schema, &r.Name, &cols, &key, &r.Deferrable, &r.Generated, &ident, &r.InsertOnly, &r.Complete, &since, &published); err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
 		if err := json.Unmarshal([]byte(cols), &r.Columns); err != nil {
@@ -88,11 +88,11 @@ func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 			key[i] = int32(k)
 		}
 		oids = append(oids, int64(c.OID))
-		_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published)
-			VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+		_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated)
+			VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 			ON CONFLICT (oid) DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
-				complete = $9, since_lsn = $10, published = $11`,
-			int64(c.OID), c.Schema, c.Name, string(cols), key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published)
+				complete = $9, since_lsn = $10, published = $11, generated = $12`,
+			int64(c.OID), c.Schema, c.Name, string(cols), key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, append([]string{}, c.Generated...))
 		if err != nil {
 			return err
 		}

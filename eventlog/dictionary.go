@@ -215,7 +215,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, key_deferrable, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
+	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, key_deferrable, generated, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
 	if err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 		var oid int64
 		var cols, ident string
 		var key []int32
-		if err := rows.Scan(&id, &oid, &r.Schema, &r.Name, &cols, &key, &r.Deferrable, &ident, &r.InsertOnly, &r.Complete); err != nil {
+		if err := rows.Scan(&id, &oid, &r.Schema, &r.Name, &cols, &key, &r.Deferrable, &r.Generated, &ident, &r.InsertOnly, &r.Complete); err != nil {
 			return err
 		}
 		if err := json.Unmarshal([]byte(cols), &r.Columns); err != nil {

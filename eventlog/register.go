@@ -119,7 +119,7 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 			key[i] = int32(k)
 		}
 		w.news = append(w.news, newRow{relationTable,
-			[]any{t.id, r.OID, r.Schema, r.Name, string(cols), key, r.Deferrable, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, w.lastDML.String(), at.String()}})
+			[]any{t.id, r.OID, r.Schema, r.Name, string(cols), key, r.Deferrable, append([]string{}, r.Generated...), string(r.ReplicaIdentity), r.InsertOnly, r.Complete, w.lastDML.String(), at.String()}})
 		d.mu.Lock()
 		d.relations[t.id] = r
 		d.mu.Unlock()

@@ -1,6 +1,9 @@
 package eventlog
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Kind says how the text that Postgres prints for a value of a type is put into JSON, and back.
 // The stored form of each kind is specified beside AppendJSON.
@@ -49,6 +52,8 @@ type Relation struct {
 	Complete bool
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
+	// Generated names the columns that the source computes from the others and does not send; they are not among Columns.
+	Generated []string
 }
 
 // String gives the qualified name, public.orders, without quotes.
@@ -62,7 +67,7 @@ func (r *Relation) IntegerKey() bool {
 // SameShape tells whether two versions of a relation need no new entry in the schema history.
 func (r *Relation) SameShape(o *Relation) bool {
 	if r.OID != o.OID || r.Schema != o.Schema || r.Name != o.Name || r.ReplicaIdentity != o.ReplicaIdentity ||
-		r.Deferrable != o.Deferrable || r.InsertOnly != o.InsertOnly || r.Complete != o.Complete || len(r.Columns) != len(o.Columns) || len(r.Key) != len(o.Key) {
+		r.Deferrable != o.Deferrable || r.InsertOnly != o.InsertOnly || r.Complete != o.Complete || len(r.Columns) != len(o.Columns) || len(r.Key) != len(o.Key) || !slices.Equal(r.Generated, o.Generated) {
 		return false
 	}
 	for i := range r.Columns {

@@ -83,8 +83,11 @@ func newShow() *cobra.Command {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s%s", name, pos, st.Last.AggregateID, byAndAt(st.Last)),
 						Hint: "backstory show " + st.Last.Entity() + " shows it."}
 				}
-				return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: %s%s", name, pos, st.Last.Type, byAndAt(st.Last)),
-					Hint: fmt.Sprintf("backstory show %s --at %d shows it just before.", name, st.Last.Position-1)}
+				hint := fmt.Sprintf("backstory show %s --at %d shows it just before.", name, st.Last.Position-1)
+				if st.Last.Op == eventlog.OpDelete { // of which that may be the first that the log knows
+					hint = fmt.Sprintf("backstory show %d shows what it was.", st.Last.Position)
+				}
+				return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: %s%s", name, pos, st.Last.Type, byAndAt(st.Last)), Hint: hint}
 			}
 			if o.json {
 				b := eventlog.AppendString([]byte(`{"aggregate":`), []byte(ent.Aggregate))

@@ -29,6 +29,7 @@ CREATE TABLE backstory.relation (
   columns     json NOT NULL,
   key         int[] NOT NULL,
   key_deferrable boolean NOT NULL,
+  generated   text[] NOT NULL,   -- columns that the source computes and does not send
   identity    text NOT NULL,
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,
@@ -121,6 +122,7 @@ CREATE TABLE backstory.captured (
   columns     json NOT NULL,
   key         int[] NOT NULL,
   key_deferrable boolean NOT NULL,
+  generated   text[] NOT NULL,   -- columns that the source computes and does not send
   identity    text NOT NULL,
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,
