@@ -89,7 +89,7 @@ func New(ctx context.Context, cfg Config) (*Sidecar, error) {
 		log.Close()
 		return nil, err
 	}
-	s := &Sidecar{cfg: cfg, log: log, started: time.Now(), stuck: 2 * time.Minute, memory: capture.Memory{Unknown: map[uint32]bool{}}}
+	s := &Sidecar{cfg: cfg, log: log, started: time.Now(), stuck: 2 * time.Minute}
 	if cfg.Reactors == nil {
 		return s, nil
 	}
@@ -211,7 +211,7 @@ func (s *Sidecar) capture(ctx context.Context) error {
 			return nil
 		}
 		standby := errors.Is(err, capture.ErrSlotInUse)
-		again := !s.cfg.Once || standby && time.Since(started) < standbyLimit || errors.Is(err, errTablesChanged)
+		again := !s.cfg.Once || standby && time.Since(started) < standbyLimit || errors.Is(err, capture.ErrTablesChanged)
 		if !passes(err) || !again {
 			return err
 		}
@@ -386,7 +386,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			if time.Since(looked) >= capturedEvery {
 				looked = time.Now()
 				if now, err := s.log.Captured(ctx); err == nil && !sameTables(captured, now) {
-					stop(errTablesChanged)
+					stop(capture.ErrTablesChanged)
 				}
 			}
 			if w.Kept() {
@@ -409,28 +409,20 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if failed != nil {
 		return failed
 	}
-	if err == nil && ctx.Err() == nil && errors.Is(context.Cause(streamCtx), errTablesChanged) {
-		return errTablesChanged
-	}
-	if errors.Is(err, capture.ErrRetaken) {
-		return fmt.Errorf("%w: %w", errTablesChanged, err)
-	}
-	var unknown *capture.UnknownTable
-	if errors.As(err, &unknown) {
-		s.memory.Unknown[unknown.OID] = true // if the next attempt does not know it either, it is taken as it is
-		return fmt.Errorf("%w: %w", errTablesChanged, err)
+	if err == nil && ctx.Err() == nil && errors.Is(context.Cause(streamCtx), capture.ErrTablesChanged) {
+		return capture.ErrTablesChanged
 	}
 	var narrowed *capture.Narrowed
 	if errors.As(err, &narrowed) {
 		if e := s.narrow(appendCtx, w, narrowed); e != nil {
 			return fmt.Errorf("%w; record that: %w", narrowed, e)
 		}
-		return fmt.Errorf("%w: %w", errTablesChanged, narrowed)
+		return fmt.Errorf("%w: %w", capture.ErrTablesChanged, narrowed)
 	}
 	var gap *capture.Gap
 	if errors.As(err, &gap) {
 		if gap.Publication && s.recorded(appendCtx, captured) {
-			return fmt.Errorf("%w: %s", errTablesChanged, gap.Reason)
+			return fmt.Errorf("%w: %s", capture.ErrTablesChanged, gap.Reason)
 		}
 		if e := w.Gap(appendCtx, gap.Reason, gap.From, gap.To); e != nil {
 			return fmt.Errorf("record a gap (%s): %w", gap.Reason, e)
@@ -452,22 +444,22 @@ func sameTables(a, b []eventlog.Captured) bool {
 // retake notes which tables were not captured for a while: at once where the log is beyond that, otherwise the stream ends where a table
 // is taken in, since only there can be told whether it has a history.
 func (s *Sidecar) retake(ctx context.Context, w *eventlog.Writer, stream *capture.Stream, captured []eventlog.Captured) error {
-	var later eventlog.LSN
-	for _, c := range captured {
-		if c.SinceLSN > w.Head().EndLSN && !c.InsertOnly && (later == 0 || c.SinceLSN < later) {
-			later = c.SinceLSN
-		}
-	}
-	tables, err := s.log.Retaken(ctx)
+	retaken, err := s.log.Retaken(ctx)
 	if err != nil {
 		return err
 	}
-	for _, t := range tables {
-		if t.SinceLSN > w.Head().EndLSN {
-			continue
-		}
-		if err := w.Retaken(ctx, t); err != nil {
-			return fmt.Errorf("record that %s was not captured for a while: %w", t, err)
+	var later eventlog.LSN
+	for _, c := range captured {
+		switch {
+		case c.InsertOnly:
+		case c.SinceLSN > w.Head().EndLSN:
+			if later == 0 || c.SinceLSN < later {
+				later = c.SinceLSN
+			}
+		case slices.Contains(retaken, c.OID):
+			if err := w.Retaken(ctx, c); err != nil {
+				return fmt.Errorf("record that %s was not captured for a while: %w", c, err)
+			}
 		}
 	}
 	if later > 0 {
@@ -510,9 +502,6 @@ func (s *Sidecar) narrow(ctx context.Context, w *eventlog.Writer, n *capture.Nar
 	return s.log.SetCaptured(ctx, captured)
 }
 
-// errTablesChanged means that init, or what was found at the source, has changed what is captured: the next attempt knows it.
-var errTablesChanged = errors.New("the captured tables were changed")
-
 // recorded tells whether what looks like a gap is the work of init, which first alters the publications and then records it.
 func (s *Sidecar) recorded(ctx context.Context, was []eventlog.Captured) bool {
 	for range 10 {
@@ -537,7 +526,7 @@ func passes(err error) bool {
 	switch {
 	case errors.Is(err, ErrGap):
 		return false
-	case errors.Is(err, eventlog.ErrFenced), errors.Is(err, eventlog.ErrReadOnly), errors.Is(err, capture.ErrSlotInUse), errors.Is(err, errTablesChanged):
+	case errors.Is(err, eventlog.ErrFenced), errors.Is(err, eventlog.ErrReadOnly), errors.Is(err, capture.ErrSlotInUse), errors.Is(err, capture.ErrTablesChanged):
 		return true
 	}
 	state := eventlog.SQLState(err)

@@ -326,8 +326,8 @@ func Examine(ctx context.Context, cfg Config) ([]capture.Finding, error) {
 		}
 	}
 	if reason != "" {
-		noSlot := "replication slot " + cfg.Capture.Slot + " does not exist"
-		found = slices.DeleteFunc(found, func(f capture.Finding) bool { return f.What == noSlot })
+		// With a log, init is no remedy for that.
+		found = slices.DeleteFunc(found, func(f capture.Finding) bool { return f == capture.NoSlot(cfg.Capture.Slot) })
 		found = append(found, capture.Finding{Severity: capture.Danger, What: "the log does not go on: " + reason, Risk: "nothing is captured from where the log ends",
 			Remedy: "bring the source back to where the log is, or backstory init --accept-gap", Cost: "a gap in the history: no table counts as complete any more"})
 	}

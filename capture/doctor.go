@@ -126,6 +126,11 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 	return out, nil
 }
 
+// NoSlot is what Examine finds before init.
+func NoSlot(slot string) Finding {
+	return Finding{Severity: Info, What: "replication slot " + slot + " does not exist", Risk: "nothing is captured", Remedy: "backstory init"}
+}
+
 func (c Config) examineSlots(ctx context.Context, conn *pgx.Conn, sv *Server, add func(Finding)) error {
 	var slots, senders int
 	err := conn.QueryRow(ctx, `SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int,
@@ -148,8 +153,7 @@ func (c Config) examineSlots(ctx context.Context, conn *pgx.Conn, sv *Server, ad
 	}
 	switch {
 	case !slot.Exists:
-		add(Finding{Severity: Info, What: "replication slot " + c.Slot + " does not exist",
-			Risk: "nothing is captured", Remedy: "backstory init"})
+		add(NoSlot(c.Slot))
 	case slot.WALStatus == "lost":
 		add(Finding{Severity: Danger, What: "the server has removed WAL that replication slot " + c.Slot + " needed",
 			Risk: "changes are missing from the log", Remedy: "backstory init --accept-gap", Cost: "a gap in the history"})

@@ -146,12 +146,12 @@ func (x *session) relation(m *relationMessage) error {
 				return err
 			}
 			if is := now.of(x.cfg, m.oid, cap.InsertOnly); is != "" && is != cap.Published {
-				return &UnknownTable{m.oid, r.String()}
+				return x.unknown(r)
 			}
 		}
 	} else if x.memory != nil {
-		if !x.memory.Unknown[m.oid] {
-			return &UnknownTable{m.oid, r.String()}
+		if !x.memory.unknown[m.oid] {
+			return x.unknown(r)
 		}
 		r.InsertOnly = true // more is not promised
 	}
@@ -178,6 +178,18 @@ func (x *session) relation(m *relationMessage) error {
 		x.relations[m.oid] = r
 	}
 	return nil
+}
+
+// unknown ends the stream before a change of a table that is not captured, or not in this way, as far as the log said. Either init has
+// just taken it in, or it is published without that, through its schema for instance: then the next stream takes it as it is.
+func (x *session) unknown(r *eventlog.Relation) error {
+	if x.memory != nil {
+		if x.memory.unknown == nil {
+			x.memory.unknown = map[uint32]bool{}
+		}
+		x.memory.unknown[r.OID] = true
+	}
+	return fmt.Errorf("%w: %s is in the stream, but not recorded as captured in this way", ErrTablesChanged, r)
 }
 
 // fromCatalog asks the source's catalogue, on a connection that is idle otherwise, and so may have been cut.

@@ -26,19 +26,9 @@ func (g *Gap) Error() string {
 	return fmt.Sprintf("gap: %s (the log ends at %s, the source stands at %s)", g.Reason, g.From, g.To)
 }
 
-// ErrRetaken means that the stream has come to where a table is captured anew, which the log has to note (eventlog.Writer.Retaken).
-var ErrRetaken = errors.New("a table is captured again from here on")
-
-// UnknownTable means that a change of a table has come that is not captured, or not in this way, as far as the log said when the stream
-// began. Either init has just taken it in, or it is published without that, through its schema for instance.
-type UnknownTable struct {
-	OID  uint32
-	Name string
-}
-
-func (u *UnknownTable) Error() string {
-	return u.Name + " is in the stream, but not recorded as captured in this way"
-}
+// ErrTablesChanged means that other tables are captured, or in another way, than the log said when the stream began: the next one has
+// to be told anew.
+var ErrTablesChanged = errors.New("the captured tables were changed")
 
 // checkStart refuses to start where changes could be skipped in silence: START_REPLICATION itself refuses nothing
 // (PostgreSQL manual, Streaming Replication Protocol).
@@ -133,8 +123,7 @@ func streamError(err error, c Config) error {
 func forTheLog(err error) bool {
 	var g *Gap
 	var n *Narrowed
-	var u *UnknownTable
-	return errors.As(err, &g) || errors.As(err, &n) || errors.As(err, &u) || errors.Is(err, ErrRetaken)
+	return errors.As(err, &g) || errors.As(err, &n) || errors.Is(err, ErrTablesChanged)
 }
 
 // retryable sorts errors: those that pass by themselves, and those that a person must look at.

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -86,17 +87,18 @@ func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Str
 
 // Memory is what is kept from one Stream of a source to the next. The zero value is ready to use.
 type Memory struct {
-	// Unknown are tables that are in the stream though nobody has recorded that they are captured. The first change of any other such
-	// table makes Run end with an *UnknownTable.
-	Unknown map[uint32]bool
+	unknown map[uint32]bool // tables that were in the stream though the log did not know them as captured
 	noted   map[string]bool // tables that are not captured, and of which that was said; nil before the first look
 }
 
 // Remember gives the stream its memory, before Run.
 func (s *Stream) Remember(m *Memory) { s.memory = m }
 
-// PauseAt makes Run end with ErrRetaken when everything before a place in the WAL has been handed over. It is called before Run.
-func (s *Stream) PauseAt(l eventlog.LSN) { s.first = &stop{ErrRetaken, l} }
+// PauseAt makes Run end with ErrTablesChanged when everything before a place in the WAL, where a table is captured anew, has been handed
+// over. It is called before Run.
+func (s *Stream) PauseAt(l eventlog.LSN) {
+	s.first = &stop{fmt.Errorf("%w: a table is captured again from here on", ErrTablesChanged), l}
+}
 
 // Batches gives what is received, in order. The channel is closed when Run returns.
 func (s *Stream) Batches() <-chan *eventlog.Batch { return s.out }

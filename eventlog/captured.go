@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -47,24 +46,24 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 	return out, rows.Err()
 }
 
-// Retaken gives those captured tables with a history that were not captured for a while, as long as that is not recorded
+// Retaken gives the OIDs of those captured tables with a history that were not captured for a while, as long as that is not recorded
 // (Writer.Retaken): no version of them is as new as their SinceLSN. Of tables of which only inserts are captured that is not known.
-func (l *Log) Retaken(ctx context.Context) ([]Captured, error) {
+func (l *Log) Retaken(ctx context.Context) ([]uint32, error) {
 	rows, err := l.pool.Query(ctx, `SELECT c.oid::bigint FROM backstory.captured c
 		CROSS JOIN LATERAL (SELECT max(r.at_lsn) AS at_lsn FROM backstory.relation r WHERE r.oid = c.oid AND r.sealed_at <= (SELECT position FROM backstory.head)) r
 		WHERE NOT c.insert_only AND r.at_lsn < c.since_lsn`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
 	}
-	oids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	oids, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (uint32, error) {
+		var oid int64
+		err := row.Scan(&oid)
+		return uint32(oid), err
+	})
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
 	}
-	all, err := l.Captured(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(all, func(c Captured) bool { return !slices.Contains(oids, int64(c.OID)) }), nil
+	return oids, nil
 }
 
 // SetCaptured records the tables that are captured; others are forgotten (their history stays).

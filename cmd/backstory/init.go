@@ -200,10 +200,7 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 		say("made the event log (schema backstory)")
 	}
 	for _, q := range p.SQL {
-		if r := []rune(q); len(r) > 160 {
-			q = string(r[:159]) + "…"
-		}
-		say("%s", q)
+		say("%s", cut(q, 160))
 	}
 	if p.NewSlot {
 		say("made replication slot %s; history begins at %s, %s", c.Slot, d.Start, time.Now().Format("2006-01-02 15:04:05 MST"))

@@ -15,17 +15,17 @@ import (
 // the log says so in an event, and claims to know nothing of what a row was.
 func TestTableThatIsTakenInAgain(t *testing.T) {
 	t.Parallel()
-	for _, running := range []bool{false, true} {
+	for _, runs := range []bool{false, true} {
 		for _, pending := range []bool{false, true} { // changes of before that the log has not seen when init leaves it out
-			t.Run(fmt.Sprintf("the sidecar runs: %v, is behind: %v", running, pending), func(t *testing.T) {
+			t.Run(fmt.Sprintf("the sidecar runs: %v, is behind: %v", runs, pending), func(t *testing.T) {
 				t.Parallel()
 				s := newSystem(t, where{})
 				db := s.sql()
 				db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); CREATE TABLE public.other (id int PRIMARY KEY)`)
 				s.init()
-				var r interface{ end() error }
+				var r *running
 				db.do(`INSERT INTO public.things VALUES (1, 'a'), (2, 'a'), (3, 'a')`)
-				if running {
+				if runs {
 					r = s.start()
 				} else if !pending {
 					s.once()
@@ -35,7 +35,7 @@ func TestTableThatIsTakenInAgain(t *testing.T) {
 					t.Helper()
 					marks++
 					db.do(`INSERT INTO public.other VALUES (%d)`, marks)
-					if !running {
+					if !runs {
 						s.once()
 					}
 					eventually(t, 30*time.Second, "the log has everything", func() (bool, error) {
