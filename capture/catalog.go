@@ -138,7 +138,8 @@ var errGone = errors.New("the table is gone from the catalogue")
 // its key. The catalogue may be newer than the stream: columns that it does not have any more are read as text.
 func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []relationColumn) error {
 	rows, err := q.Query(ctx, `
-		SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated <> '',
+		SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+		       a.attgenerated <> '', coalesce((SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''), ''),
 		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
 		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
 		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.ord <= i.indnkeyatts AND k.num = a.attnum), 0),
@@ -166,12 +167,13 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 	byName := map[string]eventlog.Column{}
 	keyOrder := map[string]int{}
 	var order []string
+	expressions := map[string]string{} // of generated columns
 	for rows.Next() {
 		var col eventlog.Column
 		var oid, base, elem, elembase int64
-		var delim, category string
+		var expression, delim, category string
 		var keyPos int
-		if err := rows.Scan(&col.Name, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &base, &elem, &elembase, &delim, &category, &keyPos, &r.Deferrable, &col.Identity); err != nil {
+		if err := rows.Scan(&col.Name, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &expression, &base, &elem, &elembase, &delim, &category, &keyPos, &r.Deferrable, &col.Identity); err != nil {
 			return fmt.Errorf("read the columns of %s: %w", r, err)
 		}
 		t := &col.Type
@@ -187,7 +189,7 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 			}
 		}
 		t.OID = uint32(oid)
-		byName[col.Name] = col
+		byName[col.Name], expressions[col.Name] = col, expression
 		if keyPos > 0 {
 			keyOrder[col.Name] = keyPos
 		}
@@ -220,9 +222,12 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		col.Identity = s.identity
 		r.Columns = append(r.Columns, col)
 	}
+	before := 0
 	for _, n := range order {
-		if byName[n].Generated && !slices.ContainsFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == n }) {
-			r.Generated = append(r.Generated, n)
+		if i := slices.IndexFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == n }); i >= 0 {
+			before = i + 1
+		} else if byName[n].Generated {
+			r.Generated = append(r.Generated, eventlog.Generated{Name: n, Type: byName[n].Type.Name, Expression: expressions[n], Before: before})
 		}
 	}
 	r.Key = make([]int, len(keyOrder))

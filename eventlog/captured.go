@@ -2,7 +2,6 @@ package eventlog
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -19,7 +18,7 @@ type Captured struct {
 
 // Captured gives the tables that are captured, by name.
 func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
-	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, key_deferrable, generated, identity, insert_only, complete, (since_lsn - '0/0')::bigint, published
+	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, (since_lsn - '0/0')::bigint, published
 		FROM backstory.captured ORDER BY schema, name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
@@ -29,12 +28,12 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 	for rows.Next() {
 		r := &Relation{}
 		var oid, since int64
-		var cols, ident, published string
+		var columns, generated, ident, published string
 		var key []int32
-		if err := rows.Scan(&oid, &r.Schema, &r.Name, &cols, &key, &r.Deferrable, &r.Generated, &ident, &r.InsertOnly, &r.Complete, &since, &published); err != nil {
+		if err := rows.Scan(&oid, &r.Schema, &r.Name, &columns, &key, &r.Deferrable, &generated, &ident, &r.InsertOnly, &r.Complete, &since, &published); err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
-		if err := json.Unmarshal([]byte(cols), &r.Columns); err != nil {
+		if err := r.unmarshal(columns, generated); err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
 		for _, k := range key {
@@ -78,7 +77,7 @@ func (l *Log) SetCaptured(ctx context.Context, tables []Captured) error {
 func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 	oids := []int64{}
 	for _, c := range tables {
-		cols, err := json.Marshal(c.Columns)
+		columns, generated, err := c.marshal()
 		if err != nil {
 			return err
 		}
@@ -91,7 +90,7 @@ func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 			VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 			ON CONFLICT (oid) DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
 				complete = $9, since_lsn = $10, published = $11, generated = $12`,
-			int64(c.OID), c.Schema, c.Name, string(cols), key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, append([]string{}, c.Generated...))
+			int64(c.OID), c.Schema, c.Name, columns, key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, generated)
 		if err != nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package eventlog
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -215,7 +214,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, key_deferrable, generated, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
+	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
 	if err != nil {
 		return err
 	}
@@ -223,12 +222,12 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 		r := &Relation{}
 		var id int
 		var oid int64
-		var cols, ident string
+		var columns, generated, ident string
 		var key []int32
-		if err := rows.Scan(&id, &oid, &r.Schema, &r.Name, &cols, &key, &r.Deferrable, &r.Generated, &ident, &r.InsertOnly, &r.Complete); err != nil {
+		if err := rows.Scan(&id, &oid, &r.Schema, &r.Name, &columns, &key, &r.Deferrable, &generated, &ident, &r.InsertOnly, &r.Complete); err != nil {
 			return err
 		}
-		if err := json.Unmarshal([]byte(cols), &r.Columns); err != nil {
+		if err := r.unmarshal(columns, generated); err != nil {
 			return fmt.Errorf("relation %d: %w", id, err)
 		}
 		for _, k := range key {

@@ -2,7 +2,6 @@ package eventlog
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"hash/fnv"
 )
@@ -110,7 +109,7 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 		}
 		w.nextIDs.relation++
 		t.id = w.nextIDs.relation
-		cols, err := json.Marshal(r.Columns)
+		columns, generated, err := r.marshal()
 		if err != nil {
 			return nil, err
 		}
@@ -119,7 +118,7 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 			key[i] = int32(k)
 		}
 		w.news = append(w.news, newRow{relationTable,
-			[]any{t.id, r.OID, r.Schema, r.Name, string(cols), key, r.Deferrable, append([]string{}, r.Generated...), string(r.ReplicaIdentity), r.InsertOnly, r.Complete, w.lastDML.String(), at.String()}})
+			[]any{t.id, r.OID, r.Schema, r.Name, columns, key, r.Deferrable, generated, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, w.lastDML.String(), at.String()}})
 		d.mu.Lock()
 		d.relations[t.id] = r
 		d.mu.Unlock()

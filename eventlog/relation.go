@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 )
@@ -39,6 +40,14 @@ type Column struct {
 	Generated bool   `json:"generated,omitempty"` // GENERATED ALWAYS AS (…): computed by the source
 }
 
+// Generated is a column that Postgres computes from the other columns of its row (PostgreSQL manual, "Generated Columns").
+type Generated struct {
+	Name       string `json:"name"`
+	Type       string `json:"type"`       // as format_type prints it
+	Expression string `json:"expression"` // as pg_get_expr prints it; names outside pg_catalog have their schema
+	Before     int    `json:"before"`     // the index in Columns of the column that follows it; len(Columns) at the end
+}
+
 // Relation is one version of a captured table: its shape from some position on. It is immutable once built.
 type Relation struct {
 	OID             uint32
@@ -52,8 +61,8 @@ type Relation struct {
 	Complete bool
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
-	// Generated names the columns that the source computes from the others and does not send; they are not among Columns.
-	Generated []string
+	// Generated are the columns that the source computes from the others and does not send; they are not among Columns.
+	Generated []Generated
 }
 
 // String gives the qualified name, public.orders, without quotes.
@@ -81,6 +90,24 @@ func (r *Relation) SameShape(o *Relation) bool {
 		}
 	}
 	return true
+}
+
+// marshal gives the columns as the log's tables hold them.
+func (r *Relation) marshal() (columns, generated string, err error) {
+	c, err := json.Marshal(r.Columns)
+	if err != nil {
+		return "", "", err
+	}
+	g, err := json.Marshal(append([]Generated{}, r.Generated...)) // [], not null
+	return string(c), string(g), err
+}
+
+// unmarshal reads what marshal wrote.
+func (r *Relation) unmarshal(columns, generated string) error {
+	if err := json.Unmarshal([]byte(columns), &r.Columns); err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(generated), &r.Generated)
 }
 
 // CheckoutMark begins the comment on every schema and table that a checkout has made. Nothing without it is ever replaced, and

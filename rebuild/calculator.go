@@ -87,7 +87,8 @@ func (t *Tally) add(o *Tally) {
 type Table struct {
 	Schema, Name string
 	Columns      []eventlog.Column
-	Key          []int // indexes into Columns; empty: rows may be there several times
+	Key          []int                // indexes into Columns; empty: rows may be there several times
+	Generated    []eventlog.Generated // columns that the fold does not give: the database computes them
 }
 
 // String gives the qualified name, without quotes.

@@ -373,13 +373,6 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 		if !tables[i].captured {
 			warn("%s is no longer captured, perhaps dropped: its rows are those that the log knew last", t)
 		}
-		if n := len(rel.Generated); n > 0 {
-			what := "column"
-			if n > 1 {
-				what = "columns"
-			}
-			warn("%s: generated %s left out, which the source computes and does not send: %s", t, what, strings.Join(rel.Generated, ", "))
-		}
 		if rel.InsertOnly {
 			warn("%s: the source tells only of inserts; updates and deletes since are missing", t)
 		}

@@ -41,7 +41,7 @@ type FilesConfig struct {
 
 // Files makes a target that writes one file for each table, named after it. Each file has its name only once all are
 // complete; backstory-checkout.json, which tells what they are, comes last. Rows come in no useful order, but always in the
-// same one.
+// same one. Generated columns that the source does not send are left out, with a warning.
 func Files(cfg FilesConfig) Target { return &files{cfg: cfg} }
 
 const (
@@ -63,7 +63,12 @@ type files struct {
 	names map[*Table]string
 	old   []string // files of the checkout that is replaced
 	open  []*os.File
+
+	warnings []string
 }
+
+// Warnings are what people should know of the files.
+func (f *files) Warnings() []string { return f.warnings }
 
 func (f *files) Begin(_ context.Context, tables []*Table) error {
 	if _, err := os.Stat(f.cfg.Dir); errors.Is(err, fs.ErrNotExist) {
@@ -136,6 +141,9 @@ func (f *files) Table(_ context.Context, t *Table) (TableWriter, error) {
 		return nil, fmt.Errorf("make a file: %w", err)
 	}
 	f.open = append(f.open, file)
+	for _, g := range t.Generated {
+		f.warnings = append(f.warnings, fmt.Sprintf("%s: the generated column %s is not in the file: Postgres computes it where the checkout goes to a schema", t, g.Name))
+	}
 	w := &fileWriter{format: f.cfg.Format, table: t, file: file}
 	if f.cfg.Format == CSV {
 		var b []byte

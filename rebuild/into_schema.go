@@ -31,6 +31,10 @@ type SchemaConfig struct {
 // relations, and no other constraint, index or default. It is one transaction: others see all of it or nothing, and what is
 // replaced until the last moment.
 //
+// Generated columns are generated here as well (STORED, whatever they are in the source) by their expressions of the revision; one
+// whose expression fails in this database, since it calls a function that is not there or refuses a value, is left out
+// with a warning. A function that an expression calls runs as the role of the checkout.
+//
 // A column becomes text, with a warning, where its type does not exist in this database, or does not accept a value
 // that it once had: an enum's label has been renamed, a domain got another check.
 func Schema(cfg SchemaConfig) Target { return &schemaTarget{cfg: cfg} }
@@ -66,6 +70,7 @@ type placed struct {
 	name    string
 	text    bool // all columns are loaded as text, and converted afterwards
 	lenient bool // NOT NULL is set after loading, where it holds
+	late    bool // generated columns are added after loading, where they can be
 }
 
 // Warnings are what people should know of the tables that were made.
@@ -184,8 +189,14 @@ func (s *schemaTarget) schema(ctx context.Context, name string) (*targetSchema, 
 func (s *schemaTarget) findTypes(ctx context.Context, tables []*Table) error {
 	s.types = map[string]bool{"text": true}
 	for _, t := range tables {
+		names := make([]string, 0, len(t.Columns)+len(t.Generated))
 		for _, c := range t.Columns {
-			n := c.Type.Name
+			names = append(names, c.Type.Name)
+		}
+		for _, g := range t.Generated {
+			names = append(names, g.Type)
+		}
+		for _, n := range names {
 			if _, ok := s.types[n]; ok {
 				continue
 			}
@@ -220,8 +231,18 @@ func (s *schemaTarget) Table(ctx context.Context, t *Table) (TableWriter, error)
 		schema = s.stage
 	}
 	w.name = eventlog.QuoteQualified(schema, p.name)
+	generated := t.Generated
+	if p.late {
+		generated = nil
+	}
 	var cols, names []string
+	compute := func(before int) {
+		for ; len(generated) > 0 && generated[0].Before <= before; generated = generated[1:] {
+			cols = append(cols, s.generate(&generated[0]))
+		}
+	}
 	for i, c := range t.Columns {
+		compute(i)
 		typ := "text"
 		switch {
 		case !s.types[c.Type.Name]:
@@ -235,11 +256,19 @@ func (s *schemaTarget) Table(ctx context.Context, t *Table) (TableWriter, error)
 		}
 		cols, names = append(cols, def), append(names, eventlog.QuoteIdent(c.Name))
 	}
+	compute(len(t.Columns))
 	var err error
 	if w.tx, err = s.tx.Begin(ctx); err != nil {
 		return nil, err
 	}
 	if _, err := w.tx.Exec(ctx, "CREATE TABLE "+w.name+" ("+strings.Join(cols, ", ")+")"); err != nil {
+		if len(t.Generated) > 0 && !p.late && ctx.Err() == nil { // an expression may be what fails
+			if err := w.tx.Rollback(ctx); err != nil {
+				return nil, err
+			}
+			p.late = true
+			return s.Table(ctx, t)
+		}
 		return nil, explain(fmt.Errorf("create table %s: %w", w.name, err))
 	}
 	list := ""
@@ -256,6 +285,15 @@ func (s *schemaTarget) Table(ctx context.Context, t *Table) (TableWriter, error)
 		_ = r.CloseWithError(errCopyEnded)
 	}()
 	return w, nil
+}
+
+// generate defines a generated column.
+func (s *schemaTarget) generate(g *eventlog.Generated) string {
+	typ := g.Type
+	if !s.types[typ] {
+		typ = "text"
+	}
+	return eventlog.QuoteIdent(g.Name) + " " + typ + " GENERATED ALWAYS AS (" + g.Expression + ") STORED"
 }
 
 // errCopyEnded is what Write meets after COPY has failed; Close knows why.
@@ -312,7 +350,7 @@ func (w *schemaWriter) again(err error) error {
 	case code == "23502" && !p.lenient: // not_null_violation
 		p.lenient = true
 	case !p.text && (strings.HasPrefix(code, "22") || strings.HasPrefix(code, "23") || strings.HasPrefix(code, "42") || code == "0A000" || code == "XX000"):
-		p.text, p.lenient = true, true
+		p.text, p.lenient, p.late = true, true, true
 	default:
 		return err
 	}
@@ -327,6 +365,16 @@ func (w *schemaWriter) finish() error {
 	if w.placed.text {
 		if err := w.convert(); err != nil {
 			return err
+		}
+	}
+	if w.placed.late {
+		for i := range w.table.Generated {
+			g := &w.table.Generated[i]
+			if code, err := w.try("ADD COLUMN " + w.target.generate(g)); err != nil {
+				return err
+			} else if code != "" {
+				w.target.warn("%s: the generated column %s is left out, since its expression fails here (%s): %s", w.table, g.Name, code, g.Expression)
+			}
 		}
 	}
 	if w.placed.lenient {

@@ -343,3 +343,55 @@ func TestTablesWithoutColumnsOrRows(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+func TestGeneratedColumns(t *testing.T) {
+	r := relation("things", []int{0}, "id bigint", "n bigint", "v text")
+	r.Generated = []eventlog.Generated{
+		{Name: "double", Type: "bigint", Expression: "(n * 2)", Before: 0},
+		{Name: "Up", Type: "text", Expression: "upper(v)", Before: 2},
+		{Name: "inverse", Type: "numeric(12,2)", Expression: "(100 / n)", Before: 3},
+	}
+	gone := relation("others", []int{0}, "id bigint")
+	gone.Generated = []eventlog.Generated{
+		{Name: "same", Type: "bigint", Expression: "id", Before: 0},
+		{Name: "lost", Type: "text", Expression: "public.lost(id)", Before: 1},
+		{Name: "odd", Type: "public.nosuchtype", Expression: "(id)::public.nosuchtype", Before: 1},
+	}
+	s := newSource(t, r, gone)
+	s.tx(insert(r, 1, 5, "a"), insert(gone, 7))
+	fine := s.flush()
+	s.tx(insert(r, 2, 0, "b"))
+	s.tx(update(r, row(2, 0, "b"), row(2, 2, nil)))
+
+	rep := s.mustCheckout(fine, Schema(SchemaConfig{URL: s.url, Schema: "then"}))
+	if got, want := query(t, s.conn, `TABLE "then".things`), []string{"10|1|5|A|a|20.00"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got, want := query(t, s.conn, `SELECT * FROM "then".others`), []string{"7|7"}; !slices.Equal(got, want) { // id, same
+		t.Errorf("got %q, want %q", got, want)
+	}
+	lost := []string{
+		"public.others: the generated column lost is left out, since its expression fails here (42883): public.lost(id)",
+		"public.others: the generated column odd is left out, since its expression fails here (42704): (id)::public.nosuchtype",
+	}
+	if !slices.Equal(rep.Warnings, lost) {
+		t.Errorf("warnings %q", rep.Warnings)
+	}
+
+	// A value that the expression refuses: the rest of the table is as it was.
+	rep = s.mustCheckout(fine+1, Schema(SchemaConfig{URL: s.url, Schema: "refused"}))
+	if got, want := query(t, s.conn, `SELECT id, n, v, double, "Up" FROM refused.things ORDER BY id`), []string{"1|5|a|10|A", "2|0|b|0|B"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if want := append(lost, "public.things: the generated column inverse is left out, since its expression fails here (22012): (100 / n)"); !slices.Equal(rep.Warnings, want) {
+		t.Errorf("warnings %q", rep.Warnings)
+	}
+	if got := shapeOf(t, s, "refused.things"); !slices.Contains(got, "n|bigint|f|f") {
+		t.Errorf("columns that are not generated lost their types: %q", got)
+	}
+
+	rep = s.mustCheckout(0, Files(FilesConfig{Dir: t.TempDir()}), func(c *Config) { c.Tables = []string{"others"} })
+	if len(rep.Warnings) != 3 || !strings.Contains(rep.Warnings[0], "the generated column same is not in the file") {
+		t.Errorf("warnings %q", rep.Warnings)
+	}
+}

@@ -62,7 +62,7 @@ var _ Calculator = (*Rows)(nil)
 func (c *Rows) Tables() []*Table {
 	for i, id := range c.newest {
 		r := c.versions[id].rel
-		*c.tables[i] = Table{Schema: r.Schema, Name: r.Name, Columns: r.Columns, Key: r.Key}
+		*c.tables[i] = Table{Schema: r.Schema, Name: r.Name, Columns: r.Columns, Key: r.Key, Generated: r.Generated}
 	}
 	for _, v := range c.versions {
 		if v != nil {

@@ -29,7 +29,7 @@ CREATE TABLE backstory.relation (
   columns     json NOT NULL,
   key         int[] NOT NULL,
   key_deferrable boolean NOT NULL,
-  generated   text[] NOT NULL,   -- columns that the source computes and does not send
+  generated   json NOT NULL,     -- columns that the source computes and does not send, and how
   identity    text NOT NULL,
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,
@@ -122,7 +122,7 @@ CREATE TABLE backstory.captured (
   columns     json NOT NULL,
   key         int[] NOT NULL,
   key_deferrable boolean NOT NULL,
-  generated   text[] NOT NULL,   -- columns that the source computes and does not send
+  generated   json NOT NULL,     -- columns that the source computes and does not send, and how
   identity    text NOT NULL,
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,

@@ -98,7 +98,8 @@ func subjects() []*subject {
 		{schema: "public", name: "keyless", inserts: true, columns: []column{{"v", "text", wide}, {"n", "int", intBelow(3)}}},
 		{schema: "public", name: "nothing", inserts: true, columns: nil},
 		{schema: "public", name: "swaps", key: []string{"id"}, deferrable: true, columns: []column{{"id", "int", intBelow(12)}, {"v", "text", wide}, {"n", "int", intBelow(3)}}, after: []string{`ALTER TABLE %s REPLICA IDENTITY FULL`}},
-		{schema: "public", name: "generated", key: []string{"id"}, columns: []column{number, {"a", "int", intBelow(100)}}, after: []string{`ALTER TABLE %s ADD b int GENERATED ALWAYS AS (a * 2) STORED`}},
+		{schema: "public", name: "generated", key: []string{"id"}, columns: []column{number, {"a", "int", intBelow(100)}, {"z", "text", wide}},
+			after: []string{`ALTER TABLE %s DROP z, ADD b numeric(10,2) GENERATED ALWAYS AS (a * 2.5) STORED, ADD z text`, `ALTER TABLE %s ADD "C" text GENERATED ALWAYS AS (public.shorter(z)) STORED`}},
 		{schema: "public", name: "gaps", key: []string{"id"}, columns: []column{number, {"a", "text", wide}},
 			after: []string{`ALTER TABLE %s ADD b int, ADD c int, ADD d text`, `ALTER TABLE %s DROP b, DROP d`}},
 		{schema: "public", name: "parted", key: []string{"id", "region"}, parts: []string{"parted_a", "parted_b"},
@@ -124,6 +125,7 @@ func create(db *session, list []*subject) {
 		CREATE DOMAIN public.tags AS text[];
 		CREATE DOMAIN public.doc AS json;
 		CREATE DOMAIN public.moment AS timestamptz(3);
+		CREATE FUNCTION public.shorter(text) RETURNS text IMMUTABLE LANGUAGE sql AS $$SELECT left($1, 20) || '…'$$;
 		CREATE TABLE public.marker (id int PRIMARY KEY);
 		CREATE TABLE public.noops (id int PRIMARY KEY, v text, big text);
 		CREATE TABLE audit.change (n bigserial, xid bigint, relation text, op text, same boolean, context text);
