@@ -46,16 +46,11 @@ func (s *system) checkout(at eventlog.Position, url, schema string, columns map[
 	there := map[string][]string{} // names there
 	from := map[string]string{}    // … and in the source
 	for _, t := range rep.Tables {
-		_, name, _ := strings.Cut(t.Table, ".")
 		if t.Orphans > 0 || len(t.Unknown) > 0 {
 			s.t.Errorf("checkout of position %d: %+v", at, t)
 		}
-		place := t.Table
-		if schema != "" {
-			place = schema + "." + name
-		}
 		if cols, ok := columns[t.Table]; ok {
-			there[place], from[place] = cols, t.Table
+			there[t.Into], from[t.Into] = cols, t.Table
 		}
 	}
 	db := open(s.t, url)

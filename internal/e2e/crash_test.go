@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/internal/kafkaserver"
 	"github.com/backstory-dev/backstory/internal/pgserver"
+	"github.com/backstory-dev/backstory/internal/shop"
 )
 
 // crashes runs a workload while everything fails that can: the sidecar is killed, both servers crash, connections are cut.
@@ -41,9 +43,9 @@ type crashes struct {
 }
 
 // newCrashes makes servers and a network, and a Kafka where there is one; tables are made before init.
-func newCrashes(t *testing.T, tables, work string) *crashes {
+func newCrashes(t *testing.T, tables, work string, captured ...string) *crashes {
 	seed := seedOf(t)
-	s := newSystem(t, where{own: true, apart: true, logs: map[string]string{"wal_level": "replica"}})
+	s := newSystem(t, where{own: true, apart: true, tables: captured, logs: map[string]string{"wal_level": "replica"}})
 	s.cfg.Log.PartitionEvents = 20_000
 	db := s.sql()
 	db.do("%s", tables)
@@ -435,7 +437,8 @@ func (c *crashes) again(ctx context.Context, session func() error) {
 	}
 }
 
-// TestCrashesUnderShop runs a shop on tables with every kind of replica identity.
+// TestCrashesUnderShop runs two shops: the demo's, in the schema legacy, which finds its tables consistent after every transaction, those
+// that are checked out too; and one on tables with every kind of replica identity.
 func TestCrashesUnderShop(t *testing.T) {
 	t.Parallel()
 	c := newCrashes(t, `
@@ -449,7 +452,9 @@ func TestCrashesUnderShop(t *testing.T) {
 		CREATE TABLE public.orders (id bigserial PRIMARY KEY, customer_id bigint NOT NULL REFERENCES public.customers, status text, total numeric(10,2), lines jsonb, updated_at timestamptz DEFAULT now());
 		ALTER TABLE public.orders REPLICA IDENTITY FULL;
 		CREATE TABLE public.payments (id bigserial PRIMARY KEY, order_id bigint NOT NULL REFERENCES public.orders, amount numeric(10,2), at timestamptz DEFAULT now());
-		CREATE TABLE public.visits (path text, at timestamptz DEFAULT now())`, "public.payments")
+		CREATE TABLE public.visits (path text, at timestamptz DEFAULT now());
+		CREATE SCHEMA legacy; SET search_path = legacy; `+shop.Schema(), "public.payments", "public.*", "legacy.*")
+	const both = "n.nspname IN ('public', 'legacy')"
 	db := c.direct.sql()
 	db.do(`INSERT INTO public.customers (email) SELECT 'c' || i || '@example.com' FROM generate_series(1, 50) i;
 		INSERT INTO public.products SELECT 'sku-' || i, 'product ' || i, i, 100, repeat(md5(i::text), 200) FROM generate_series(1, 40) i`)
@@ -467,6 +472,14 @@ func TestCrashesUnderShop(t *testing.T) {
 			c.again(ctx, func() error { return c.shop(ctx, r, &confirmed, &n) })
 		})
 	}
+	var legacyDid shop.Stats
+	wg.Go(func() {
+		var err error
+		legacyDid, err = shop.Run(ctx, shop.Config{URL: inSchema(t, c.direct.cfg.Capture.URL, "legacy"), Rate: pace / 4, Seed: seed})
+		if err != nil {
+			t.Errorf("the demo's shop: %v", err)
+		}
+	})
 	var seen looked
 	wg.Go(func() {
 		// An order is paid in the transaction in which its payment is made.
@@ -484,8 +497,12 @@ func TestCrashesUnderShop(t *testing.T) {
 	l := c.direct.openLog()
 	w := checkLog(t, l)
 	db = c.direct.sql()
-	w.sameTables(t, db, "n.nspname = 'public'")
-	c.direct.checkoutOfNow(db, w.position, columnsOf(db, "n.nspname = 'public'"))
+	w.sameTables(t, db, both)
+	c.direct.checkoutOfNow(db, w.position, columnsOf(db, both))
+	if legacyDid.Commits < 100 {
+		t.Errorf("the demo's shop did little: %+v", legacyDid)
+	}
+	c.consistent(t)
 	if c.broker != nil {
 		c.broker.holds(t, l)
 	}
@@ -506,6 +523,41 @@ func TestCrashesUnderShop(t *testing.T) {
 		t.Errorf("only %d payments were confirmed to the application", payments)
 	}
 	t.Logf("%d transactions, %d payments of which %d were confirmed, %d events; a reader %+v; what failed: %v", n.Load(), len(paid), payments, w.position, seen, c.done)
+	t.Logf("the demo's shop: %+v", legacyDid)
+}
+
+// inSchema gives a URL that finds tables in a schema first.
+func inSchema(t testing.TB, at, schema string) string {
+	t.Helper()
+	u, err := url.Parse(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set("search_path", schema)
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// consistent has the demo's shop judge its tables as they were after some transactions, in the log's database.
+func (c *crashes) consistent(t *testing.T) {
+	t.Helper()
+	ends := c.direct.logSQL().ask(`SELECT p FROM (SELECT max(position) AS p FROM backstory.events GROUP BY commit_lsn) x ORDER BY random() LIMIT 5`)
+	if len(ends) < 5 {
+		t.Fatalf("transactions: %v", ends)
+	}
+	for _, end := range ends {
+		schema := "past_" + end[0]
+		if p := c.direct.command(false, "checkout", "legacy.*", "--at", end[0], "--schema", schema); p.wait(time.Minute) != 0 {
+			t.Fatalf("checkout of position %s:\n%s", end[0], p.out)
+		}
+		db := c.direct.logSQL()
+		db.do("SET search_path = %s", schema)
+		broken, err := shop.Check(t.Context(), db)
+		if err != nil || len(broken) > 0 {
+			t.Errorf("the shop as of position %s: %v\n%s", end[0], err, strings.Join(broken, "\n"))
+		}
+	}
 }
 
 // shop is one session of the application, until ctx ends or the connection does.
