@@ -17,8 +17,9 @@ demo: build ## a shop at work on an embedded Postgres, with the sidecar on it
 	@$(BIN) demo $(ARGS)
 
 # Whether tests have a real Kafka is said by BACKSTORY_TEST_KAFKA (internal/kafkaserver, Env); go test does not show what it skips.
-LEFT_OUT := [ "$$BACKSTORY_TEST_KAFKA" != 0 ] && command -v java >/dev/null && command -v mvn >/dev/null || \
-	echo "Left out: the tests against a real Kafka. make test-kafka installs Java and Maven and runs them."
+LEFT_OUT := { [ "$$BACKSTORY_TEST_KAFKA" != 0 ] && command -v java >/dev/null && command -v mvn >/dev/null || \
+	echo "Left out: the tests against a real Kafka. make test-kafka installs Java and Maven and runs them."; \
+	command -v systemd-analyze >/dev/null || echo "Left out: whether systemd takes deploy/backstory.service (there is no systemd-analyze)."; }
 
 test: ## all tests; they fetch and start their own servers
 	$(GO) test -timeout 30m ./...
