@@ -18,11 +18,31 @@ type Table struct {
 	Rows  int64 // estimate
 	Bytes int64 // with TOAST, without indexes
 	// Why tells why updates and deletes of the table cannot be published without harm to the application; empty if they can.
-	Why       string
+	Why string
+	// Remedy is what would let them be published.
+	Remedy    string
 	RLS       bool // row security is on
 	Owned     bool // we may add it to a publication
 	Published bool // it is in one of our publications already
 	Inserts   bool // it is in that of inserts, perhaps through its schema
+	// ToFull tells that the plan is to give it REPLICA IDENTITY FULL (Config.FullIdentity).
+	ToFull bool
+	// PerDay is what the server counted; Prepare asks.
+	PerDay Activity
+}
+
+// Activity counts row changes of a day: the average since the server's statistics began. 0: none, or not known.
+type Activity struct{ Inserted, Updated, Deleted int64 }
+
+// Changes counts them all.
+func (a Activity) Changes() int64 { return a.Inserted + a.Updated + a.Deleted }
+
+// RowBytes is about what a row of the table takes; 100 where there are too few to tell.
+func (t *Table) RowBytes() int64 {
+	if t.Rows < 100 {
+		return 100
+	}
+	return t.Bytes / t.Rows
 }
 
 // identityColumns are what insertOnly needs to know of a table c, in the order of identity.scan. A published table whose UPDATE or
@@ -77,6 +97,18 @@ func (i *identity) insertOnly() string {
 	return ""
 }
 
+// remedy tells what would let updates and deletes of the table be published.
+func (i *identity) remedy(schema, table string) string {
+	q := eventlog.QuoteQualified(schema, table)
+	switch {
+	case i.kind != "d" && i.keyUsable:
+		return "ALTER TABLE " + q + " REPLICA IDENTITY DEFAULT; then backstory init"
+	case i.generated && i.version >= 180000: // FULL would not help
+		return "give it a primary key without generated columns, and REPLICA IDENTITY DEFAULT; then backstory init"
+	}
+	return "give it a primary key (not deferrable, no generated column), then backstory init; or backstory init --replica-identity-full '" + schema + "." + table + "'"
+}
+
 // capturable are ordinary tables (partitions are published as leaves) that could be captured.
 const capturable = `FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'backstory')
@@ -116,8 +148,14 @@ func (c Config) tables(ctx context.Context, q *pgx.Conn) ([]*Table, error) {
 		if !c.selected(t.Schema, t.Name) {
 			continue
 		}
-		t.OID, t.ReplicaIdentity, t.Why = uint32(oid), id.kind[0], id.insertOnly()
-		t.InsertOnly = t.Why != ""
+		t.OID = uint32(oid)
+		if t.ToFull = id.kind != "f" && matchAny(c.FullIdentity, t.Schema, t.Name); t.ToFull {
+			id.kind = "f"
+		}
+		t.ReplicaIdentity, t.Why = id.kind[0], id.insertOnly()
+		if t.InsertOnly = t.Why != ""; t.InsertOnly {
+			t.Remedy = id.remedy(t.Schema, t.Name)
+		}
 		out = append(out, t)
 	}
 	if err := rows.Err(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/backstory-dev/backstory/eventlog"
@@ -23,6 +24,8 @@ type Config struct {
 	Tables []string
 	// Exclude are patterns of tables that Tables matches but that are not to be captured.
 	Exclude []string
+	// FullIdentity are patterns of tables to which Apply gives REPLICA IDENTITY FULL. Nothing else ever alters a table. Default none.
+	FullIdentity []string
 	// MaxBatchBytes bounds the memory of one batch of row changes; a few are in flight. A single larger row change
 	// exceeds it. Default 1 MiB.
 	MaxBatchBytes int
@@ -72,7 +75,7 @@ func (c Config) Validate() error {
 	if c.Publication == "" || len(c.InsertPublication()) > 63 {
 		return &eventlog.Problem{Err: fmt.Errorf("publication name %q is not possible", c.Publication), Hint: "Use at most 55 bytes (BACKSTORY_PUBLICATION)."}
 	}
-	for _, p := range append(append([]string{}, c.Tables...), c.Exclude...) {
+	for _, p := range slices.Concat(c.Tables, c.Exclude, c.FullIdentity) {
 		if _, err := parsePattern(p); err != nil {
 			return err
 		}

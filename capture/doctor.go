@@ -49,36 +49,18 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 	defer conn.Close(context.WithoutCancel(ctx))
 	var out []Finding
 	add := func(f Finding) { out = append(out, f) }
-	repl, err := c.connectReplication(ctx, nil)
-	if err != nil {
-		if eventlog.Hint(err) == "" {
-			return nil, err
-		}
-		add(Finding{Severity: Danger, What: err.Error(),
-			Risk: "nothing can be captured", Remedy: eventlog.Hint(err)})
-		return out, nil
+	if repl, err := c.connectReplication(ctx, nil); err == nil {
+		_ = repl.Close(context.WithoutCancel(ctx))
+	} else if eventlog.Hint(err) == "" {
+		return nil, err
+	} else {
+		add(Finding{Severity: Danger, What: err.Error(), Risk: "nothing can be captured", Remedy: eventlog.Hint(err)})
 	}
-	defer repl.Close(context.WithoutCancel(ctx))
-	sv, err := server(ctx, conn, repl)
+	sv, err := settings(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkServer(sv); err != nil {
-		add(Finding{Severity: Danger, What: err.Error(),
-			Risk: "nothing can be captured", Remedy: eventlog.Hint(err), Cost: "a restart of the server"})
-	}
-	if minor, ok := lossy[sv.Version/10000]; ok && sv.Version%10000 < minor {
-		add(Finding{Severity: Warning, What: fmt.Sprintf("PostgreSQL %d.%d can lose rows of a table that is added to a publication", sv.Version/10000, sv.Version%10000),
-			Risk: "rows written by transactions that are open at that moment never reach the log", Remedy: fmt.Sprintf("update the server to %d.%d or later", sv.Version/10000, minor), Cost: "a restart of the server"})
-	}
-	if sv.Settings["max_slot_wal_keep_size"] == "-1" {
-		add(Finding{Severity: Danger, What: "max_slot_wal_keep_size is not set",
-			Risk: "while the sidecar does not run, the source keeps all WAL and its disk can fill", SQL: "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();", Cost: "beyond the limit the slot is lost, and the log says so"})
-	}
-	if sv.Settings["fsync"] == "off" {
-		add(Finding{Severity: Danger, What: "fsync is off",
-			Risk: "after a crash the source may have lost transactions that the log holds, and use their places in the WAL for others: no tool could tell them apart", SQL: "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();", Cost: "slower commits"})
-	}
+	examineServer(sv, add)
 	if err := c.examineSlots(ctx, conn, sv, add); err != nil {
 		return nil, err
 	}
@@ -87,10 +69,9 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 		return nil, err
 	}
 	for _, t := range tables {
-		q := eventlog.QuoteQualified(t.Schema, t.Name)
 		if t.InsertOnly {
 			add(Finding{Severity: Warning, What: fmt.Sprintf("only inserts of %s are captured: %s", t, t.Why),
-				Risk: "its updates and deletes are not in the log", SQL: "ALTER TABLE " + q + " REPLICA IDENTITY FULL;  -- or give it a primary key", Cost: "a short exclusive lock, and the whole old row in the WAL of every UPDATE and DELETE"})
+				Risk: "its updates and deletes are not in the log", Remedy: t.Remedy, Cost: "a short exclusive lock; with FULL, the whole old row in the WAL of every UPDATE and DELETE"})
 		}
 		if t.RLS {
 			add(Finding{Severity: Info, What: fmt.Sprintf("%s has row-level security", t),
@@ -126,15 +107,38 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 	return out, nil
 }
 
+// examineServer judges version and settings.
+func examineServer(sv *Server, add func(Finding)) {
+	if err := checkServer(sv); err != nil {
+		add(Finding{Severity: Danger, What: err.Error(),
+			Risk: "nothing can be captured", Remedy: eventlog.Hint(err), Cost: "a restart of the server"})
+	}
+	if minor, ok := lossy[sv.Version/10000]; ok && sv.Version%10000 < minor {
+		add(Finding{Severity: Warning, What: fmt.Sprintf("PostgreSQL %d.%d can lose rows of a table that is added to a publication", sv.Version/10000, sv.Version%10000),
+			Risk: "rows written by transactions that are open at that moment never reach the log", Remedy: fmt.Sprintf("update the server to %d.%d or later", sv.Version/10000, minor), Cost: "a restart of the server"})
+	}
+	if sv.Settings["max_slot_wal_keep_size"] == "-1" {
+		add(Finding{Severity: Danger, What: "max_slot_wal_keep_size is not set",
+			Risk: "while the sidecar does not run, the source keeps all WAL and its disk can fill", SQL: "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();", Cost: "beyond the limit the slot is lost, and the log says so"})
+	}
+	if idle := sv.Settings["idle_replication_slot_timeout"]; idle != "" && idle != "0" { // 18
+		add(Finding{Severity: Warning, What: "idle_replication_slot_timeout is " + idle,
+			Risk: "when the sidecar has not run for so long, its slot is lost: a gap", SQL: "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();", Cost: "other slots that nobody uses stay; max_slot_wal_keep_size limits what they keep"})
+	}
+	if sv.Settings["fsync"] == "off" {
+		add(Finding{Severity: Danger, What: "fsync is off",
+			Risk: "after a crash the source may have lost transactions that the log holds, and use their places in the WAL for others: no tool could tell them apart", SQL: "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();", Cost: "slower commits"})
+	}
+}
+
 // NoSlot is what Examine finds before init.
 func NoSlot(slot string) Finding {
 	return Finding{Severity: Info, What: "replication slot " + slot + " does not exist", Risk: "nothing is captured", Remedy: "backstory init"}
 }
 
 func (c Config) examineSlots(ctx context.Context, conn *pgx.Conn, sv *Server, add func(Finding)) error {
-	var slots, senders int
-	err := conn.QueryRow(ctx, `SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int,
-		current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication)::int`).Scan(&slots, &senders)
+	var slots int
+	err := conn.QueryRow(ctx, `SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int`).Scan(&slots)
 	if err != nil {
 		return fmt.Errorf("count the replication slots: %w", err)
 	}
@@ -147,10 +151,19 @@ func (c Config) examineSlots(ctx context.Context, conn *pgx.Conn, sv *Server, ad
 		add(Finding{Severity: Danger, What: "all replication slots are in use",
 			Risk: "backstory init cannot make its own", SQL: "ALTER SYSTEM SET max_replication_slots = " + strconv.Itoa(most+10) + ";", Cost: "a restart of the server"})
 	}
-	if senders <= 0 && !slot.Active {
-		add(Finding{Severity: Danger, What: "all WAL senders are in use",
-			Risk: "the sidecar cannot connect", SQL: "ALTER SYSTEM SET max_wal_senders = 10;", Cost: "a restart of the server"})
+	c.examineSlot(slot, sv, add)
+	if sv.Version >= 170000 && slot.Failover && sv.Settings["synchronized_standby_slots"] == "" {
+		var standbys int
+		if err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical'`).Scan(&standbys); err == nil && standbys > 0 {
+			add(Finding{Severity: Warning, What: "synchronized_standby_slots is empty",
+				Risk: "the log can run ahead of a standby; after a failover to it, it holds transactions that the new primary has lost: a gap", SQL: "ALTER SYSTEM SET synchronized_standby_slots = '<the standby''s physical slot>'; SELECT pg_reload_conf();", Cost: "capture waits for that standby"})
+		}
 	}
+	return nil
+}
+
+// examineSlot judges the slot.
+func (c Config) examineSlot(slot *Slot, sv *Server, add func(Finding)) {
 	switch {
 	case !slot.Exists:
 		add(NoSlot(c.Slot))
@@ -168,14 +181,6 @@ func (c Config) examineSlots(ctx context.Context, conn *pgx.Conn, sv *Server, ad
 		add(Finding{Severity: Info, What: "replication slot " + c.Slot + " is not synchronised to standbys",
 			Risk: "after a failover it is gone: a gap", Remedy: "as its owner, while the sidecar is stopped: ALTER_REPLICATION_SLOT " + c.Slot + " (FAILOVER true)", Cost: "standbys need sync_replication_slots = on, hot_standby_feedback = on, primary_slot_name and a dbname in primary_conninfo"})
 	}
-	if sv.Version >= 170000 && slot.Failover && sv.Settings["synchronized_standby_slots"] == "" {
-		var standbys int
-		if err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical'`).Scan(&standbys); err == nil && standbys > 0 {
-			add(Finding{Severity: Warning, What: "synchronized_standby_slots is empty",
-				Risk: "the log can run ahead of a standby; after a failover to it, it holds transactions that the new primary has lost: a gap", SQL: "ALTER SYSTEM SET synchronized_standby_slots = '<the standby''s physical slot>'; SELECT pg_reload_conf();", Cost: "capture waits for that standby"})
-		}
-	}
-	return nil
 }
 
 // examineApplication looks for what lies in the way: other publications, forgotten transactions.

@@ -145,7 +145,11 @@ func (x *session) relation(m *relationMessage) error {
 			if err != nil {
 				return err
 			}
-			if is := now.of(x.cfg, m.oid, cap.InsertOnly); is != "" && is != cap.Published {
+			is := now.of(x.cfg, m.oid, cap.InsertOnly)
+			if is == "" && cap.InsertOnly {
+				is = now.of(x.cfg, m.oid, false) // more of it by now
+			}
+			if is != "" && is != cap.Published {
 				return x.unknown(r)
 			}
 		}

@@ -3,6 +3,7 @@ package capture
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/backstory-dev/backstory/eventlog"
@@ -33,13 +34,13 @@ func (p pattern) matches(schema, table string) bool {
 
 // selected tells whether a table is to be captured.
 func (c Config) selected(schema, table string) bool {
-	match := func(list []string) bool {
-		for _, s := range list {
-			if p, err := parsePattern(s); err == nil && p.matches(schema, table) {
-				return true
-			}
-		}
-		return false
-	}
-	return match(c.Tables) && !match(c.Exclude)
+	return matchAny(c.Tables, schema, table) && !matchAny(c.Exclude, schema, table)
+}
+
+// matchAny tells whether one of the patterns means the table.
+func matchAny(patterns []string, schema, table string) bool {
+	return slices.ContainsFunc(patterns, func(s string) bool {
+		p, err := parsePattern(s)
+		return err == nil && p.matches(schema, table)
+	})
 }

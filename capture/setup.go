@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -21,9 +22,6 @@ type Plan struct {
 	SQL []string
 	// NewSlot tells that the slot is to be made.
 	NewSlot bool
-	// ChangesPerDay is how many rows of the selected tables were inserted, updated and deleted a day since the server's
-	// statistics began; 0 if unknown.
-	ChangesPerDay int64
 	// Histories are tables in which a library keeps its own history.
 	Histories []History
 	// AllTables are publications FOR ALL TABLES: they would publish the event log's own tables too.
@@ -82,18 +80,60 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	if err := conn.QueryRow(ctx, `SELECT coalesce(array_agg(pubname::text ORDER BY pubname), '{}'), current_user::text FROM pg_publication WHERE puballtables`).Scan(&p.AllTables, &p.Role); err != nil {
 		return nil, fmt.Errorf("list publications: %w", err)
 	}
-	var oids []int64
-	for _, t := range p.Tables {
-		oids = append(oids, int64(t.OID))
+	if err := c.fullIdentity(p); err != nil {
+		return nil, err
 	}
-	// What happened since the statistics began, by the clock, is the best guess there is of tomorrow.
-	_ = conn.QueryRow(ctx, `SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del) / greatest(extract(epoch FROM now() -
-		(SELECT coalesce(stats_reset, pg_postmaster_start_time()) FROM pg_stat_database WHERE datname = current_database())), 3600) * 86400, 0)::bigint
-		FROM pg_stat_user_tables WHERE relid::bigint = ANY ($1)`, oids).Scan(&p.ChangesPerDay)
+	activity(ctx, conn, p.Tables)
 	if p.Histories, err = histories(ctx, conn); err != nil {
 		return nil, err
 	}
 	return p, c.publicationSQL(ctx, conn, p)
+}
+
+// fullIdentity plans REPLICA IDENTITY FULL for the tables that are to have it.
+func (c Config) fullIdentity(p *Plan) error {
+	for _, s := range c.FullIdentity {
+		if !slices.ContainsFunc(p.Tables, func(t *Table) bool { return matchAny([]string{s}, t.Schema, t.Name) }) {
+			return &eventlog.Problem{Err: fmt.Errorf("no selected table is called %s, which is to have REPLICA IDENTITY FULL", s),
+				Hint: "Name tables that BACKSTORY_TABLES selects, for instance public.events."}
+		}
+	}
+	for _, t := range p.Tables {
+		if !t.ToFull {
+			continue
+		}
+		if t.InsertOnly { // 18, generated columns
+			return &eventlog.Problem{Err: fmt.Errorf("%s: REPLICA IDENTITY FULL would make its UPDATEs fail, since it has generated columns", t), Hint: "Instead, " + t.Remedy + "."}
+		}
+		p.SQL = append(p.SQL, "ALTER TABLE "+eventlog.QuoteQualified(t.Schema, t.Name)+" REPLICA IDENTITY FULL;")
+		if !t.Owned {
+			p.NotOwned = append(p.NotOwned, t)
+		}
+	}
+	return nil
+}
+
+// activity asks the server's statistics what happens to tables: what did since they began, by the clock, is the best guess there is of
+// tomorrow. It is for information: what cannot be had stays 0.
+func activity(ctx context.Context, conn *pgx.Conn, tables []*Table) {
+	rows, err := conn.Query(ctx, `SELECT relid::bigint, (n_tup_ins * per.day)::bigint, (n_tup_upd * per.day)::bigint, (n_tup_del * per.day)::bigint FROM pg_stat_user_tables,
+		(SELECT 86400 / greatest(extract(epoch FROM now() - coalesce(stats_reset, pg_postmaster_start_time())), 3600) AS day FROM pg_stat_database WHERE datname = current_database()) per`)
+	if err != nil {
+		return
+	}
+	defer rows.Close()
+	found := map[uint32]Activity{}
+	for rows.Next() {
+		var oid int64
+		var a Activity
+		if err := rows.Scan(&oid, &a.Inserted, &a.Updated, &a.Deleted); err != nil {
+			return
+		}
+		found[uint32(oid)] = a
+	}
+	for _, t := range tables {
+		t.PerDay = found[t.OID]
+	}
 }
 
 // History is a table in which a library keeps a history of its own.
@@ -165,7 +205,7 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 			}
 			if !in[q] {
 				add = append(add, q)
-				if !t.Owned {
+				if !t.Owned && !slices.Contains(p.NotOwned, t) {
 					p.NotOwned = append(p.NotOwned, t)
 				}
 			}
@@ -213,6 +253,12 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 	defer conn.Close(context.WithoutCancel(ctx))
 	if len(p.SQL) > 0 {
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if slices.ContainsFunc(p.Tables, func(t *Table) bool { return t.ToFull }) {
+				// ALTER TABLE wants the table for itself; whoever comes after it waits with it.
+				if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '2s'`); err != nil {
+					return err
+				}
+			}
 			for _, q := range p.SQL {
 				if _, err := tx.Exec(ctx, q); err != nil {
 					return err
@@ -220,6 +266,10 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 			}
 			return nil
 		})
+		if eventlog.SQLState(err) == "55P03" { // lock_not_available
+			return nil, &eventlog.Problem{Err: fmt.Errorf("prepare the source: a table that is to have REPLICA IDENTITY FULL was in use for 2 s: %w", err),
+				Hint: "Nothing was changed. Run it again when no long transaction uses the table."}
+		}
 		if eventlog.SQLState(err) == "42501" {
 			return nil, &eventlog.Problem{Err: fmt.Errorf("prepare the publications: %w", err),
 				Hint: "The role must own the tables (or be a member of their owner) and may CREATE in the database. Let their owner run what backstory init --print-sql prints, then run backstory init again."}
@@ -236,6 +286,11 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 	if err != nil {
 		return nil, err
 	}
+	// By now updates and deletes of tables of which only inserts were published reach the stream.
+	var widened int64
+	if err := conn.QueryRow(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`).Scan(&widened); err != nil {
+		return nil, fmt.Errorf("ask the source for its WAL position: %w", err)
+	}
 	res := &Result{}
 	record := func(start eventlog.LSN, empty map[uint32]bool) {
 		for _, t := range p.Tables {
@@ -246,6 +301,9 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 					continue
 				}
 				cap.SinceLSN, cap.Complete = b.SinceLSN, b.Complete
+				if b.InsertOnly && !t.InsertOnly { // those of before are missing (eventlog.Log.Retaken)
+					cap.SinceLSN, cap.Complete = max(start, eventlog.LSN(widened)), false
+				}
 			}
 			if !t.InsertOnly && empty[t.OID] {
 				cap.Complete = true

@@ -86,16 +86,11 @@ func (c Config) connectReplication(ctx context.Context, adapt func(*pgconn.Confi
 var settingNames = []string{"wal_level", "max_replication_slots", "max_wal_senders", "wal_sender_timeout", "max_slot_wal_keep_size", "fsync",
 	"server_encoding", "TimeZone", "synchronized_standby_slots", "sync_replication_slots", "logical_decoding_work_mem", "idle_replication_slot_timeout"}
 
-// server asks the source what it is.
-func server(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgConn) (*Server, error) {
+// settings asks the source for its version and settings.
+func settings(ctx context.Context, conn *pgx.Conn) (*Server, error) {
 	s := &Server{Settings: map[string]string{}}
-	id, err := pglogrepl.IdentifySystem(ctx, repl)
-	if err != nil {
-		return nil, fmt.Errorf("identify the source: %w", err)
-	}
-	s.SystemID, s.Database, s.Timeline = id.SystemID, id.DBName, uint32(id.Timeline)
 	var flush, timeout int64
-	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
+	err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
 		(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0')::bigint,
 		(SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout')`).Scan(&s.Version, &s.InRecovery, &flush, &timeout)
 	if err != nil {
@@ -117,6 +112,20 @@ func server(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgConn) (*Server, 
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("read the source's settings: %w", err)
 	}
+	return s, nil
+}
+
+// server asks the source what it is.
+func server(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgConn) (*Server, error) {
+	id, err := pglogrepl.IdentifySystem(ctx, repl)
+	if err != nil {
+		return nil, fmt.Errorf("identify the source: %w", err)
+	}
+	s, err := settings(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	s.SystemID, s.Database, s.Timeline = id.SystemID, id.DBName, uint32(id.Timeline)
 	if s.Timeline > 1 {
 		h, err := pglogrepl.TimelineHistory(ctx, repl, int32(s.Timeline))
 		if err != nil {

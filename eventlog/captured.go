@@ -45,7 +45,7 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 	return out, rows.Err()
 }
 
-// Retaken gives the OIDs of those captured tables with a history that were not captured for a while, as long as that is not recorded
+// Retaken gives the OIDs of those captured tables with a history that were not captured, or only their inserts, for a while, as long as that is not recorded
 // (Writer.Retaken): no version of them is as new as their SinceLSN. Of tables of which only inserts are captured that is not known.
 func (l *Log) Retaken(ctx context.Context) ([]uint32, error) {
 	rows, err := l.pool.Query(ctx, `SELECT c.oid::bigint FROM backstory.captured c

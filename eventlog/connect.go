@@ -146,6 +146,9 @@ func ConnError(err error) error {
 		tried = plain // it was tried without TLS, too
 	}
 	hint := "Check host and port in the URL, that Postgres is running, and that it can be reached from here."
+	if len(tried) == 1 && strings.HasSuffix(tried[0], "server refused TLS connection") {
+		hint = "The server has no TLS: turn it on there (ssl = on), or say sslmode=disable in the URL."
+	}
 	switch code(err) {
 	case "28P01", "28000":
 		hint = "Check user and password in the URL, and pg_hba.conf on the server."

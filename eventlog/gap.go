@@ -55,12 +55,16 @@ func (w *Writer) TableGap(ctx context.Context, r *Relation, reason string, from,
 	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, from, to)
 }
 
-// Retaken records that a table was not captured for a while before c.SinceLSN: what the log holds of its rows may be outdated, and rows
+// Retaken records that a table was not captured, or only its inserts, for a while before c.SinceLSN: what the log holds of its rows may be outdated, and rows
 // may be gone.
 func (w *Writer) Retaken(ctx context.Context, c Captured) error {
 	_, last := w.log.dict.newestVersion(c.OID)
 	if last == nil {
 		return nil
+	}
+	reason := "it was not captured for a while: what happened to its rows meanwhile is not in the log"
+	if last.InsertOnly {
+		reason = "until now only its inserts were captured: updates and deletes of before are not in the log"
 	}
 	// A version that is InsertOnly is where looking back ends (dictionary.places). Where the last one is, the new one only notes that
 	// this is recorded.
@@ -70,7 +74,7 @@ func (w *Writer) Retaken(ctx context.Context, c Captured) error {
 	if err != nil {
 		return err
 	}
-	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, "it was not captured for a while: what happened to its rows meanwhile is not in the log", w.commit, c.SinceLSN)
+	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, w.commit, c.SinceLSN)
 }
 
 func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reason string, from, to LSN) error {

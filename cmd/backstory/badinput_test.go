@@ -156,6 +156,17 @@ var badInput = []row{
 		says: `msg="unknown setting" name=BACKSTORY_LOG_ULR meant=BACKSTORY_LOG_URL`, mend: back},
 	{wrong: "a file with a setting is missing", args: []string{"run"}, set: with("BACKSTORY_SOURCE_URL_FILE", "/nowhere/url"), exit: 2,
 		says: "read BACKSTORY_SOURCE_URL_FILE: open /nowhere/url: no such file or directory", remedy: "It must name a readable file that holds the value of BACKSTORY_SOURCE_URL.", mend: back},
+	{wrong: "a file with a setting is empty", args: []string{"run"}, set: with("BACKSTORY_SOURCE_URL_FILE", "/dev/null"), exit: 2,
+		says: "BACKSTORY_SOURCE_URL_FILE names a file that is empty (/dev/null)", remedy: "It must hold the value of BACKSTORY_SOURCE_URL.", mend: back},
+	{wrong: "a server without TLS", args: []string{"log"}, set: func(s *site) {
+		s.begin()
+		s.swap("BACKSTORY_LOG_URL", strings.Replace(s.url("postgres", s.db), "sslmode=disable", "sslmode=require", 1))
+	}, exit: 1,
+		says: "server refused TLS connection", remedy: "The server has no TLS: turn it on there (ssl = on), or say sslmode=disable in the URL.", mend: back},
+	{wrong: "a version of Postgres that is none", args: []string{"demo", "--pg", "9"}, set: with("BACKSTORY_LOG_URL", ""), exit: 2,
+		says: `--pg: read Postgres version "9": want 14 to 18`, remedy: "For instance --pg 17.", mend: back},
+	{wrong: "a way to print times that is none", args: []string{"log", "--date", "unix"}, set: (*site).begin, exit: 2,
+		says: `--date cannot be "unix"`, remedy: "Use relative or iso.", mend: back},
 	{wrong: "an unknown log level", args: []string{"run"}, set: with("BACKSTORY_LOG_LEVEL", "loud"), exit: 2,
 		says: `BACKSTORY_LOG_LEVEL "loud" is not a level`, remedy: "Use debug, info, warn or error.", mend: back},
 	{wrong: "an unknown log format", args: []string{"run"}, set: with("BACKSTORY_LOG_FORMAT", "xml"), exit: 2,

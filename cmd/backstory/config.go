@@ -92,7 +92,9 @@ func readSettings() (*settings, error) {
 		if err != nil {
 			return nil, usage("It must name a readable file that holds the value of "+f.name+".", "read %s_FILE: %v", f.name, err)
 		}
-		*f.value = strings.TrimSpace(string(b))
+		if *f.value = strings.TrimSpace(string(b)); *f.value == "" {
+			return nil, usage("It must hold the value of "+f.name+".", "%s_FILE names a file that is empty (%s)", f.name, f.file)
+		}
 	}
 	for _, u := range []struct{ name, value string }{{"BACKSTORY_SOURCE_URL", s.SourceURL}, {"BACKSTORY_LOG_URL", s.LogURL}} {
 		if u.value == "" {

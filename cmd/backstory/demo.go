@@ -52,6 +52,9 @@ func newDemo() *cobra.Command {
 			case o.port < 0 || o.port > 65535:
 				return usage("", "--port %d is not a TCP port", o.port)
 			}
+			if err := pgserver.CheckVersion(o.version); err != nil {
+				return usage("For instance --pg 17.", "--pg: %w", err)
+			}
 			d := &demo{demoOptions: o, out: openScreen(cmd, false)}
 			defer d.out.close()
 			return d.run(cmd.Context())

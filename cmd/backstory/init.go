@@ -19,15 +19,29 @@ import (
 	"github.com/backstory-dev/backstory/eventlog"
 )
 
-// What an event takes in the log, index included: 1 million events of a table of seven columns, half inserts and half
-// updates, took 395 MB.
-const eventBytes = 400
+// What an event takes in the log beside its values, indexes included. With the whole row for an insert or a delete and a third of it
+// for an update, this gives what was measured: 395 MB for 1 million events of a table of seven columns, half inserts and half updates.
+const eventBytes = 320
+
+// logGrowth is about how much the log grows in a day, and for one change of any of the tables.
+func logGrowth(tables []*capture.Table) (day, changes, each int64) {
+	for _, t := range tables {
+		w := t.RowBytes()
+		day += (t.PerDay.Inserted+t.PerDay.Deleted)*(eventBytes+w) + t.PerDay.Updated*(eventBytes+w/3)
+		changes += t.PerDay.Changes()
+		each += eventBytes + w/2
+	}
+	return day, changes, each / int64(max(len(tables), 1))
+}
 
 // askAbove is the size of the log on the source's own disk above which init asks.
 const askAbove = 10 << 30
 
 func newInit() *cobra.Command {
-	var o struct{ printSQL, yes, acceptGap bool }
+	var o struct {
+		printSQL, yes, acceptGap bool
+		full                     []string
+	}
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Sets up: shows what it will cost, then makes the event log, the publications and the replication slot.",
@@ -45,6 +59,7 @@ func newInit() *cobra.Command {
 				return err
 			}
 			cfg := s.config(log)
+			cfg.Capture.FullIdentity = o.full
 			if err := cfg.Capture.WithDefaults().Validate(); err != nil {
 				return &exitError{exitUsage, err}
 			}
@@ -79,6 +94,7 @@ func newInit() *cobra.Command {
 	c.Flags().BoolVar(&o.printSQL, "print-sql", false, "only print the SQL, for somebody with more rights to run")
 	c.Flags().BoolVar(&o.yes, "yes", false, "do not ask")
 	c.Flags().BoolVar(&o.acceptGap, "accept-gap", false, "go on after a gap: with a new slot; what happened in between stays unknown")
+	c.Flags().StringSliceVar(&o.full, "replica-identity-full", nil, "a `TABLE` (or pattern) that gets REPLICA IDENTITY FULL, so that updates and deletes without a key are captured; shows what that costs")
 	return c
 }
 
@@ -130,6 +146,9 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		switch {
 		case t.InsertOnly:
 			how = "  " + s.yellow("inserts only: "+t.Why)
+		case t.ToFull:
+			full = true
+			how = "  " + s.yellow("REPLICA IDENTITY FULL is to be set: an exclusive lock for a moment, and then "+moreWAL(t))
 		case t.ReplicaIdentity == 'f':
 			how, full = "  REPLICA IDENTITY FULL", true
 		default:
@@ -138,7 +157,7 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		if t.Rows > 0 {
 			existing++
 		}
-		if i < 20 || t.InsertOnly {
+		if i < 20 || t.InsertOnly || t.ToFull {
 			fmt.Fprintf(s, indent+"%-32s %12s %-4s  %10s%s\n", t, countText(t.Rows), plural(t.Rows, "row"), bytesText(t.Bytes), how)
 		} else {
 			more++
@@ -153,17 +172,17 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	case memory:
 		fmt.Fprintln(s, indent+"What a row was before a change is told by the log's own memory of the row: no ALTER TABLE is needed.")
 	}
-	day := p.ChangesPerDay * eventBytes
+	day, changes, each := logGrowth(p.Tables)
 	year := 365 * day
 	where := "another server"
 	if p.SameServer {
 		where = "the source's own server and disk"
 	}
 	fmt.Fprintf(s, "%s      schema backstory on %s. ", s.bold("log"), where)
-	if p.ChangesPerDay > 0 {
-		fmt.Fprintf(s, "At the present rate of %s a day it grows by about %s a day, %s a year.\n", counted(p.ChangesPerDay, "change"), bytesText(day), bytesText(year))
+	if changes > 0 {
+		fmt.Fprintf(s, "At the present rate of %s a day it grows by about %s a day, %s a year.\n", counted(changes, "change"), bytesText(day), bytesText(year))
 	} else {
-		fmt.Fprintf(s, "It grows by about %s for each row change; the server has counted none so far.\n", bytesText(eventBytes))
+		fmt.Fprintf(s, "It grows by about %s for each row change; the server has counted none so far.\n", bytesText(each))
 	}
 	if p.Server.Settings["max_slot_wal_keep_size"] == "-1" {
 		fmt.Fprintf(s, indent+"%s max_slot_wal_keep_size is not set: while the sidecar does not run, the source keeps all its WAL.\n", s.yellow("warning:"))
@@ -187,6 +206,14 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		fmt.Fprintf(s, indent+"%s %s rows already. The history of such a row begins with its next change; a table that is empty now is complete.\n", counted(existing, "table"), have)
 	}
 	return year
+}
+
+// moreWAL says what REPLICA IDENTITY FULL will cost.
+func moreWAL(t *capture.Table) string {
+	if wal := (t.PerDay.Updated + t.PerDay.Deleted) * t.RowBytes(); wal > 0 {
+		return "about " + bytesText(wal) + " more WAL a day (the old row of each UPDATE and DELETE)"
+	}
+	return "the whole old row in the WAL of each UPDATE and DELETE"
 }
 
 func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.Done) {

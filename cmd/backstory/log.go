@@ -24,6 +24,7 @@ func newLog() *cobra.Command {
 	var o struct {
 		json, quiet, reverse bool
 		since, until, author string
+		date                 string
 		types                []string
 		limit                int
 	}
@@ -35,6 +36,9 @@ func newLog() *cobra.Command {
 			ctx := cmd.Context()
 			if o.limit < 0 {
 				return usage("", "--limit must not be negative")
+			}
+			if o.date != "relative" && o.date != "iso" {
+				return usage("Use relative or iso.", "--date cannot be %q", o.date)
 			}
 			s, l, err := openLog(ctx)
 			if err != nil {
@@ -77,7 +81,7 @@ func newLog() *cobra.Command {
 			out := openScreen(cmd, !o.json)
 			defer out.close()
 			now, n := time.Now(), 0
-			var cols columns
+			cols := columns{iso: o.date == "iso"}
 			err = readEvents(ctx, l, sel, func(e *eventlog.Event) error {
 				if o.author != "" && !strings.Contains(strings.ToLower(eventlog.WhoOf(e.Metadata).Actor), strings.ToLower(o.author)) {
 					return nil
@@ -113,6 +117,7 @@ func newLog() *cobra.Command {
 	f.StringVar(&o.until, "until", "", "only events up to this revision")
 	f.StringVar(&o.author, "author", "", "only events of actors whose name contains this")
 	f.StringSliceVar(&o.types, "type", nil, "only these event types")
+	f.StringVar(&o.date, "date", "relative", "how times are printed: relative, or iso (in UTC)")
 	f.IntVar(&o.limit, "limit", 0, "at most this many")
 	f.BoolVar(&o.quiet, "quiet", false, "also events that are no news, such as a change of updated_at alone (…Touched)")
 	f.BoolVar(&o.reverse, "reverse", false, "oldest first")
@@ -212,7 +217,10 @@ func checkTypes(cmd *cobra.Command, l *eventlog.Log, types []string) error {
 }
 
 // columns are as wide as what has been in them so far, within limits.
-type columns struct{ actor, typ, entity int }
+type columns struct {
+	actor, typ, entity int
+	iso                bool // times, not ages
+}
 
 // pad fills a text up to the width of its column, which grows with it.
 func pad(width *int, text string, least, most int) string {
@@ -223,7 +231,11 @@ func pad(width *int, text string, least, most int) string {
 
 // eventLine tells an event in one line: position, age, actor, type, entity, what changed, why.
 func (c *columns) eventLine(s *screen, e *eventlog.Event, now time.Time) string {
-	return c.line(s, e, s.dim(fmt.Sprintf("%-15s", age(e.OccurredAt, now)))+"  ", 32, 1<<10)
+	when := age(e.OccurredAt, now)
+	if c.iso {
+		when = e.OccurredAt.UTC().Format("2006-01-02T15:04:05.000Z")
+	}
+	return c.line(s, e, s.dim(fmt.Sprintf("%-15s", when))+"  ", 32, 1<<10)
 }
 
 // briefLine is for one that has just happened, where there is little room.

@@ -34,11 +34,18 @@ type Config struct {
 	Log func(line string)
 }
 
+// CheckVersion tells what is wrong with a Config.Version.
+func CheckVersion(v string) error {
+	if v == "" {
+		return nil
+	}
+	_, err := majorOf(v)
+	return err
+}
+
 func (c Config) validate() error {
-	if c.Version != "" {
-		if _, err := majorOf(c.Version); err != nil {
-			return err
-		}
+	if err := CheckVersion(c.Version); err != nil {
+		return err
 	}
 	if err := checkSettings(c.Settings); err != nil {
 		return err
