@@ -4,7 +4,7 @@ GO ?= go
 BIN := bin/backstory
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash memory clean test-kafka java client
+.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash memory clean test-kafka java client units
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ java: # Java and Maven, for a real Kafka
 	  if [ "$$(id -u)" = 0 ]; then S=; else S=sudo; fi; \
 	  $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends default-jre-headless maven >/dev/null; \
 	  $(GO) clean -testcache; } # what was skipped without them counts as tested
+
+units: # systemd-analyze, which looks at deploy/backstory.service
+	@command -v systemd-analyze >/dev/null || { echo "installing systemd-analyze (Debian or Ubuntu package systemd)"; \
+	  if [ "$$(id -u)" = 0 ]; then S=; else S=sudo; fi; \
+	  $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends systemd >/dev/null; }
 
 client: # pg_recvlogical and pgbench, against which the benchmarks compare
 	@ls /usr/lib/postgresql/*/bin/pg_recvlogical >/dev/null 2>&1 || command -v pg_recvlogical >/dev/null || { echo "installing PostgreSQL's client programs (Debian or Ubuntu packages)"; \

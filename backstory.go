@@ -52,7 +52,7 @@ type Sidecar struct {
 	now    atomic.Pointer[running]
 	bad    atomic.Pointer[trouble]
 	stuck  time.Duration                   // how long one batch may take before the process counts as stuck
-	busy   atomic.Int64                    // since when, in unix nanoseconds, the log has been working on one batch; 0: it is not
+	busy   atomic.Pointer[step]            // what an attempt is waiting for, beside the stream itself; nil: nothing
 	ended  atomic.Pointer[eventlog.Counts] // what writers that have ended counted
 
 	memory capture.Memory  // owned by capture, as the next
@@ -207,7 +207,14 @@ func (s *Sidecar) capture(ctx context.Context) error {
 	for {
 		began := time.Now()
 		err := s.attempt(ctx, until)
-		if err == nil || ctx.Err() != nil {
+		if err == nil {
+			s.bad.Store(nil)
+			return nil
+		}
+		if ctx.Err() != nil {
+			if !errors.Is(err, context.Canceled) {
+				s.bad.Store(&trouble{err: err, since: time.Now()})
+			}
 			return nil
 		}
 		standby := errors.Is(err, capture.ErrSlotInUse)
@@ -292,6 +299,21 @@ func (s *Sidecar) noteContext(every time.Duration) {
 	}
 }
 
+// Interrupted tells, after Run has ended, why not everything that was received is in the log; nil: it is. The source keeps what is
+// not.
+func (s *Sidecar) Interrupted() error {
+	if b := s.bad.Load(); b != nil {
+		return b.err
+	}
+	return nil
+}
+
+// step is something that an attempt does and that should not take long.
+type step struct {
+	what  string
+	since time.Time
+}
+
 // total counts over all writers of this process.
 func (s *Sidecar) total() eventlog.Counts {
 	var c eventlog.Counts
@@ -306,6 +328,8 @@ func (s *Sidecar) total() eventlog.Counts {
 
 // attempt runs one writer and one stream until either ends.
 func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
+	s.busy.Store(&step{"beginning to capture: the source or the event log hangs", time.Now()})
+	defer s.busy.Store(nil)
 	// First whatever speaks against it: a writer fences the one before, which may be at work.
 	if err := s.log.Check(ctx); err != nil {
 		return err
@@ -328,9 +352,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err != nil {
 		return err
 	}
-	s.busy.Store(time.Now().UnixNano()) // with taking the log over, which somebody's lock may hold up
 	w, err := s.log.NewWriter(ctx)
-	s.busy.Store(0)
 	if err != nil {
 		return eventlog.Remedy(err)
 	}
@@ -359,9 +381,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	var failed error
 	work := func(items int, f func() error) {
 		began := time.Now()
-		s.busy.Store(began.UnixNano())
+		s.busy.Store(&step{"working on one batch: the event log hangs", began})
 		failed = f()
-		s.busy.Store(0)
+		s.busy.Store(nil)
 		stream.Took(time.Since(began), items)
 		if failed != nil {
 			failed = eventlog.Remedy(failed)
@@ -371,6 +393,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		stream.Flushed(w.Head().EndLSN)
 		stream.Applied(w.Seen())
 	}
+	s.busy.Store(nil)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	looked := time.Now()
@@ -385,7 +408,11 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 			}
 			if time.Since(looked) >= capturedEvery {
 				looked = time.Now()
-				if now, err := s.log.Captured(ctx); err == nil && !sameTables(captured, now) {
+				// Somebody's lock on that table holds nothing up.
+				short, cancel := context.WithTimeout(ctx, time.Second)
+				now, err := s.log.Captured(short)
+				cancel()
+				if err == nil && !sameTables(captured, now) {
 					stop(capture.ErrTablesChanged)
 				}
 			}
@@ -405,6 +432,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		}
 		b.Release()
 	}
+	s.busy.Store(&step{"ending a stream: the source or the event log hangs", time.Now()})
 	err = <-done
 	if failed != nil {
 		return failed

@@ -34,7 +34,7 @@ func TestLivez(t *testing.T) {
 		}
 		r.sql(`INSERT INTO public.orders VALUES (1, 'open')`)
 		until(t, "/livez is false", func() bool { code, _ := get(h, "/livez"); return code == http.StatusServiceUnavailable })
-		if _, body := get(h, "/livez"); !strings.Contains(body, "the event log has been working on one batch for") {
+		if _, body := get(h, "/livez"); !strings.Contains(body, "it has been working on one batch: the event log hangs") {
 			t.Errorf("/livez says %q", body)
 		}
 		if _, err := lock.Exec(t.Context(), `ROLLBACK`); err != nil {
@@ -46,22 +46,52 @@ func TestLivez(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("is false while the log hangs at the start", func(t *testing.T) {
+	for _, locked := range []string{`SELECT FROM backstory.head FOR UPDATE`, `LOCK TABLE backstory.head`, `LOCK TABLE backstory.captured`} {
+		t.Run("is false while the log hangs at the start: "+locked, func(t *testing.T) {
+			r := newRig(t, pgservertest.ForTest(t, quick()), nil)
+			lock := r.open(r.cfg.Capture.URL)
+			if _, err := lock.Exec(t.Context(), `BEGIN; `+locked); err != nil {
+				t.Fatal(err)
+			}
+			s, end := r.start()
+			s.stuck = 300 * time.Millisecond
+			h := s.Handler()
+			until(t, "/livez is false", func() bool { code, _ := get(h, "/livez"); return code == http.StatusServiceUnavailable })
+			if _, err := lock.Exec(t.Context(), `ROLLBACK`); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "it streams", func() bool { return s.Ready() == nil })
+			if code, body := get(h, "/livez"); code != http.StatusOK {
+				t.Errorf("at work: %d %s", code, body)
+			}
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("is true while somebody locks what is only looked at, and capture goes on", func(t *testing.T) {
 		r := newRig(t, pgservertest.ForTest(t, quick()), nil)
+		s, end := r.start()
+		h := s.Handler()
+		until(t, "it streams", func() bool { return s.Ready() == nil })
+		s.stuck = 3 * time.Second
 		lock := r.open(r.cfg.Capture.URL)
-		if _, err := lock.Exec(t.Context(), `BEGIN; SELECT FROM backstory.head FOR UPDATE`); err != nil {
+		if _, err := lock.Exec(t.Context(), `BEGIN; LOCK TABLE backstory.captured`); err != nil {
 			t.Fatal(err)
 		}
-		s, end := r.start()
-		s.stuck = 300 * time.Millisecond
-		h := s.Handler()
-		until(t, "/livez is false", func() bool { code, _ := get(h, "/livez"); return code == http.StatusServiceUnavailable })
+		for i, began := 1, time.Now(); time.Since(began) < 3*capturedEvery; i++ { // it is looked at in between
+			r.sql(fmt.Sprintf(`INSERT INTO public.orders VALUES (%d, 'open')`, i))
+			until(t, "the insert is in the log", func() bool {
+				h, err := s.Log().Head(t.Context())
+				return err == nil && h.Position == eventlog.Position(i)
+			})
+			if code, body := get(h, "/livez"); code != http.StatusOK {
+				t.Fatalf("/livez: %d %s", code, body)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
 		if _, err := lock.Exec(t.Context(), `ROLLBACK`); err != nil {
 			t.Fatal(err)
-		}
-		until(t, "it streams", func() bool { return s.Ready() == nil })
-		if code, body := get(h, "/livez"); code != http.StatusOK {
-			t.Errorf("at work: %d %s", code, body)
 		}
 		if err := end(); err != nil {
 			t.Error(err)

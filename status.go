@@ -247,15 +247,16 @@ func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 const silentAfter = 2 * time.Minute
 
 // Live tells whether the process moves or has nothing to do. A source or a log that cannot be reached is no reason to
-// restart it; one batch that takes more than two minutes is.
+// restart it; one batch, or the beginning of a stream, that takes more than two minutes is. Reactors have no say in it: they are
+// behind the log and try for ever, which their lag shows.
 func (s *Sidecar) Live() error {
-	if since := s.busy.Load(); since != 0 {
-		if d := time.Since(time.Unix(0, since)); d > s.stuck {
-			return fmt.Errorf("the event log has been working on one batch for %s", d.Round(time.Second))
+	if b := s.busy.Load(); b != nil {
+		if d := time.Since(b.since); d > s.stuck {
+			return fmt.Errorf("for %s it has been %s", d.Round(time.Second), b.what)
 		}
 	}
 	if r := s.now.Load(); r != nil && r.stream.State().Doing == "streaming" {
-		if d := time.Since(r.stream.LastSeen()); d > silentAfter && s.busy.Load() == 0 {
+		if d := time.Since(r.stream.LastSeen()); d > silentAfter && s.busy.Load() == nil {
 			return fmt.Errorf("the source has been silent for %s", d.Round(time.Second))
 		}
 	}

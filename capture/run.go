@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,10 +50,19 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 		return gap(fmt.Sprintf("the source is on timeline %d, the log already on %d: it was restored from a backup", sv.Timeline, head.Timeline), sv.FlushLSN)
 	}
 	if sv.Timeline > head.Timeline {
-		for _, sw := range sv.switches {
-			if sw.timeline == head.Timeline && head.EndLSN > sw.at {
-				return gap(fmt.Sprintf("the source was promoted to timeline %d from %s: transactions that the log holds after that are lost there", sv.Timeline, sw.at), sw.at)
+		i := slices.IndexFunc(sv.switches, func(sw timelineSwitch) bool { return sw.timeline == head.Timeline })
+		if i < 0 { // a standby that never followed it was promoted
+			at := sv.FlushLSN
+			for _, sw := range sv.switches { // the first that the log has not been through
+				if sw.timeline >= head.Timeline {
+					break
+				}
+				at = sw.at
 			}
+			return gap(fmt.Sprintf("the source is on timeline %d, which does not come from the log's timeline %d: transactions that the log holds are lost there", sv.Timeline, head.Timeline), at)
+		}
+		if sw := sv.switches[i]; head.EndLSN > sw.at {
+			return gap(fmt.Sprintf("the source was promoted to timeline %d from %s: transactions that the log holds after that are lost there", sv.Timeline, sw.at), sw.at)
 		}
 	}
 	if head.EndLSN > sv.FlushLSN {

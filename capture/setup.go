@@ -214,6 +214,7 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 		for q := range in {
 			drop = append(drop, q)
 		}
+		slices.Sort(drop)
 		name := eventlog.QuoteIdent(pub.name)
 		switch {
 		case !exists && len(add) > 0:

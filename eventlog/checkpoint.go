@@ -131,7 +131,7 @@ func (le *Lease) take(ctx context.Context, start Start, head Position) error {
 	}
 	if le.saved.Position > head {
 		return &Problem{fmt.Errorf("%w: %s is at position %d, the log ends at %d", ErrAheadOfLog, le.name, le.saved.Position, head),
-			"The log was restored to an earlier state, or replaced. If that was meant, move the reader: backstory sink replay " + le.name + "."}
+			"The log was restored to an earlier state, or replaced. If that was meant, let the reader begin anew: DELETE FROM backstory.checkpoint WHERE name = '" + le.name + "'; as the log's owner. What the reader already has comes again then, with the same ids."}
 	}
 	return nil
 }

@@ -84,9 +84,7 @@ func (l *Log) Resolve(ctx context.Context, text string, opt RevisionOptions) (Re
 	r.How = "position " + r.Position.String()
 	switch spec.form {
 	case formHead:
-		if spec.back == 0 {
-			r.How += ", the head"
-		} else {
+		if spec.back > 0 {
 			r.How += fmt.Sprintf(", %d before the head", spec.back)
 		}
 	case formLSN:

@@ -238,7 +238,7 @@ func TestResolve(t *testing.T) {
 		want Position
 		how  string
 	}{
-		{"HEAD", 9, "position 9, the head"},
+		{"HEAD", 9, "position 9"},
 		{"HEAD~1", 8, "position 8, 1 before the head"},
 		{"HEAD~2", 7, "position 7, 2 before the head, in the middle of a transaction of the source"},
 		{"3", 3, "position 3"},

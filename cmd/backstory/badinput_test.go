@@ -114,7 +114,7 @@ func acceptedGap(s *site) {
 	}
 }
 
-// nothingLost wants the mending to have lost nothing although there was an error.
+// noGap wants the mending to have lost nothing although there was an error.
 func noGap(s *site, _ result) {
 	if n := s.ask(s.logURL(), `SELECT count(*)::text FROM backstory.events WHERE type = 'SourceGap'`); n != "0" {
 		s.t.Error("a mistake in the settings was recorded as a gap")
@@ -347,7 +347,12 @@ var badInput = []row{
 			if _, err := other.Exec(context.Background(), "SET application_name = 'nightly'; BEGIN; SELECT pg_current_xact_id()"); err != nil {
 				s.t.Fatal(err)
 			}
-			time.AfterFunc(2500*time.Millisecond, func() { _, _ = other.Exec(context.Background(), "COMMIT") })
+			ended := make(chan struct{})
+			time.AfterFunc(2500*time.Millisecond, func() {
+				defer close(ended)
+				_, _ = other.Exec(context.Background(), "COMMIT")
+			})
+			s.t.Cleanup(func() { <-ended })
 		},
 		says: "waiting for open transactions to end: pid", mend: func(s *site) { s.begin() }},
 	{wrong: "the source's server is away", exit: stays, server: own(nil),

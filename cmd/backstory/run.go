@@ -74,7 +74,7 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 	}
 	defer sc.Close()
 	if l == nil {
-		return finish(sc.Run(ctx), log)
+		return finish(sc, sc.Run(ctx), log)
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -85,11 +85,13 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 	}()
 	err = sc.Run(ctx)
 	stop()
-	return finish(errors.Join(err, <-served), log)
+	return finish(sc, errors.Join(err, <-served), log)
 }
 
-func finish(err error, log *slog.Logger) error {
-	if err == nil {
+func finish(sc *backstory.Sidecar, err error, log *slog.Logger) error {
+	if trouble := sc.Interrupted(); err == nil && trouble != nil {
+		log.Warn("stopped while capture was interrupted; the source keeps what is not in the log", "err", trouble, "hint", eventlog.Hint(trouble))
+	} else if err == nil {
 		log.Info("stopped; everything received is in the log and confirmed")
 	}
 	return err

@@ -111,17 +111,17 @@ func (s *settings) askSidecar(ctx context.Context) *backstory.Status {
 func printStatus(s *screen, st *backstory.Status) {
 	now := time.Now()
 	state := st.Source.State
-	switch {
-	case st.Source.Error != "":
-		state = s.red(state)
-	case state == "streaming":
-		state = s.green(state)
-	}
 	switch state {
 	case "stopped":
 		state = "no sidecar runs" // it is not the source that is stopped
 	case "unknown":
 		state = "not asked"
+	}
+	switch {
+	case st.Source.Error != "":
+		state = s.red(state)
+	case state == "streaming":
+		state = s.green(state)
 	}
 	fmt.Fprintf(s, "%s   %s", s.bold("source"), state)
 	if !st.Source.Since.IsZero() {

@@ -45,14 +45,16 @@ type crashes struct {
 // newCrashes makes servers and a network, and a Kafka where there is one; tables are made before init.
 func newCrashes(t *testing.T, tables, work string, captured ...string) *crashes {
 	seed := seedOf(t)
-	s := newSystem(t, where{own: true, apart: true, tables: captured, logs: map[string]string{"wal_level": "replica"}})
+	// The log is in the source itself, as it is by default, or on a server of its own.
+	s := newSystem(t, where{own: true, apart: seed%2 == 0, tables: captured, logs: map[string]string{"wal_level": "replica"}})
+	t.Logf("the log is on a server of its own: %v", seed%2 == 0)
 	s.cfg.Log.PartitionEvents = 20_000
 	db := s.sql()
 	db.do("%s", tables)
 	_ = db.Close(context.Background())
 	c := &crashes{system: s, r: rand.New(rand.NewPCG(seed, 2)), direct: *s, work: work, done: map[string]int{}}
-	c.source, c.logs = newProxy(t, s.cfg.Capture.URL), newProxy(t, s.cfg.Log.URL)
-	s.cfg.Capture.URL, s.cfg.Log.URL = c.source.through(s.cfg.Capture.URL), c.logs.through(s.cfg.Log.URL)
+	c.source, c.logs = newProxy(t, s.cfg.Capture.URL), newProxy(t, s.logURL())
+	s.cfg.Capture.URL, s.cfg.Log.URL = c.source.through(s.cfg.Capture.URL), c.logs.through(s.logURL())
 	if kafkaserver.Wanted(t) {
 		c.broker = newBroker(t)
 		s.env = append(s.env, "BACKSTORY_KAFKA_BROKERS="+strings.Join(c.broker.Brokers(), ","), "BACKSTORY_KAFKA_TOPIC="+c.broker.topic)
@@ -261,7 +263,7 @@ func (c *crashes) watch(ctx context.Context, query string) (k looked) {
 	for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
 		var err error
 		if conn == nil || conn.IsClosed() {
-			if conn, err = dial(ctx, c.direct.cfg.Log.URL); err != nil {
+			if conn, err = dial(ctx, c.direct.logURL()); err != nil {
 				continue
 			}
 		}

@@ -87,7 +87,7 @@ func (s *Sink) checkEnd(p *partition, end int64) {
 	if end < p.next {
 		s.log.Error("Kafka no longer has records that it had confirmed: the topic was deleted and made again, or an unclean leader election lost them",
 			"topic", p.topic.name, "partition", p.id, "expected_offset", p.next, "offset", end,
-			"hint", "The log still has the events. Send them again by moving the reactor's checkpoint back: backstory sink replay; what the topic still has is not sent twice.")
+			"hint", "The log still has the events. To send them again, stop the sidecar and move the reactor's checkpoint back: UPDATE backstory.checkpoint SET position = … WHERE name = …; what the topic still has is not sent twice.")
 		p.next = end
 	}
 }
