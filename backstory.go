@@ -137,7 +137,17 @@ func (s *Sidecar) Wait(ctx context.Context, after eventlog.Position) (eventlog.P
 
 // Run captures until ctx ends, then drains: what is whole is appended and confirmed. Errors that pass by themselves (a
 // server that restarts, a network that is cut) are waited out; any other is returned, with a hint what to do.
+//
+// With Config.Once it ends by itself, and an earlier end of ctx is an error.
 func (s *Sidecar) Run(ctx context.Context) error {
+	err := s.run(ctx)
+	if err == nil && s.cfg.Once && ctx.Err() != nil {
+		err = fmt.Errorf("ended before everything was in the log: %w", ctx.Err())
+	}
+	return err
+}
+
+func (s *Sidecar) run(ctx context.Context) error {
 	watchCtx, end := context.WithCancel(ctx)
 	watched := make(chan struct{})
 	go func() { defer close(watched); s.watch(watchCtx) }()
@@ -203,9 +213,9 @@ func (s *Sidecar) capture(ctx context.Context) error {
 	}
 	defer s.noteContext(0)
 	started := time.Now()
-	pause := 100 * time.Millisecond
+	const shortest, longest = 100 * time.Millisecond, 5 * time.Second
+	pause, planned := shortest, 0
 	for {
-		began := time.Now()
 		err := s.attempt(ctx, until)
 		if err == nil {
 			s.bad.Store(nil)
@@ -222,21 +232,41 @@ func (s *Sidecar) capture(ctx context.Context) error {
 		if !passes(err) || !again {
 			return err
 		}
+		if s.bad.Load() == nil { // it had worked
+			pause = shortest
+		}
 		s.trouble(err)
-		// Without a stream nobody else looks after this.
+		// A stream that init has ended begins anew at once; but not for ever, should that not help.
+		if planned++; !errors.Is(err, capture.ErrTablesChanged) {
+			planned = 0
+		} else if planned <= 10 {
+			pause = shortest
+		}
+		if !s.wait(ctx, pause/2+rand.N(pause)) {
+			return nil
+		}
+		if pause = min(2*pause, longest); standby {
+			pause = min(pause, time.Second) // whoever takes over should not be long in coming
+		}
+	}
+}
+
+// wait lets time pass between two attempts, and looks after the application meanwhile: without a stream nobody else does. It is false
+// when ctx has ended.
+func (s *Sidecar) wait(ctx context.Context, d time.Duration) bool {
+	const protectEvery = 2 * time.Second
+	for until := time.Now().Add(d); ; {
 		if err := capture.Protect(ctx, s.cfg.Capture); err != nil && !passes(err) { // otherwise it was just told
 			s.cfg.Logger.Warn("the published tables could not be looked at", "err", err, "hint", eventlog.Hint(err))
 		}
-		if time.Since(began) > 30*time.Second {
-			pause = 100 * time.Millisecond
-		}
+		left := time.Until(until)
 		select {
-		case <-time.After(pause/2 + rand.N(pause)):
+		case <-time.After(min(left, protectEvery)):
 		case <-ctx.Done():
-			return nil
+			return false
 		}
-		if pause = min(2*pause, 15*time.Second); standby {
-			pause = min(pause, time.Second) // whoever takes over should not be long in coming
+		if left <= protectEvery {
+			return true
 		}
 	}
 }

@@ -50,6 +50,15 @@ func Prepare(ctx context.Context, cfg Config) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask the log's server: %w", err)
 	}
+	var owner string
+	err = log.Pool().QueryRow(ctx, `SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname = 'backstory' AND NOT pg_has_role(nspowner, 'USAGE')`).Scan(&owner)
+	if err == nil {
+		return nil, &eventlog.Problem{Err: fmt.Errorf("schema backstory in database %s belongs to role %s; %s has to own the event log", p.LogDatabase, owner, p.LogRole),
+			Hint: "If it is another log, use that role, or keep this one in another database (BACKSTORY_LOG_URL). If it was made by mistake and holds nothing, drop it (DROP SCHEMA backstory CASCADE) and let a superuser, " +
+				"or a member of both roles, run what backstory init --print-sql prints."}
+	} else if !errors.Is(err, pgx.ErrNoRows) {
+		return nil, fmt.Errorf("look for the event log: %w", err)
+	}
 	var system string
 	if err := log.Pool().QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&system); err == nil {
 		p.SameServer = system == cp.Server.SystemID
@@ -305,6 +314,11 @@ func Examine(ctx context.Context, cfg Config) ([]capture.Finding, error) {
 	}
 	log, err := eventlog.Open(ctx, cfg.Log)
 	if errors.Is(err, eventlog.ErrNoLog) {
+		if p, err := Prepare(ctx, cfg); err == nil { // what speaks against that has been found
+			if err := p.permitted(); err != nil {
+				found = append(found, capture.Finding{Severity: capture.Danger, What: err.Error(), Risk: "backstory init cannot set up", Remedy: eventlog.Hint(err)})
+			}
+		}
 		return found, nil
 	}
 	if err != nil {

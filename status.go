@@ -50,6 +50,9 @@ type SourceStatus struct {
 	WALStatus     string  `json:"wal_status"`
 	// NotCaptured are tables that are selected, but that backstory init has not seen yet: made since, or it had no right to publish them.
 	NotCaptured []string `json:"not_captured,omitempty"`
+	// Refused are tables whose UPDATEs and DELETEs Postgres refuses since they are published and have lost their key, and why. A sidecar
+	// that has the right takes them out of there within seconds.
+	Refused []string `json:"refused,omitempty"`
 }
 
 // LogStatus is the end of the log.
@@ -175,7 +178,7 @@ func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, 
 	s.WALLSN, s.ConfirmedLSN, s.RestartLSN = src.WAL.String(), src.Slot.ConfirmedFlush.String(), src.Slot.Restart.String()
 	s.ReceivedLSN = max(src.Received, h.EndLSN).String()
 	s.SlotActive, s.RetainedBytes, s.SafeBytes, s.WALStatus = src.Slot.Active, src.Slot.RetainedBytes, src.Slot.SafeBytes, src.Slot.WALStatus
-	s.NotCaptured = src.NotCaptured
+	s.NotCaptured, s.Refused = src.NotCaptured, src.Refused
 	if !src.Slot.Exists {
 		s.Error, s.Hint = "the replication slot "+s.Slot+" does not exist", eventlog.GapHint
 	}

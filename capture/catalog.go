@@ -23,6 +23,7 @@ type Table struct {
 	Remedy    string
 	RLS       bool // row security is on
 	Owned     bool // we may add it to a publication
+	Owner     string
 	Published bool // it is in one of our publications already
 	Inserts   bool // it is in that of inserts, perhaps through its schema
 	// ToFull tells that the plan is to give it REPLICA IDENTITY FULL (Config.FullIdentity).
@@ -123,7 +124,7 @@ const published = `EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel 
 // tablesQuery lists what could be captured.
 const tablesQuery = `
 SELECT c.oid::bigint, n.nspname, c.relname, CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(pg_stat_get_live_tuples(c.oid), 0) END, pg_table_size(c.oid), c.relrowsecurity,
-       pg_has_role(c.relowner, 'USAGE'),
+       pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner),
        ` + published + `,
        EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname = $2 AND p.schemaname = n.nspname AND p.tablename = c.relname),
        ` + identityColumns + `
@@ -142,7 +143,7 @@ func (c Config) tables(ctx context.Context, q *pgx.Conn) ([]*Table, error) {
 		t := &Table{Relation: &eventlog.Relation{}}
 		var oid int64
 		var id identity
-		if err := rows.Scan(append([]any{&oid, &t.Schema, &t.Name, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &t.Published, &t.Inserts}, id.scan()...)...); err != nil {
+		if err := rows.Scan(append([]any{&oid, &t.Schema, &t.Name, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &t.Owner, &t.Published, &t.Inserts}, id.scan()...)...); err != nil {
 			return nil, fmt.Errorf("list the source's tables: %w", err)
 		}
 		if !c.selected(t.Schema, t.Name) {

@@ -70,7 +70,11 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 	}
 	for _, t := range tables {
 		if t.InsertOnly {
-			add(Finding{Severity: Warning, What: fmt.Sprintf("only inserts of %s are captured: %s", t, t.Why),
+			what := "only inserts of %s are captured: %s"
+			if !t.Published && !t.Inserts {
+				what = "only inserts of %s can be captured: %s"
+			}
+			add(Finding{Severity: Warning, What: fmt.Sprintf(what, t, t.Why),
 				Risk: "its updates and deletes are not in the log", Remedy: t.Remedy, Cost: "a short exclusive lock; with FULL, the whole old row in the WAL of every UPDATE and DELETE"})
 		}
 		if t.RLS {

@@ -22,6 +22,9 @@ type Sight struct {
 	Oldest time.Time
 	// NotCaptured are tables that the configuration selects, public.orders, but no publication of ours holds.
 	NotCaptured []string
+	// Refused are tables whose UPDATEs and DELETEs Postgres refuses since our publication has them, and why; a sidecar that may mends
+	// that by itself.
+	Refused []string
 }
 
 // Glance asks a source how it stands, without looking into its WAL.
@@ -53,6 +56,13 @@ func (c Config) glance(ctx context.Context, conn *pgx.Conn) (*Sight, error) {
 	if s.Slot.Exists {
 		if s.NotCaptured, err = c.notCaptured(ctx, conn); err != nil {
 			return nil, err
+		}
+		refused, err := c.refused(ctx, conn)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range refused {
+			s.Refused = append(s.Refused, t.name+": "+t.why)
 		}
 	}
 	return s, nil

@@ -49,7 +49,7 @@ func (c Config) protect(ctx context.Context, conn *pgx.Conn) error {
 		})
 		if err != nil {
 			return &eventlog.Problem{Err: fmt.Errorf("the application's UPDATEs and DELETEs of %s fail, since publication %s publishes them and %s; take it out of there: %w", t.name, c.Publication, t.why, err),
-				Hint: "Let the table's owner run: " + strings.Join(c.moveSQL(t), "; ") + ";"}
+				Hint: "Let a superuser, or whoever owns both the table and the publications, run: " + strings.Join(c.moveSQL(t), "; ") + ";"}
 		}
 		c.Logger.Warn("only inserts of a table are published from now on: Postgres would refuse its updates and deletes", "relation", t.name, "reason", t.why)
 	}
@@ -148,7 +148,7 @@ func (c Config) examinePublished(ctx context.Context, conn *pgx.Conn, tables []*
 	}
 	for _, t := range refused {
 		add(Finding{Severity: Danger, What: fmt.Sprintf("Postgres refuses the application's UPDATEs and DELETEs of %s: it is published, and %s", t.name, t.why),
-			Risk: "the application fails", SQL: strings.Join(c.moveSQL(t), "; ") + ";", Cost: "its updates and deletes are not in the log any more, and the log says so; a sidecar that runs does this by itself"})
+			Risk: "the application fails", SQL: strings.Join(c.moveSQL(t), "; ") + ";", Cost: "its updates and deletes are not in the log any more, and the log says so; a sidecar that runs does this by itself if it owns table and publications"})
 	}
 	published, err := c.publications(ctx, conn, 0)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -30,6 +31,8 @@ type Plan struct {
 	Role string
 	// Unmatched are patterns that match no table.
 	Unmatched []Finding
+	// Span is how long the server has counted row changes (Table.PerDay); 0: not known.
+	Span time.Duration
 	// NotOwned are selected tables that this role may not add to a publication.
 	NotOwned []*Table
 }
@@ -83,7 +86,7 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	if err := c.fullIdentity(p); err != nil {
 		return nil, err
 	}
-	activity(ctx, conn, p.Tables)
+	p.Span = activity(ctx, conn, p.Tables)
 	if p.Histories, err = histories(ctx, conn); err != nil {
 		return nil, err
 	}
@@ -95,7 +98,7 @@ func (c Config) fullIdentity(p *Plan) error {
 	for _, s := range c.FullIdentity {
 		if !slices.ContainsFunc(p.Tables, func(t *Table) bool { return matchAny([]string{s}, t.Schema, t.Name) }) {
 			return &eventlog.Problem{Err: fmt.Errorf("no selected table is called %s, which is to have REPLICA IDENTITY FULL", s),
-				Hint: "Name tables that BACKSTORY_TABLES selects, for instance public.events."}
+				Hint: "Name tables that BACKSTORY_TABLES selects, with their schema; of a partitioned one, its partitions."}
 		}
 	}
 	for _, t := range p.Tables {
@@ -114,12 +117,16 @@ func (c Config) fullIdentity(p *Plan) error {
 }
 
 // activity asks the server's statistics what happens to tables: what did since they began, by the clock, is the best guess there is of
-// tomorrow. It is for information: what cannot be had stays 0.
-func activity(ctx context.Context, conn *pgx.Conn, tables []*Table) {
-	rows, err := conn.Query(ctx, `SELECT relid::bigint, (n_tup_ins * per.day)::bigint, (n_tup_upd * per.day)::bigint, (n_tup_del * per.day)::bigint FROM pg_stat_user_tables,
-		(SELECT 86400 / greatest(extract(epoch FROM now() - coalesce(stats_reset, pg_postmaster_start_time())), 3600) AS day FROM pg_stat_database WHERE datname = current_database()) per`)
+// tomorrow, and of a short time it is none. It is for information: what cannot be had stays 0.
+func activity(ctx context.Context, conn *pgx.Conn, tables []*Table) (span time.Duration) {
+	var seconds float64
+	if err := conn.QueryRow(ctx, `SELECT extract(epoch FROM now() - coalesce(stats_reset, pg_postmaster_start_time()))::float8 FROM pg_stat_database WHERE datname = current_database()`).Scan(&seconds); err != nil {
+		return 0
+	}
+	rows, err := conn.Query(ctx, `SELECT relid::bigint, (n_tup_ins * per.day)::bigint, (n_tup_upd * per.day)::bigint, (n_tup_del * per.day)::bigint
+		FROM pg_stat_user_tables, (SELECT 86400 / greatest($1::float8, 3600) AS day) per`, seconds)
 	if err != nil {
-		return
+		return 0
 	}
 	defer rows.Close()
 	found := map[uint32]Activity{}
@@ -127,13 +134,14 @@ func activity(ctx context.Context, conn *pgx.Conn, tables []*Table) {
 		var oid int64
 		var a Activity
 		if err := rows.Scan(&oid, &a.Inserted, &a.Updated, &a.Deleted); err != nil {
-			return
+			return 0
 		}
 		found[uint32(oid)] = a
 	}
 	for _, t := range tables {
 		t.PerDay = found[t.OID]
 	}
+	return time.Duration(seconds * float64(time.Second))
 }
 
 // History is a table in which a library keeps a history of its own.
@@ -269,7 +277,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 		})
 		if eventlog.SQLState(err) == "55P03" { // lock_not_available
 			return nil, &eventlog.Problem{Err: fmt.Errorf("prepare the source: a table that is to have REPLICA IDENTITY FULL was in use for 2 s: %w", err),
-				Hint: "Nothing was changed. Run it again when no long transaction uses the table."}
+				Hint: "Nothing of the source was changed. Run it again when no long transaction uses the table."}
 		}
 		if eventlog.SQLState(err) == "42501" {
 			return nil, &eventlog.Problem{Err: fmt.Errorf("prepare the publications: %w", err),

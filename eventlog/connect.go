@@ -21,6 +21,9 @@ func ConnConfig(url, application string) (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, cleanURLError(err)
 	}
+	if strings.Index(cfg.Host, "@") > 0 { // what stands before it belongs to the password
+		return nil, badURL("the password has an @ as it is")
+	}
 	prepare(&cfg.Config, application)
 	return cfg, nil
 }
@@ -84,7 +87,11 @@ func cleanURLError(err error) error {
 	if !errors.As(err, &pe) || slices.ContainsFunc(secrets(pe.ConnString), func(s string) bool { return strings.Contains(msg, s) }) {
 		msg = "it is not a database URL"
 	}
-	return &Problem{fmt.Errorf("%w: %s", ErrBadURL, msg),
+	return badURL(msg)
+}
+
+func badURL(why string) error {
+	return &Problem{fmt.Errorf("%w: %s", ErrBadURL, why),
 		"Use the form postgres://user:password@host:5432/database, or host=/var/run/postgresql dbname=… for a Unix socket. " +
 			"In a URL, special characters of the password are written as % and two hexadecimal digits: @ is %40."}
 }

@@ -77,6 +77,8 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 		hint := "The log holds: " + strings.Join(list(names), ", ") + "."
 		if near := Nearest(strings.ToLower(name), all); near != "" {
 			hint = "Did you mean " + names[near][0] + "? " + hint
+		} else {
+			hint += " A table made since is taken in by backstory init; a partitioned one goes by the names of its partitions."
 		}
 		if len(all) == 0 {
 			hint = "The log is empty: backstory status shows whether the sidecar runs."

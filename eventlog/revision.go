@@ -39,8 +39,8 @@ type RevisionOptions struct {
 //	12 days ago, @{12.days.ago}   seconds, minutes, hours; days, weeks, months, years by the calendar of the zone
 //
 // A moment means the largest position before the first event that is later: commit times are not monotonic, and so no
-// event of the revision is later than the moment. A moment in the future is the head. Before the first event the error is
-// ErrBeforeHistory, and the revision is position 0 all the same. Errors come with a hint.
+// event of the revision is later than the moment. A moment in the future is the head; one between the log's beginning and its first event
+// is position 0. Before that the error is ErrBeforeHistory, and the revision is position 0 all the same. Errors come with a hint.
 func (l *Log) Resolve(ctx context.Context, text string, opt RevisionOptions) (Revision, error) {
 	r := Revision{Text: text}
 	if opt.Now.IsZero() {
@@ -79,6 +79,16 @@ func (l *Log) Resolve(ctx context.Context, text string, opt RevisionOptions) (Re
 			"Use HEAD for the newest state; backstory status shows how far the log is behind the source."}
 	case r.Position <= 0 && head.Position > 0:
 		r.Position = 0
+		if spec.form == formMoment {
+			var began time.Time
+			if err := l.pool.QueryRow(ctx, `SELECT began_at FROM backstory.head`).Scan(&began); err != nil {
+				return r, fmt.Errorf("read when the history began: %w", err)
+			}
+			if !spec.at.Before(began) {
+				r.How = "position 0, where the history began, before the first event"
+				return r, nil
+			}
+		}
 		return r, l.beforeHistory(ctx, text, opt.Zone)
 	}
 	r.How = "position " + r.Position.String()
@@ -139,14 +149,17 @@ func showMoment(t time.Time) string {
 
 // beforeHistory is the error for a revision before the first event.
 func (l *Log) beforeHistory(ctx context.Context, text string, zone *time.Location) error {
-	hint := "See what the log has with backstory log."
-	err := l.Read(ctx, Selection{Limit: 1, Quiet: true, NoMetadata: true}, func(e *Event) error {
-		hint = fmt.Sprintf("The history begins with position %d, at %s.", e.Position, showMoment(e.OccurredAt.In(zone)))
-		return nil
-	})
+	var began, first time.Time
+	var position Position
+	err := l.pool.QueryRow(ctx, `SELECT h.began_at, e.position, e.occurred_at FROM backstory.head h, (SELECT position, occurred_at FROM backstory.event ORDER BY position LIMIT 1) e`).
+		Scan(&began, &position, &first)
 	if err != nil {
-		return err
+		return fmt.Errorf("read when the history began: %w", err)
 	}
+	if first.Before(began) { // the clocks of source and log differ, or the slot was made a moment before
+		began = first
+	}
+	hint := fmt.Sprintf("The history begins at %s; its first event, position %d, is of %s.", showMoment(began.In(zone)), position, showMoment(first.In(zone)))
 	return &Problem{fmt.Errorf("revision %q lies %w", text, ErrBeforeHistory), hint}
 }
 

@@ -270,7 +270,7 @@ func TestResolve(t *testing.T) {
 		r, err := l.Resolve(context.Background(), text, opt)
 		if !errors.Is(err, ErrBeforeHistory) || r.Position != 0 {
 			t.Errorf("%q: %+v, %v", text, r, err)
-		} else if want := "The history begins with position 1, at 2026-11-01 08:00:00 Europe/Berlin."; Hint(err) != want {
+		} else if want := "The history begins at 2026-11-01 08:00:00 Europe/Berlin; its first event, position 1, is of 2026-11-01 08:00:00 Europe/Berlin."; Hint(err) != want {
 			t.Errorf("%q: the hint is %q", text, Hint(err))
 		} else if want := fmt.Sprintf("revision %q lies before the history begins", text); err.Error() != want {
 			t.Errorf("%q: %v", text, err)

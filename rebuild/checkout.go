@@ -161,6 +161,12 @@ func tablesAt(ctx context.Context, log *eventlog.Log, at eventlog.Position) ([]*
 		return nil, fmt.Errorf("check out position %d: the log ends at %d", at, head.Position)
 	case at == head.Position:
 		m.now = true
+	case at == 0: // the tables that there were when the log began
+		for i, c := range captured {
+			if i == 0 || c.SinceLSN < m.lsn {
+				m.lsn = c.SinceLSN
+			}
+		}
 	case at > 0:
 		e, err := log.Get(ctx, at)
 		if err != nil {

@@ -136,6 +136,8 @@ var badInput = []row{
 		says: "BACKSTORY_SOURCE_URL: parse the database URL: ", remedy: "special characters of the password are written as %", mend: back},
 	{wrong: "a URL whose password has a slash", args: []string{"init"}, set: with("BACKSTORY_SOURCE_URL", "postgres://app:Geheim!-7391/x@localhost/shop"), exit: 2,
 		says: "BACKSTORY_SOURCE_URL: parse the database URL: ", remedy: "special characters of the password are written as %", mend: back},
+	{wrong: "a URL whose password has an @", args: []string{"init"}, set: with("BACKSTORY_SOURCE_URL", "postgres://app:Geheim!-7391@x@localhost/shop"), exit: 2,
+		says: "BACKSTORY_SOURCE_URL: parse the database URL: the password has an @ as it is", remedy: "@ is %40", mend: back},
 	{wrong: "a URL of another kind of database", args: []string{"init"}, set: with("BACKSTORY_SOURCE_URL", "mysql://app:SECRET@localhost/shop"), exit: 2,
 		says: "BACKSTORY_SOURCE_URL: parse the database URL: ", remedy: "Use the form postgres://", mend: back},
 	{wrong: "keywords without a value", args: []string{"verify"}, set: with("BACKSTORY_LOG_URL", "host=localhost password=Geheim!-7391 port"), exit: 2,
@@ -217,9 +219,11 @@ var badInput = []row{
 
 	// ---- Revisions, entities, types.
 	{wrong: "a revision before the history", reads: true, args: []string{"log", "--until", "2001-01-01"}, exit: 1,
-		says: `revision "2001-01-01" lies before the history begins`, remedy: "The history begins with position 1, at "},
+		says: `revision "2001-01-01" lies before the history begins`, remedy: "The history begins at "},
 	{wrong: "a revision before the history: checkout", reads: true, args: []string{"checkout", "--at", "100 years ago", "--schema", "x"}, exit: 1,
-		says: `revision "100 years ago" lies before the history begins`, remedy: "The history begins with position 1, at "},
+		says: `revision "100 years ago" lies before the history begins`, remedy: "The history begins at "},
+	{wrong: "an event before the first", reads: true, args: []string{"show", "0"}, exit: 2,
+		says: "there is no event at position 0", remedy: "Positions begin with 1"},
 	{wrong: "a revision beyond the head", reads: true, args: []string{"checkout", "--at", "99999", "--schema", "x"}, exit: 1,
 		says: `revision "99999" is beyond the head of the log, position 2`, remedy: "Use HEAD for the newest state"},
 	{wrong: "a revision that is none", reads: true, args: []string{"log", "--since", "the other day"}, exit: 2,

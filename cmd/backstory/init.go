@@ -76,7 +76,7 @@ func newInit() *cobra.Command {
 				return printSQL(out, cfg, p)
 			}
 			size := showPlan(out, cfg, p)
-			if p.SameServer && size > askAbove && !o.yes && p.Head == nil { // it has been decided once
+			if mustAsk(p, size) && !o.yes {
 				_ = out.Flush()
 				if err := ask(size); err != nil {
 					return err
@@ -97,6 +97,14 @@ func newInit() *cobra.Command {
 	c.Flags().StringSliceVar(&o.full, "replica-identity-full", nil, "a `TABLE` (or pattern) that gets REPLICA IDENTITY FULL, so that updates and deletes without a key are captured; shows what that costs")
 	return c
 }
+
+// mustAsk tells whether the log's size after a year is a reason to ask.
+func mustAsk(p *backstory.Plan, year int64) bool {
+	return p.SameServer && year > askAbove && p.Span > enoughSpan && p.Head == nil // with a log, it has been decided
+}
+
+// enoughSpan is how long the server has to have counted changes for that to tell anything of a year.
+const enoughSpan = 24 * time.Hour
 
 // waiting tells for whom making the slot waits, whenever that changes.
 func waiting() func([]string) {
@@ -180,7 +188,11 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	}
 	fmt.Fprintf(s, "%s      schema backstory on %s. ", s.bold("log"), where)
 	if changes > 0 {
-		fmt.Fprintf(s, "At the present rate of %s a day it grows by about %s a day, %s a year.\n", counted(changes, "change"), bytesText(day), bytesText(year))
+		if p.Span > enoughSpan {
+			fmt.Fprintf(s, "At the present rate of %s a day it grows by about %s a day, %s a year.\n", counted(changes, "change"), bytesText(day), bytesText(year))
+		} else {
+			fmt.Fprintf(s, "It grows by about %s for each row change; the server has counted them for less than a day, too short to tell how many there will be.\n", bytesText(each))
+		}
 	} else {
 		fmt.Fprintf(s, "It grows by about %s for each row change; the server has counted none so far.\n", bytesText(each))
 	}
@@ -250,14 +262,33 @@ func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
 		if !p.MayCreateLog {
 			fmt.Fprintf(s, "GRANT CREATE ON DATABASE %s TO %s;\n", eventlog.QuoteIdent(p.LogDatabase), role)
 		}
-		fmt.Fprintf(s, "SET ROLE %s;  -- it has to own the log\n", role)
-		fmt.Fprintf(s, "BEGIN;\n%s\nINSERT INTO backstory.migration (number) VALUES (1);\nCOMMIT;\nRESET ROLE;\n", strings.TrimSpace(sql))
+		fmt.Fprintf(s, "BEGIN;\nSET LOCAL ROLE %s;  -- it has to own the log; whoever runs this is a superuser or a member of it\n", role)
+		fmt.Fprintf(s, "%s\nINSERT INTO backstory.migration (number) VALUES (1);\nCOMMIT;\n", strings.TrimSpace(sql))
 	} else {
 		fmt.Fprintln(s, "-- nothing to do")
 	}
 	fmt.Fprintf(s, "\n-- In database %s, the source, as the owner of the tables:\n", p.Server.Database)
+	alters := slices.ContainsFunc(p.Tables, func(t *capture.Table) bool { return t.ToFull })
+	if alters {
+		for _, t := range p.Tables {
+			if t.ToFull {
+				fmt.Fprintf(s, "-- %s: REPLICA IDENTITY FULL costs an exclusive lock for a moment, and then %s.\n", t, moreWAL(t))
+			}
+		}
+		fmt.Fprintln(s, "BEGIN;\nSET LOCAL lock_timeout = '2s';  -- so that the application does not have to wait behind it")
+	}
 	for _, q := range p.SQL {
 		fmt.Fprintln(s, q)
+	}
+	if alters {
+		fmt.Fprintln(s, "COMMIT;")
+	}
+	if owner := soleOwner(p.Tables); owner != "" && slices.ContainsFunc(p.SQL, func(q string) bool { return strings.HasPrefix(q, "CREATE PUBLICATION") }) {
+		c := cfg.Capture.WithDefaults()
+		fmt.Fprintln(s, "-- Whoever owns the tables has to own the publications, too, for what comes later (he may CREATE in the database):")
+		for _, pub := range []string{c.Publication, c.InsertPublication()} {
+			fmt.Fprintf(s, "ALTER PUBLICATION %s OWNER TO %s;\n", eventlog.QuoteIdent(pub), eventlog.QuoteIdent(owner))
+		}
 	}
 	var look, schemas []string
 	for _, t := range p.NotOwned {
@@ -276,6 +307,16 @@ func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
 	}
 	fmt.Fprintln(s, "\n-- Then run backstory init: it makes the replication slot"+slotNote(cfg, p)+".")
 	return nil
+}
+
+// soleOwner is who owns all of the tables; "" if nobody does.
+func soleOwner(tables []*capture.Table) string {
+	for _, t := range tables {
+		if t.Owner != tables[0].Owner {
+			return ""
+		}
+	}
+	return tables[0].Owner
 }
 
 func slotNote(cfg backstory.Config, p *backstory.Plan) string {

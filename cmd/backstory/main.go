@@ -69,6 +69,10 @@ func run(ctx context.Context, args []string) int {
 	case errors.Is(err, eventlog.ErrBadRevision), errors.Is(err, eventlog.ErrBadEntity), errors.Is(err, eventlog.ErrBadURL):
 		code = exitUsage
 	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "backstory: interrupted")
+		return code
+	}
 	err = eventlog.Remedy(err)
 	fmt.Fprintln(os.Stderr, "backstory:", err)
 	if hint := eventlog.Hint(err); hint != "" {

@@ -38,6 +38,9 @@ func newShow() *cobra.Command {
 					return err
 				}
 			} else if n, err := strconv.ParseInt(what, 10, 64); err == nil {
+				if n < 1 {
+					return usage("Positions begin with 1; backstory log shows them.", "there is no event at position %d", n)
+				}
 				if e, err = l.Get(ctx, eventlog.Position(n)); err != nil {
 					return err
 				}

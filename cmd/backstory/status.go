@@ -141,7 +141,7 @@ func printStatus(s *screen, st *backstory.Status) {
 	if st.Source.Error != "" {
 		fmt.Fprintf(s, "         %s\n", s.red(st.Source.Error))
 		if st.Source.Hint != "" {
-			fmt.Fprintf(s, "         → %s\n", st.Source.Hint)
+			fmt.Fprintf(s, "         → %s\n", strings.Replace(st.Source.Hint, "See backstory status and ", "See ", 1))
 		}
 	}
 	if st.Source.State == "stopped" && st.Source.Error == "" && st.Log.Gap == "" {
@@ -151,12 +151,20 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintf(s, "         → BACKSTORY_SOURCE_URL, with the URL of database %s, lets it be asked.\n", st.Source.Database)
 	}
 	if st.Source.WALLSN != "" {
-		fmt.Fprintf(s, "         %s, slot %s: received %s, confirmed %s, the WAL ends at %s; the source keeps %s for us",
-			st.Source.Address, st.Source.Slot, st.Source.ReceivedLSN, st.Source.ConfirmedLSN, st.Source.WALLSN, bytesText(st.Source.RetainedBytes))
-		if st.Source.SafeBytes >= 0 {
-			fmt.Fprintf(s, " and may keep %s more", bytesText(st.Source.SafeBytes))
+		fmt.Fprintf(s, "         %s, slot %s: received %s, ", st.Source.Address, st.Source.Slot, st.Source.ReceivedLSN)
+		if st.Source.WALStatus == "" { // no slot
+			fmt.Fprintf(s, "the WAL ends at %s\n", st.Source.WALLSN)
+		} else {
+			fmt.Fprintf(s, "confirmed %s, the WAL ends at %s; the source keeps %s for us", st.Source.ConfirmedLSN, st.Source.WALLSN, bytesText(st.Source.RetainedBytes))
+			if st.Source.SafeBytes >= 0 {
+				fmt.Fprintf(s, " and may keep %s more", bytesText(st.Source.SafeBytes))
+			}
+			fmt.Fprintln(s)
 		}
-		fmt.Fprintln(s)
+	}
+	if len(st.Source.Refused) > 0 {
+		fmt.Fprintf(s, "         %s: %s\n", s.red("Postgres refuses the application's UPDATEs and DELETEs of published tables"), strings.Join(st.Source.Refused, "; "))
+		fmt.Fprint(s, "         → A sidecar that runs, and may, mends this by itself; backstory doctor has the SQL.\n")
 	}
 	if n := len(st.Source.NotCaptured); n > 0 {
 		fmt.Fprintf(s, "         %s: %s", s.red("not captured"), strings.Join(st.Source.NotCaptured[:min(n, 10)], ", "))

@@ -109,6 +109,7 @@ CREATE TABLE backstory.head (
   commit_lsn  pg_lsn NOT NULL,   -- of the last transaction in the log
   occurred_at timestamptz,       -- its commit time
   slot        text NOT NULL,
+  began_at    timestamptz NOT NULL DEFAULT now(), -- from then on everything is in the log
   gap         text,              -- why the log must not go on without a person's word
   updated_at  timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);

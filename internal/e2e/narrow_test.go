@@ -149,6 +149,9 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 		}
 	}
 	found(capture.Danger, "refuses the application's UPDATEs and DELETEs of public.things")
+	if p := s.command(true, "status"); p.wait(time.Minute) != 0 || !strings.Contains(p.out.String(), "Postgres refuses the application's UPDATEs and DELETEs of published tables: public.things: it has no primary key") {
+		t.Errorf("status:\n%s", p.out)
+	}
 	if err := capture.Protect(t.Context(), s.cfg.Capture); err != nil {
 		t.Fatal(err)
 	}
@@ -167,4 +170,28 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 	checkLog(t, s.openLog())
 	db.do(`ALTER TABLE public.things ADD PRIMARY KEY (id)`)
 	found(capture.Warning, "only inserts of public.things are captured, though it has a usable key")
+}
+
+// TestKeyDroppedWhileCaptureIsInterrupted: however long the log has been away, the application is looked after.
+func TestKeyDroppedWhileCaptureIsInterrupted(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{apart: true})
+	db := s.sql()
+	db.do("%s", simple)
+	s.init()
+	away := newProxy(t, s.cfg.Log.URL)
+	s.cfg.Log.URL = away.through(s.cfg.Log.URL)
+	r := s.start()
+	eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
+	away.refuse()
+	db.do(`INSERT INTO public.things VALUES (1, 'one')`)
+	time.Sleep(14 * time.Second) // by now the pauses between attempts are the longest
+	db.do(`ALTER TABLE public.things DROP CONSTRAINT things_pkey`)
+	eventually(t, 4*time.Second, "the application's UPDATE works", func() (bool, error) {
+		_, err := db.Exec(t.Context(), `UPDATE public.things SET v = 'two'`)
+		return err == nil, err
+	})
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
 }

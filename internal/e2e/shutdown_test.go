@@ -102,3 +102,48 @@ func TestSourceMayEnd(t *testing.T) {
 		})
 	}
 }
+
+// TestStoppedWhileInterrupted: who stops a sidecar while the log is away is told that not everything is there.
+func TestStoppedWhileInterrupted(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{apart: true})
+	db := s.sql()
+	db.do(simple)
+	s.init()
+	direct := *s
+	away := newProxy(t, s.cfg.Log.URL)
+	s.cfg.Log.URL = away.through(s.cfg.Log.URL)
+	p := s.command(true, "run")
+	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
+	s.reached(direct.logSQL(), p, 1)
+	away.refuse()
+	db.do(`INSERT INTO public.things VALUES (2, 'b')`)
+	eventually(t, time.Minute, "it is interrupted", func() (bool, error) { return strings.Contains(p.out.String(), "capture is interrupted"), nil })
+	stop := func(p *program) (int, string) {
+		t.Helper()
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		code := p.wait(time.Minute)
+		return code, p.out.String()
+	}
+	if code, out := stop(p); code != 0 || !strings.Contains(out, "stopped while capture was interrupted; the source keeps what is not in the log") || strings.Contains(out, "everything received is in the log") {
+		t.Errorf("it returned %d:\n%s", code, out)
+	}
+
+	// A job that is ended while it waits has not done what it was for.
+	lock := direct.logSQL()
+	lock.do(`BEGIN; LOCK TABLE backstory.head`)
+	p = direct.command(true, "run", "--once")
+	eventually(t, time.Minute, "it waits", func() (bool, error) {
+		return lock.one(`SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'backstory.head'::regclass`) == "t", nil
+	})
+	if code, out := stop(p); code != 1 || !strings.Contains(out, "backstory: interrupted\n") {
+		t.Errorf("run --once returned %d:\n%s", code, out)
+	}
+	lock.do(`ROLLBACK`)
+	direct.once()
+	if n := lock.one(`SELECT position FROM backstory.head`); n != "2" {
+		t.Errorf("the log has %s events", n)
+	}
+}
