@@ -58,6 +58,9 @@ type Sidecar struct {
 	memory capture.Memory  // owned by capture, as the next
 	told   eventlog.Counts // the counts of context messages that were last complained of
 	toldAt time.Time
+
+	unprotected   string // what protect said last, owned by capture as well
+	unprotectedAt time.Time
 }
 
 // running is one attempt: a writer and a stream.
@@ -256,9 +259,7 @@ func (s *Sidecar) capture(ctx context.Context) error {
 func (s *Sidecar) wait(ctx context.Context, d time.Duration) bool {
 	const protectEvery = 2 * time.Second
 	for until := time.Now().Add(d); ; {
-		if err := capture.Protect(ctx, s.cfg.Capture); err != nil && !passes(err) { // otherwise it was just told
-			s.cfg.Logger.Warn("the published tables could not be looked at", "err", err, "hint", eventlog.Hint(err))
-		}
+		s.protect(ctx)
 		left := time.Until(until)
 		select {
 		case <-time.After(min(left, protectEvery)):
@@ -268,6 +269,20 @@ func (s *Sidecar) wait(ctx context.Context, d time.Duration) bool {
 		if left <= protectEvery {
 			return true
 		}
+	}
+}
+
+// protect takes tables that have lost their key out of the publication. What keeps it from that is said when it is new, then every minute.
+func (s *Sidecar) protect(ctx context.Context) {
+	short, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	err := capture.Protect(short, s.cfg.Capture)
+	if err == nil || passes(err) || short.Err() != nil { // then it was just told what is wrong
+		return
+	}
+	if text := err.Error(); text != s.unprotected || time.Since(s.unprotectedAt) >= time.Minute {
+		s.unprotected, s.unprotectedAt = text, time.Now()
+		s.cfg.Logger.Warn("the published tables could not be looked at", "err", err, "hint", eventlog.Hint(err))
 	}
 }
 

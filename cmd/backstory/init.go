@@ -156,7 +156,7 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 			how = "  " + s.yellow("inserts only: "+t.Why)
 		case t.ToFull:
 			full = true
-			how = "  " + s.yellow("REPLICA IDENTITY FULL is to be set: an exclusive lock for a moment, and then "+moreWAL(t))
+			how = "  " + s.yellow("REPLICA IDENTITY FULL is to be set: an exclusive lock for a moment, and then "+moreWAL(p, t))
 		case t.ReplicaIdentity == 'f':
 			how, full = "  REPLICA IDENTITY FULL", true
 		default:
@@ -221,8 +221,8 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 }
 
 // moreWAL says what REPLICA IDENTITY FULL will cost.
-func moreWAL(t *capture.Table) string {
-	if wal := (t.PerDay.Updated + t.PerDay.Deleted) * t.RowBytes(); wal > 0 {
+func moreWAL(p *backstory.Plan, t *capture.Table) string {
+	if wal := (t.PerDay.Updated + t.PerDay.Deleted) * t.RowBytes(); wal > 0 && p.Span > enoughSpan {
 		return "about " + bytesText(wal) + " more WAL a day (the old row of each UPDATE and DELETE)"
 	}
 	return "the whole old row in the WAL of each UPDATE and DELETE"
@@ -272,7 +272,7 @@ func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
 	if alters {
 		for _, t := range p.Tables {
 			if t.ToFull {
-				fmt.Fprintf(s, "-- %s: REPLICA IDENTITY FULL costs an exclusive lock for a moment, and then %s.\n", t, moreWAL(t))
+				fmt.Fprintf(s, "-- %s: REPLICA IDENTITY FULL costs an exclusive lock for a moment, and then %s.\n", t, moreWAL(p, t))
 			}
 		}
 		fmt.Fprintln(s, "BEGIN;\nSET LOCAL lock_timeout = '2s';  -- so that the application does not have to wait behind it")
@@ -285,7 +285,7 @@ func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
 	}
 	if owner := soleOwner(p.Tables); owner != "" && slices.ContainsFunc(p.SQL, func(q string) bool { return strings.HasPrefix(q, "CREATE PUBLICATION") }) {
 		c := cfg.Capture.WithDefaults()
-		fmt.Fprintln(s, "-- Whoever owns the tables has to own the publications, too, for what comes later (he may CREATE in the database):")
+		fmt.Fprintln(s, "-- Whoever owns the tables has to own the publications, too, for what comes later (and may CREATE in the database):")
 		for _, pub := range []string{c.Publication, c.InsertPublication()} {
 			fmt.Fprintf(s, "ALTER PUBLICATION %s OWNER TO %s;\n", eventlog.QuoteIdent(pub), eventlog.QuoteIdent(owner))
 		}
