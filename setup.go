@@ -158,7 +158,15 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 			return nil, err
 		}
 	}
-	res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, waiting)
+	versions, err := log.Relations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var known []uint32
+	for _, v := range versions {
+		known = append(known, v.OID)
+	}
+	res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, known, waiting)
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +278,7 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 		}
 		p.NewSlot = true
 	}
-	res, err := capture.Apply(ctx, cfg.Capture, p, nil, waiting)
+	res, err := capture.Apply(ctx, cfg.Capture, p, nil, nil, waiting)
 	if err != nil {
 		return nil, err
 	}

@@ -35,6 +35,8 @@ type Finding struct {
 // 14.18, 15.13, 16.9 and 17.5).
 var lossy = map[int]int{14: 18, 15: 13, 16: 9, 17: 5}
 
+func (s *Server) lossy() bool { return s.Version%10000 < lossy[s.Version/10000] }
+
 // Examine looks for everything about the source that would lose data, harm the application or surprise its owner. It changes
 // nothing.
 func Examine(ctx context.Context, c Config) ([]Finding, error) {
@@ -117,9 +119,9 @@ func examineServer(sv *Server, add func(Finding)) {
 		add(Finding{Severity: Danger, What: err.Error(),
 			Risk: "nothing can be captured", Remedy: eventlog.Hint(err), Cost: "a restart of the server"})
 	}
-	if minor, ok := lossy[sv.Version/10000]; ok && sv.Version%10000 < minor {
+	if sv.lossy() {
 		add(Finding{Severity: Warning, What: fmt.Sprintf("PostgreSQL %d.%d can lose rows of a table that is added to a publication", sv.Version/10000, sv.Version%10000),
-			Risk: "rows written by transactions that are open at that moment never reach the log", Remedy: fmt.Sprintf("update the server to %d.%d or later", sv.Version/10000, minor), Cost: "a restart of the server"})
+			Risk: "rows written by transactions that are open at that moment never reach the log", Remedy: fmt.Sprintf("update the server to %d.%d or later", sv.Version/10000, lossy[sv.Version/10000]), Cost: "a restart of the server"})
 	}
 	if sv.Settings["max_slot_wal_keep_size"] == "-1" {
 		add(Finding{Severity: Danger, What: "max_slot_wal_keep_size is not set",

@@ -251,17 +251,24 @@ type Result struct {
 	Tables []eventlog.Captured
 }
 
-// Apply carries a plan out: the publications in one transaction, then the slot. It is idempotent. waiting is told, once a
-// second, for whom making the slot waits.
-func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, waiting func([]string)) (*Result, error) {
+// Apply carries a plan out: the publications in one transaction, then the slot. It is idempotent. before are
+// the tables that were captured, known the OIDs of those that the log has ever known. waiting is told, once a second, for whom making the
+// slot waits.
+func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, known []uint32, waiting func([]string)) (*Result, error) {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	empty := map[uint32]bool{} // tables that are: every row that they will ever have is in the stream
 	if len(p.SQL) > 0 {
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if !p.NewSlot && !p.Server.lossy() {
+				if err := emptyTables(ctx, tx, p.Tables, before, known, empty); err != nil {
+					return err
+				}
+			}
 			if slices.ContainsFunc(p.Tables, func(t *Table) bool { return t.ToFull }) {
 				// ALTER TABLE wants the table for itself; whoever comes after it waits with it.
 				if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '2s'`); err != nil {
@@ -301,7 +308,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 		return nil, fmt.Errorf("ask the source for its WAL position: %w", err)
 	}
 	res := &Result{}
-	record := func(start eventlog.LSN, empty map[uint32]bool) {
+	record := func(start eventlog.LSN) {
 		for _, t := range p.Tables {
 			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly)}
 			if b, ok := was[t.OID]; ok {
@@ -321,7 +328,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 		}
 	}
 	if !p.NewSlot {
-		record(p.Server.FlushLSN, nil)
+		record(p.Server.FlushLSN)
 		return res, nil
 	}
 	repl, err := c.connectReplication(ctx, func(cfg *pgconn.Config) { cfg.RuntimeParams["statement_timeout"] = "0" })
@@ -331,8 +338,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 	defer repl.Close(context.WithoutCancel(ctx))
 	err = c.createSlot(ctx, conn, repl, p.Server.Version, waiting, func(snapshot string, start eventlog.LSN) error {
 		res.Start = start
-		empty := map[uint32]bool{}
-		// A table that is empty in the slot's own snapshot is complete: every row it will ever have is in the stream.
+		// A table that is empty in the slot's own snapshot is complete.
 		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 		if err != nil {
 			return err
@@ -342,23 +348,67 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, w
 			return fmt.Errorf("use the slot's snapshot: %w", err)
 		}
 		for _, t := range p.Tables {
-			// Without the right to look, and at all rows, a table is not known to be empty.
-			var some bool
-			err := tx.QueryRow(ctx, "SELECT has_table_privilege($1::bigint::oid, 'SELECT') AND NOT row_security_active($1::bigint::oid)", int64(t.OID)).Scan(&some)
-			if err == nil && some {
-				err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM ONLY "+eventlog.QuoteQualified(t.Schema, t.Name)+" LIMIT 1)").Scan(&some)
-			} else {
-				some = true
+			if empty[t.OID], err = isEmpty(ctx, tx, t); err != nil {
+				return err
 			}
-			if err != nil {
-				return fmt.Errorf("look whether %s is empty: %w", t, err)
-			}
-			empty[t.OID] = !some
 		}
-		record(start, empty)
+		record(start)
 		return nil
 	})
 	return res, err
+}
+
+// isEmpty tells whether a table is known to be empty: without the right to look, and at all rows, it is not.
+func isEmpty(ctx context.Context, tx pgx.Tx, t *Table) (bool, error) {
+	var may, some bool
+	err := tx.QueryRow(ctx, "SELECT has_table_privilege($1::bigint::oid, 'SELECT') AND NOT row_security_active($1::bigint::oid)", int64(t.OID)).Scan(&may)
+	if err == nil && may {
+		err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM ONLY "+eventlog.QuoteQualified(t.Schema, t.Name)+" LIMIT 1)").Scan(&some)
+	}
+	if err != nil {
+		return false, fmt.Errorf("look whether %s is empty: %w", t, err)
+	}
+	return may && !some, nil
+}
+
+// emptyTables finds the tables that are empty at the moment from which they are published, of those that the log knows nothing of: tx
+// publishes them, and until it ends nobody can write to them. One that is in use is not waited for.
+func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []eventlog.Captured, known []uint32, empty map[uint32]bool) (err error) {
+	defer func() {
+		if err == nil {
+			_, err = tx.Exec(ctx, "SET LOCAL lock_timeout = DEFAULT")
+		}
+	}()
+	for _, t := range tables {
+		if t.InsertOnly || slices.Contains(known, t.OID) || slices.ContainsFunc(before, func(b eventlog.Captured) bool { return b.OID == t.OID }) {
+			continue
+		}
+		is, err := isEmpty(ctx, tx, t)
+		if err != nil {
+			return err
+		}
+		if !is {
+			continue
+		}
+		sp, err := tx.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = sp.Exec(ctx, "SET LOCAL lock_timeout = '300ms'; LOCK TABLE ONLY "+eventlog.QuoteQualified(t.Schema, t.Name)+" IN SHARE MODE")
+		if err != nil {
+			if e := sp.Rollback(ctx); e != nil {
+				return err
+			}
+			continue // its rows are known from their next change on
+		}
+		if empty[t.OID], err = isEmpty(ctx, sp, t); err != nil {
+			return err
+		}
+		if err := sp.Commit(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DropSlot removes the slot from the source.
