@@ -165,7 +165,7 @@ func (c *crashes) works() {
 	count := func() int64 { return atoi(c.t, db.one(`SELECT count(*) FROM %s`, c.work)) }
 	position := func() int64 { return atoi(c.t, l.one(`SELECT position FROM backstory.head`)) }
 	n, at := count(), position()
-	eventually(c.t, time.Minute, fmt.Sprintf("after %v the application works and the sidecar appends", c.done), func() (bool, error) {
+	eventually(c.t, 3*time.Minute, fmt.Sprintf("after %v the application works and the sidecar appends", c.done), func() (bool, error) {
 		m, p := count(), position()
 		return m >= n+20 && p > at, fmt.Errorf("the application went from %d to %d, the log from %d to %d; the sidecar says:\n%s", n, m, at, p, c.program.out.tail(20))
 	})
@@ -176,7 +176,7 @@ func (c *crashes) sends() {
 	c.t.Helper()
 	c.starting.Wait()
 	n := c.broker.size(c.t)
-	eventually(c.t, time.Minute, fmt.Sprintf("after %v the sidecar sends to Kafka", c.done), func() (bool, error) {
+	eventually(c.t, 3*time.Minute, fmt.Sprintf("after %v the sidecar sends to Kafka", c.done), func() (bool, error) {
 		return c.broker.size(c.t) > n, fmt.Errorf("%d messages; the sidecar says:\n%s", n, c.program.out.tail(20))
 	})
 }
@@ -215,7 +215,7 @@ func (c *crashes) restartBroker(end func() error) {
 
 // cut cuts connections, of which there are some when the sidecar works.
 func (c *crashes) cut(p *proxy) {
-	eventually(c.t, time.Minute, "there is a connection to be cut", func() (bool, error) { return p.cut() > 0, nil })
+	eventually(c.t, 3*time.Minute, "there is a connection to be cut", func() (bool, error) { return p.cut() > 0, nil })
 }
 
 // excused tells whether an application's error is that of a source that is down, and it was since up was as it is told.
@@ -229,10 +229,10 @@ func (c *crashes) settle() {
 	c.t.Helper()
 	c.program.kill()
 	p := c.command(true, "run", "--once")
-	if code := p.wait(2 * time.Minute); code != 0 {
+	if code := p.wait(5 * time.Minute); code != 0 {
 		c.t.Fatalf("run --once returned %d:\n%s", code, p.out.tail(30))
 	}
-	if p = c.command(true, "verify"); p.wait(2*time.Minute) != 0 {
+	if p = c.command(true, "verify"); p.wait(5*time.Minute) != 0 {
 		c.t.Fatalf("verify:\n%s", p.out)
 	}
 }

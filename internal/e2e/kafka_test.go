@@ -34,7 +34,7 @@ func (b *broker) restart(t testing.TB, end func() error) {
 	if err := end(); err != nil {
 		t.Error(err)
 	}
-	if err := b.Restart(within(t, time.Minute)); err != nil {
+	if err := b.Restart(within(t, 4*time.Minute)); err != nil {
 		t.Error(err)
 	}
 	if b.PID() == was {
