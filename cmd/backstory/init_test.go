@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -51,4 +53,15 @@ func TestGrowthOfTheLog(t *testing.T) {
 	if err := ask(11 << 30); err == nil || !strings.Contains(eventlog.Hint(err), "run backstory init --yes") {
 		t.Errorf("without a terminal: %v", err)
 	}
+}
+
+// asksEnv makes the test's own program one that asks, and ends.
+const asksEnv = "BACKSTORY_TEST_ASKS"
+
+func asks() int {
+	if err := ask(17 << 30); err != nil {
+		fmt.Fprintln(os.Stderr, "backstory:", err)
+		return exitFailed
+	}
+	return exitDone
 }

@@ -32,6 +32,9 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asksEnv) != "" {
+		os.Exit(asks())
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "backstory-cmd-")
 		if err != nil {
