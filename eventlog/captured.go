@@ -18,7 +18,7 @@ type Captured struct {
 
 // Captured gives the tables that are captured, by name.
 func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
-	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, (since_lsn - '0/0')::bigint, published
+	rows, err := l.pool.Query(ctx, `SELECT `+relationColumns+`, (since_lsn - '0/0')::bigint, published
 		FROM backstory.captured ORDER BY schema, name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
@@ -26,20 +26,16 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 	defer rows.Close()
 	var out []Captured
 	for rows.Next() {
-		r := &Relation{}
-		var oid, since int64
-		var columns, generated, ident, published string
-		var key []int32
-		if err := rows.Scan(&oid, &r.Schema, &r.Name, &columns, &key, &r.Deferrable, &generated, &ident, &r.InsertOnly, &r.Complete, &since, &published); err != nil {
+		var stored storedRelation
+		var since int64
+		var published string
+		if err := rows.Scan(append(stored.scan(), &since, &published)...); err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
-		if err := r.unmarshal(columns, generated); err != nil {
+		r, err := stored.relation()
+		if err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
-		for _, k := range key {
-			r.Key = append(r.Key, int(k))
-		}
-		r.OID, r.ReplicaIdentity = uint32(oid), ident[0]
 		out = append(out, Captured{r, LSN(since), published})
 	}
 	return out, rows.Err()
@@ -77,13 +73,9 @@ func (l *Log) SetCaptured(ctx context.Context, tables []Captured) error {
 func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 	oids := []int64{}
 	for _, c := range tables {
-		columns, generated, err := c.marshal()
+		columns, generated, key, err := c.marshal()
 		if err != nil {
 			return err
-		}
-		key := make([]int32, len(c.Key))
-		for i, k := range c.Key {
-			key[i] = int32(k)
 		}
 		oids = append(oids, int64(c.OID))
 		_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated)

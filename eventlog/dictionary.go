@@ -214,26 +214,20 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, oid::bigint, schema, name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
+	rows, err = p.Query(ctx, `SELECT id, `+relationColumns+` FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
 	if err != nil {
 		return err
 	}
 	for rows.Next() {
-		r := &Relation{}
 		var id int
-		var oid int64
-		var columns, generated, ident string
-		var key []int32
-		if err := rows.Scan(&id, &oid, &r.Schema, &r.Name, &columns, &key, &r.Deferrable, &generated, &ident, &r.InsertOnly, &r.Complete); err != nil {
+		var stored storedRelation
+		if err := rows.Scan(append([]any{&id}, stored.scan()...)...); err != nil {
 			return err
 		}
-		if err := r.unmarshal(columns, generated); err != nil {
+		r, err := stored.relation()
+		if err != nil {
 			return fmt.Errorf("relation %d: %w", id, err)
 		}
-		for _, k := range key {
-			r.Key = append(r.Key, int(k))
-		}
-		r.OID, r.ReplicaIdentity = uint32(oid), ident[0]
 		d.relations[id] = r
 	}
 	if err := rows.Err(); err != nil {

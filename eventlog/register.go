@@ -109,13 +109,9 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 		}
 		w.nextIDs.relation++
 		t.id = w.nextIDs.relation
-		columns, generated, err := r.marshal()
+		columns, generated, key, err := r.marshal()
 		if err != nil {
 			return nil, err
-		}
-		key := make([]int32, len(r.Key))
-		for i, k := range r.Key {
-			key[i] = int32(k)
 		}
 		w.news = append(w.news, newRow{relationTable,
 			[]any{t.id, r.OID, r.Schema, r.Name, columns, key, r.Deferrable, generated, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, w.lastDML.String(), at.String()}})

@@ -92,22 +92,49 @@ func (r *Relation) SameShape(o *Relation) bool {
 	return true
 }
 
-// marshal gives the columns as the log's tables hold them.
-func (r *Relation) marshal() (columns, generated string, err error) {
+// marshal gives what the log's tables hold as lists.
+func (r *Relation) marshal() (columns, generated string, key []int32, err error) {
 	c, err := json.Marshal(r.Columns)
 	if err != nil {
-		return "", "", err
+		return "", "", nil, err
 	}
 	g, err := json.Marshal(append([]Generated{}, r.Generated...)) // [], not null
-	return string(c), string(g), err
+	key = make([]int32, len(r.Key))
+	for i, k := range r.Key {
+		key[i] = int32(k)
+	}
+	return string(c), string(g), key, err
 }
 
-// unmarshal reads what marshal wrote.
-func (r *Relation) unmarshal(columns, generated string) error {
-	if err := json.Unmarshal([]byte(columns), &r.Columns); err != nil {
-		return err
+// relationColumns are the columns of a relation in backstory.relation and backstory.captured, in the order of storedRelation.scan.
+const relationColumns = "oid::bigint, schema, name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete"
+
+// storedRelation is a relation on its way from one of these tables.
+type storedRelation struct {
+	r                         Relation
+	oid                       int64
+	columns, generated, ident string
+	key                       []int32
+}
+
+func (s *storedRelation) scan() []any {
+	return []any{&s.oid, &s.r.Schema, &s.r.Name, &s.columns, &s.key, &s.r.Deferrable, &s.generated, &s.ident, &s.r.InsertOnly, &s.r.Complete}
+}
+
+// relation is what was scanned.
+func (s *storedRelation) relation() (*Relation, error) {
+	r := s.r
+	if err := json.Unmarshal([]byte(s.columns), &r.Columns); err != nil {
+		return nil, err
 	}
-	return json.Unmarshal([]byte(generated), &r.Generated)
+	if err := json.Unmarshal([]byte(s.generated), &r.Generated); err != nil {
+		return nil, err
+	}
+	for _, k := range s.key {
+		r.Key = append(r.Key, int(k))
+	}
+	r.OID, r.ReplicaIdentity = uint32(s.oid), s.ident[0]
+	return &r, nil
 }
 
 // CheckoutMark begins the comment on every schema and table that a checkout has made. Nothing without it is ever replaced, and

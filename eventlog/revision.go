@@ -79,17 +79,22 @@ func (l *Log) Resolve(ctx context.Context, text string, opt RevisionOptions) (Re
 			"Use HEAD for the newest state; backstory status shows how far the log is behind the source."}
 	case r.Position <= 0 && head.Position > 0:
 		r.Position = 0
-		if spec.form == formMoment {
-			var began time.Time
-			if err := l.pool.QueryRow(ctx, `SELECT began_at FROM backstory.head`).Scan(&began); err != nil {
-				return r, fmt.Errorf("read when the history began: %w", err)
-			}
-			if !spec.at.Before(began) {
-				r.How = "position 0, where the history began, before the first event"
-				return r, nil
-			}
+		var began, first time.Time
+		var position Position
+		err := l.pool.QueryRow(ctx, `SELECT h.began_at, e.position, e.occurred_at FROM backstory.head h, (SELECT position, occurred_at FROM backstory.event ORDER BY position LIMIT 1) e`).
+			Scan(&began, &position, &first)
+		if err != nil {
+			return r, fmt.Errorf("read when the history began: %w", err)
 		}
-		return r, l.beforeHistory(ctx, text, opt.Zone)
+		if spec.form == formMoment && !spec.at.Before(began) {
+			r.How = "position 0, where the history began, before the first event"
+			return r, nil
+		}
+		if first.Before(began) { // the clocks of source and log differ, or the slot was made a moment before
+			began = first
+		}
+		return r, &Problem{fmt.Errorf("revision %q lies %w", text, ErrBeforeHistory),
+			fmt.Sprintf("The history begins at %s; its first event, position %d, is of %s.", showMoment(began.In(opt.Zone)), position, showMoment(first.In(opt.Zone)))}
 	}
 	r.How = "position " + r.Position.String()
 	switch spec.form {
@@ -145,22 +150,6 @@ func showMoment(t time.Time) string {
 		zone = t.Format("-07:00")
 	}
 	return t.Format("2006-01-02 15:04:05.999999 ") + zone
-}
-
-// beforeHistory is the error for a revision before the first event.
-func (l *Log) beforeHistory(ctx context.Context, text string, zone *time.Location) error {
-	var began, first time.Time
-	var position Position
-	err := l.pool.QueryRow(ctx, `SELECT h.began_at, e.position, e.occurred_at FROM backstory.head h, (SELECT position, occurred_at FROM backstory.event ORDER BY position LIMIT 1) e`).
-		Scan(&began, &position, &first)
-	if err != nil {
-		return fmt.Errorf("read when the history began: %w", err)
-	}
-	if first.Before(began) { // the clocks of source and log differ, or the slot was made a moment before
-		began = first
-	}
-	hint := fmt.Sprintf("The history begins at %s; its first event, position %d, is of %s.", showMoment(began.In(zone)), position, showMoment(first.In(zone)))
-	return &Problem{fmt.Errorf("revision %q lies %w", text, ErrBeforeHistory), hint}
 }
 
 // insideTransaction tells whether a source transaction goes on after a position.
