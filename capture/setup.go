@@ -93,6 +93,15 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	return p, c.publicationSQL(ctx, conn, p)
 }
 
+// Alters tells whether SQL gives a table another replica identity. ALTER TABLE wants the table for itself, and whoever comes after it
+// waits with it: such SQL runs in a transaction that begins with LimitLock.
+func (p *Plan) Alters() bool {
+	return slices.ContainsFunc(p.Tables, func(t *Table) bool { return t.ToFull })
+}
+
+// LimitLock keeps the application from waiting for long.
+const LimitLock = "SET LOCAL lock_timeout = '2s'"
+
 // fullIdentity plans REPLICA IDENTITY FULL for the tables that are to have it.
 func (c Config) fullIdentity(p *Plan) error {
 	for _, s := range c.FullIdentity {
@@ -269,9 +278,8 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 					return err
 				}
 			}
-			if slices.ContainsFunc(p.Tables, func(t *Table) bool { return t.ToFull }) {
-				// ALTER TABLE wants the table for itself; whoever comes after it waits with it.
-				if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '2s'`); err != nil {
+			if p.Alters() {
+				if _, err := tx.Exec(ctx, LimitLock); err != nil {
 					return err
 				}
 			}

@@ -268,19 +268,18 @@ func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
 		fmt.Fprintln(s, "-- nothing to do")
 	}
 	fmt.Fprintf(s, "\n-- In database %s, the source, as the owner of the tables:\n", p.Server.Database)
-	alters := slices.ContainsFunc(p.Tables, func(t *capture.Table) bool { return t.ToFull })
-	if alters {
+	if p.Alters() {
 		for _, t := range p.Tables {
 			if t.ToFull {
 				fmt.Fprintf(s, "-- %s: REPLICA IDENTITY FULL costs an exclusive lock for a moment, and then %s.\n", t, moreWAL(p, t))
 			}
 		}
-		fmt.Fprintln(s, "BEGIN;\nSET LOCAL lock_timeout = '2s';  -- so that the application does not have to wait behind it")
+		fmt.Fprintln(s, "BEGIN;\n"+capture.LimitLock+";  -- so that the application does not have to wait behind it")
 	}
 	for _, q := range p.SQL {
 		fmt.Fprintln(s, q)
 	}
-	if alters {
+	if p.Alters() {
 		fmt.Fprintln(s, "COMMIT;")
 	}
 	if owner := soleOwner(p.Tables); owner != "" && slices.ContainsFunc(p.SQL, func(q string) bool { return strings.HasPrefix(q, "CREATE PUBLICATION") }) {
