@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -11,13 +10,7 @@ import (
 // What README and deploy/ tell to set is a setting, README has them all, and the example can be used as it is.
 func TestSettingsInDocumentsExist(t *testing.T) {
 	root := filepath.Join("..", "..")
-	read := func(name string) string {
-		b, err := os.ReadFile(filepath.Join(root, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(b)
-	}
+	read := func(name string) string { return repositoryFile(t, name) }
 	known := fields()
 	name := regexp.MustCompile(`BACKSTORY_[A-Z0-9_]*[A-Z0-9]`)
 	deployed, err := filepath.Glob(filepath.Join(root, "deploy", "*"))

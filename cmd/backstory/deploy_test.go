@@ -19,7 +19,12 @@ import (
 
 func deployed(t *testing.T, name string) string {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join("..", "..", "deploy", name))
+	return repositoryFile(t, filepath.Join("deploy", name))
+}
+
+func repositoryFile(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("..", "..", name))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -155,18 +155,11 @@ func TestMomentBeforeTheFirstEvent(t *testing.T) {
 	began := moment()
 	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
 	s.once()
-	said := func(code int, want string, args ...string) {
-		t.Helper()
-		p := s.command(true, args...)
-		if got := p.wait(time.Minute); got != code || !strings.Contains(p.out.String(), want) {
-			t.Errorf("backstory %v returned %d, want %d and %q:\n%s", args, got, code, want, p.out)
-		}
-	}
-	said(0, began+" is position 0, where the history began, before the first event", "checkout", "--at", began, "--schema", "empty")
+	s.says(0, began+" is position 0, where the history began, before the first event", "checkout", "--at", began, "--schema", "empty")
 	if got := db.one(`SELECT count(*) FROM empty.things`); got != "0" {
 		t.Errorf("the table had %s rows", got)
 	}
-	said(1, "the log knows nothing of Thing/1 at position 0", "show", "things/1", "--at", began)
-	said(0, "ThingCreated", "log", "--since", began)
-	said(1, "lies before the history begins", "checkout", "--at", "1 hour ago", "--schema", "never")
+	s.says(1, "the log knows nothing of Thing/1 at position 0", "show", "things/1", "--at", began)
+	s.says(0, "ThingCreated", "log", "--since", began)
+	s.says(1, "lies before the history begins", "checkout", "--at", "1 hour ago", "--schema", "never")
 }

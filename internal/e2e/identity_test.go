@@ -39,10 +39,7 @@ func TestReplicaIdentityFull(t *testing.T) {
 			}
 			said := func(code int, want string, args ...string) {
 				t.Helper()
-				p := s.command(true, append([]string{"init"}, args...)...)
-				if got := p.wait(time.Minute); got != code || !strings.Contains(p.out.String(), want) {
-					t.Errorf("init %v returned %d, want %d and %q:\n%s", args, got, code, want, p.out)
-				}
+				s.says(code, want, append([]string{"init"}, args...)...)
 			}
 			said(1, "no selected table is called public.nosuch", "--yes", "--replica-identity-full", "public.nosuch")
 			if s.src.Major() >= 18 {

@@ -163,16 +163,8 @@ func TestRunWarnsOfUnlimitedWAL(t *testing.T) {
 	db := s.sql()
 	db.do(simple)
 	s.init()
-	p := s.command(true, "run", "--once")
-	if code := p.wait(time.Minute); code != 0 {
-		t.Fatalf("run --once returned %d:\n%s", code, p.out)
-	}
-	if !strings.Contains(p.out.String(), "max_slot_wal_keep_size") {
-		t.Errorf("no word of max_slot_wal_keep_size:\n%s", p.out)
-	}
-	if p = s.command(true, "doctor"); p.wait(time.Minute) != 3 || !strings.Contains(p.out.String(), "max_slot_wal_keep_size") {
-		t.Errorf("doctor returned %d:\n%s", p.cmd.ProcessState.ExitCode(), p.out)
-	}
+	s.says(0, "max_slot_wal_keep_size", "run", "--once")
+	s.says(3, "max_slot_wal_keep_size", "doctor")
 }
 
 // TestNetOfInserts: a superuser may give the publication of inserts a whole schema: then the inserts of a table made later are in the

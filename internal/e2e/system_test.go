@@ -244,6 +244,15 @@ type program struct {
 	err  error // valid after done
 }
 
+// says runs the program to its end, which has to be this exit code, and wants to read something.
+func (s *system) says(code int, want string, args ...string) {
+	s.t.Helper()
+	p := s.command(true, args...)
+	if got := p.wait(time.Minute); got != code || !strings.Contains(p.out.String(), want) {
+		s.t.Errorf("backstory %v returned %d, want %d and %q:\n%s", args, got, code, want, p.out)
+	}
+}
+
 // command starts the program.
 func (s *system) command(race bool, args ...string) *program {
 	s.t.Helper()
