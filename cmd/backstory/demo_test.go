@@ -298,6 +298,13 @@ func typed(t *testing.T, shell, env, command string) (string, error) {
 func TestADemoGoesOnOrBeginsAnew(t *testing.T) {
 	t.Parallel()
 	dir := demoDirForTest(t)
+	// The demos of other tests ask for the same ports, and could have them between two starts of this one: it begins with
+	// ports of its own.
+	for _, port := range []int{demoPort, demoHTTPPort} {
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			defer l.Close()
+		}
+	}
 	d := startDemo(t, dir)
 	d.waitFor(`a fresh database[\s\S]*OrderCreated`)
 	before, env := d.position(), readFile(t, filepath.Join(dir, "demo.env"))
