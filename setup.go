@@ -162,19 +162,33 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 	if err != nil {
 		return nil, err
 	}
-	var known []uint32
-	for _, v := range versions {
-		known = append(known, v.OID)
+	if head != nil {
+		return d, log.Exclusive(ctx, func() error { // a sidecar may be looking for new tables
+			// What is selected comes first: from then on no sidecar takes in what is taken out here.
+			if err := log.Select(ctx, cfg.Capture.Tables, cfg.Capture.Exclude, !cfg.NoBaseline); err != nil {
+				return err
+			}
+			if before, err = log.Captured(ctx); err != nil {
+				return err
+			}
+			if p.Plan, err = capture.Prepare(ctx, cfg.Capture); err != nil { // one may just have done so
+				return err
+			}
+			res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, oidsOf(versions), waiting)
+			if err != nil {
+				return err
+			}
+			d.Start, d.Tables = res.Start, res.Tables
+			return log.SetCaptured(ctx, res.Tables)
+		})
 	}
-	res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, known, waiting)
+	res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, oidsOf(versions), waiting)
 	if err != nil {
 		return nil, err
 	}
 	d.Start, d.Tables = res.Start, res.Tables
-	if head != nil {
-		return d, log.SetCaptured(ctx, res.Tables)
-	}
-	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot}, res.Tables)
+	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot, Baseline: !cfg.NoBaseline,
+		Tables: cfg.Capture.Tables, Exclude: cfg.Capture.Exclude}, res.Tables)
 	if err == nil {
 		err = note(ctx, log, "the event log of backstory")
 	}

@@ -77,12 +77,6 @@ type LogStatus struct {
 	IgnoredContext int64 `json:"ignored_context"`
 }
 
-// BaselineStatus tells about rows that existed before the log.
-type BaselineStatus struct {
-	Done       bool     `json:"done"`                 // every captured table is complete
-	Incomplete []string `json:"incomplete,omitempty"` // tables with rows that the log has never seen
-}
-
 // ReadStatus asks the source and the log, without a sidecar process. It may hold the replication slot for up to three seconds, to
 // see whether there is anything to come: with a process at hand, ask that (Sidecar.Status).
 func ReadStatus(ctx context.Context, cfg Config) (*Status, error) {
@@ -92,11 +86,11 @@ func ReadStatus(ctx context.Context, cfg Config) (*Status, error) {
 		return nil, err
 	}
 	defer log.Close()
-	return readStatus(ctx, cfg, log, capture.Look)
+	return readStatus(ctx, cfg, log, nil, capture.Look)
 }
 
 // readStatus asks the source by Look, or by Glance where a process may want the slot at the same moment.
-func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, ask func(context.Context, capture.Config) (*capture.Sight, error)) (*Status, error) {
+func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture.Import, ask func(context.Context, capture.Config) (*capture.Sight, error)) (*Status, error) {
 	h, err := log.Head(ctx)
 	if err != nil {
 		return nil, err
@@ -114,13 +108,11 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, ask func(con
 	if err != nil {
 		return nil, err
 	}
-	st.Baseline.Done = true
-	for _, t := range tables {
-		if !t.Complete && !t.InsertOnly {
-			st.Baseline.Done = false
-			st.Baseline.Incomplete = append(st.Baseline.Incomplete, t.String())
-		}
+	begun, err := log.Baselines(ctx)
+	if err != nil {
+		return nil, err
 	}
+	st.Baseline = newBaselineStatus(h, tables, begun, imp)
 	checkpoints, err := log.Checkpoints(ctx)
 	if err != nil {
 		return nil, err
@@ -191,7 +183,11 @@ func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, 
 // Status tells what this process is doing. It waits up to a second and a half for changes that were made just before the
 // call.
 func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
-	st, err := readStatus(ctx, s.cfg, s.log, capture.Glance)
+	var imp *capture.Import
+	if r := s.now.Load(); r != nil {
+		imp = r.rows
+	}
+	st, err := readStatus(ctx, s.cfg, s.log, imp, capture.Glance)
 	if err != nil {
 		// The log cannot be read: what the process itself knows, and what the source says, is still worth having.
 		st = &Status{Reactors: []sinks.Status{}}

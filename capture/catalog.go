@@ -121,9 +121,12 @@ WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catal
 // init.
 const published = `EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname IN ($1, $2) AND r.prrelid = c.oid)`
 
+// estimatedRows is about how many rows a table c has.
+const estimatedRows = `CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(nullif(pg_stat_get_live_tuples(c.oid), 0), pg_relation_size(c.oid) / 100) END`
+
 // tablesQuery lists what could be captured.
 const tablesQuery = `
-SELECT c.oid::bigint, n.nspname, c.relname, CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(pg_stat_get_live_tuples(c.oid), 0) END, pg_table_size(c.oid), c.relrowsecurity,
+SELECT c.oid::bigint, n.nspname, c.relname, ` + estimatedRows + `, pg_table_size(c.oid), c.relrowsecurity,
        pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner),
        ` + published + `,
        EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname = $2 AND p.schemaname = n.nspname AND p.tablename = c.relname),
@@ -183,7 +186,7 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
 		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.ord <= i.indnkeyatts AND k.num = a.attnum), 0),
 		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND NOT i.indimmediate),
-		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
+		       c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
 		         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
 		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 		CROSS JOIN LATERAL (
@@ -313,6 +316,7 @@ func streamKey(r *eventlog.Relation) []int {
 
 // tableName is a table that could be captured.
 type tableName struct {
+	oid          uint32
 	schema, name string
 	published    bool // in one of our publications, by name
 }
@@ -321,12 +325,15 @@ func (t tableName) String() string { return t.schema + "." + t.name }
 
 // tableNames lists what could be captured, selected or not.
 func (c Config) tableNames(ctx context.Context, q *pgx.Conn) ([]tableName, error) {
-	rows, err := q.Query(ctx, `SELECT n.nspname, c.relname, `+published+` `+capturable+` ORDER BY n.nspname, c.relname`, c.Publication, c.InsertPublication())
+	rows, err := q.Query(ctx, `SELECT c.oid::bigint, n.nspname, c.relname, `+published+` `+capturable+` ORDER BY n.nspname, c.relname`, c.Publication, c.InsertPublication())
 	if err != nil {
 		return nil, fmt.Errorf("list the source's tables: %w", err)
 	}
 	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t tableName, err error) {
-		return t, row.Scan(&t.schema, &t.name, &t.published)
+		var oid int64
+		err = row.Scan(&oid, &t.schema, &t.name, &t.published)
+		t.oid = uint32(oid)
+		return t, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the source's tables: %w", err)
@@ -380,4 +387,42 @@ func (c Config) unmatched(all []tableName) (out []Finding) {
 		}
 	}
 	return out
+}
+
+// Size is about how large a table is.
+type Size struct{ Rows, Bytes int64 }
+
+// Sizes estimates how large tables are, by OID. next is above every transaction of the source that has begun.
+func Sizes(ctx context.Context, c Config, oids []uint32) (sizes map[uint32]Size, next int64, err error) {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&next); err != nil {
+		return nil, 0, fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	list := make([]int64, len(oids))
+	for i, o := range oids {
+		list[i] = int64(o)
+	}
+	rows, err := conn.Query(ctx, `SELECT c.oid::bigint, `+estimatedRows+`, coalesce(pg_table_size(c.oid), 0) FROM pg_class c WHERE c.oid::bigint = ANY ($1)`, list)
+	if err != nil {
+		return nil, 0, fmt.Errorf("ask the source for the sizes of its tables: %w", err)
+	}
+	defer rows.Close()
+	sizes = map[uint32]Size{}
+	for rows.Next() {
+		var oid int64
+		var s Size
+		if err := rows.Scan(&oid, &s.Rows, &s.Bytes); err != nil {
+			return nil, 0, fmt.Errorf("ask the source for the sizes of its tables: %w", err)
+		}
+		sizes[uint32(oid)] = s
+	}
+	if err := rows.Err(); err != nil {
+		return nil, 0, fmt.Errorf("ask the source for the sizes of its tables: %w", err)
+	}
+	return sizes, next, nil
 }

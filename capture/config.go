@@ -29,6 +29,13 @@ type Config struct {
 	// MaxBatchBytes bounds the memory of one batch of row changes; a few are in flight. A single larger row change
 	// exceeds it. Default 1 MiB.
 	MaxBatchBytes int
+	// BaselineTables is how many tables' existing rows are read at a time. Default 2.
+	BaselineTables int
+	// BaselineChunkBytes is about how many bytes of existing rows, as text, are read in one transaction of the source. Of each table that is
+	// being read, two chunks may be in memory. A single larger row exceeds it. Default 2 MiB.
+	BaselineChunkBytes int
+	// BaselineBytesPerSecond bounds how fast existing rows are read, as text. Default: no bound.
+	BaselineBytesPerSecond int64
 	// BlockedAfter is how long init waits for other transactions before it gives up making the slot. Default 5 minutes.
 	BlockedAfter time.Duration
 	// Logger is told of changes of state. Default: none.
@@ -48,6 +55,12 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.MaxBatchBytes == 0 {
 		c.MaxBatchBytes = 1 << 20
+	}
+	if c.BaselineChunkBytes == 0 {
+		c.BaselineChunkBytes = 2 << 20
+	}
+	if c.BaselineTables == 0 {
+		c.BaselineTables = 2
 	}
 	if c.BlockedAfter == 0 {
 		c.BlockedAfter = 5 * time.Minute

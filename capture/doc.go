@@ -24,6 +24,20 @@
 // position counts only while no transaction is open and nothing is unflushed; it is recorded by the log at most every ten
 // seconds, or the log's own WAL would keep an idle server busy for ever.
 //
+// # Existing rows
+//
+// [Import] reads the rows that existed before a table was captured: each chunk in one REPEATABLE READ transaction, whose lock on the table comes
+// before its snapshot (a snapshot older than a rewrite would see an empty table), and which ends with a logical message, the chunk's
+// mark. When the session meets the mark, it puts the chunk into the batch; what becomes of its rows is decided by package eventlog, since
+// only the log knows what has changed meanwhile. The order of WAL is not that of visibility: a commit may be in the stream and
+// not yet in the snapshot, as long as it waits for a synchronous standby. So nothing depends on when a chunk was read, only on where its mark
+// lies: everything that the snapshot sees was committed before the mark. The mark carries a nonce, as anybody may emit messages; one that is
+// not known any more (of a process before, of a transaction that was rolled back) means nothing, and its rows are read again. The mark's
+// commit does not wait for synchronous standbys.
+//
+// Rows are read by the key's own operators, those of its index: an extension's type may have others than the ones that are found by
+// name. Two chunks of a table may be on their way, so that reading and appending overlap.
+//
 // # Speed
 //
 // The server sends every row change by a send() of its own. While the stream is behind, the reader sleeps 0.2 ms before each

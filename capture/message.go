@@ -115,6 +115,12 @@ func (x *session) message(b []byte) error {
 		if c.bad {
 			return errMalformed
 		}
+		if prefix == chunkPrefix && flags&1 != 0 && x.inTx {
+			if chunk := x.chunks.take(content); chunk != nil {
+				x.batch.Add(eventlog.Item{Kind: eventlog.ItemChunk, Chunk: chunk})
+			}
+			return nil
+		}
 		if prefix != "backstory" && prefix != "_bemi" {
 			return nil
 		}

@@ -131,7 +131,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 // returns a *Gap with its place in the source's WAL. Where less is published than before, the session ends when it has handed over
 // everything before now.
 func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now eventlog.LSN) error {
-	if err := s.cfg.protect(ctx, conn); err != nil {
+	if err := s.cfg.protect(ctx, conn); err != nil && ctx.Err() == nil {
 		s.complain(err)
 	}
 	var list []eventlog.Captured
@@ -219,31 +219,7 @@ func (s *Stream) watch(ctx context.Context) {
 				s.slot.Store(sl)
 				looked = time.Now()
 			}
-			s.noteNew(ctx, conn)
 		}
-	}
-}
-
-// noteNew says once of each table that it is selected, but not captured: it was made after init. Those that were there at the first
-// look are what doctor finds, too.
-func (s *Stream) noteNew(ctx context.Context, conn *pgx.Conn) {
-	if s.memory == nil {
-		return
-	}
-	tables, err := s.cfg.notCaptured(ctx, conn)
-	if err != nil {
-		return // the next look will tell
-	}
-	m := s.memory
-	first := m.noted == nil
-	if first {
-		m.noted = map[string]bool{}
-	}
-	for _, t := range tables {
-		if !m.noted[t] && !first {
-			s.cfg.Logger.Warn(t+" is not captured", "risk", "its changes are not in the log", "remedy", "backstory init, or, if its owner must do that, what backstory init --print-sql prints")
-		}
-		m.noted[t] = true
 	}
 }
 
@@ -263,7 +239,7 @@ func (x *session) run(known map[uint32]*eventlog.Relation) error {
 			if e.at == 0 || x.reached(e.at) {
 				return x.end(e.err)
 			}
-		} else if x.until != 0 && x.reached(x.until) {
+		} else if x.until != 0 && !x.importing.Load() && x.reached(x.until) {
 			return x.end(nil)
 		}
 		msg, err := x.repl.ReceiveMessage(context.Background())

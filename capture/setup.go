@@ -318,7 +318,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 	res := &Result{}
 	record := func(start eventlog.LSN) {
 		for _, t := range p.Tables {
-			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly)}
+			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly), Rows: t.Rows, Bytes: t.Bytes}
 			if b, ok := was[t.OID]; ok {
 				if t.InsertOnly && !b.InsertOnly { // the sidecar notes that, in its place (see Narrowed)
 					res.Tables = append(res.Tables, b)

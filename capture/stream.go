@@ -54,6 +54,9 @@ type Stream struct {
 	stopped atomic.Pointer[stop] // why the session must end, as the catalogue has it
 	slot    atomic.Pointer[Slot]
 
+	chunks    chunks      // of existing rows, on their way
+	importing atomic.Bool // more are to come
+
 	complaint  string // owned, as the next, by who checks what is published: first the session, then its watch
 	complained time.Time
 }
@@ -88,7 +91,6 @@ func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Str
 // Memory is what is kept from one Stream of a source to the next. The zero value is ready to use.
 type Memory struct {
 	unknown map[uint32]bool // tables that were in the stream though the log did not know them as captured
-	noted   map[string]bool // tables that are not captured, and of which that was said; nil before the first look
 }
 
 // Remember gives the stream its memory, before Run.

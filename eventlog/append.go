@@ -81,6 +81,9 @@ func (w *Writer) event(t *table, e *eventRow) {
 	b = appendBytes(b, e.rest)
 	b = appendBytes(b, e.meta)
 	w.rows = append(b, nullSeal...)
+	if len(w.baselines) > 0 {
+		w.touch(t, e)
+	}
 }
 
 func appendInt8(b []byte, v int64) []byte {
@@ -186,12 +189,16 @@ func (w *Writer) insert(t *table, it *Item, op Op, p part) error {
 	}
 	w.event(t, &e)
 	if t.rel.ReplicaIdentity != 'f' && !t.rel.InsertOnly {
+		key := w.stateKey(t, it.New)
+		if w.importing && !w.state.has(&key) { // a million of them would drive out what is needed
+			w.uncached = w.pos
+			return nil
+		}
 		s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
 		for i := range it.New {
 			s.frags = t.fragment(i, &it.New[i], s.frags)
 			s.off = append(s.off, len(s.frags))
 		}
-		key := w.stateKey(t, it.New)
 		w.state.put(&key, s.frags, s.off, w.pos, 0)
 	}
 	return nil
@@ -313,6 +320,9 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 		e.hasRow = true
 		e.rowID, e.rowText = w.rowIdentity(t, now)
 	}
+	if t.byRow && it.Old != nil && w.baselines[t.rel.OID] != nil {
+		w.touched.add(t.rel.OID, key.id)
+	}
 	if st == nil {
 		return w.firstSeen(t, it, &e, key)
 	}
@@ -405,7 +415,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	w.event(t, &e)
 	newKey := w.stateKey(t, now)
 	if newKey != key {
-		w.state.putAbsent(&key)
+		w.state.putGone(&key)
 	}
 	w.state.put(&newKey, s.frags, s.off, w.pos, chain)
 	return nil
@@ -446,7 +456,7 @@ func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error 
 	w.event(t, e)
 	newKey := w.stateKey(t, it.New)
 	if newKey != key {
-		w.state.putAbsent(&key)
+		w.state.putGone(&key)
 	}
 	w.state.put(&newKey, s.frags, s.off, w.pos, 0)
 	return nil
@@ -503,7 +513,7 @@ func (w *Writer) deleteFromState(ctx context.Context, t *table, it *Item) error 
 		}
 	}
 	w.event(t, &e)
-	w.state.putAbsent(&key)
+	w.state.putGone(&key)
 	return nil
 }
 

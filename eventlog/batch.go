@@ -18,9 +18,11 @@ type openTx struct {
 	at         int64 // commit time, microseconds since 2000
 	time       time.Time
 	change     int64
-	first      Position // of its first event
-	ranges     []ctxRow // closed and open ranges of context
-	context    []byte   // what applies now; nil before the first message
+	first      Position  // of its first event
+	ranges     []ctxRow  // closed and open ranges of context
+	context    []byte    // what applies now; nil before the first message
+	chunk      *Chunk    // of existing rows, which the transaction marks the place of
+	baseline   *Baseline // how far they are then
 }
 
 type ctxRow struct {
@@ -36,7 +38,8 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 	if w.head.Gap != "" {
 		return &Problem{fmt.Errorf("the log has a gap: %s", w.head.Gap), GapHint}
 	}
-	w.backlog = b.Backlog
+	chunks := false
+	w.backlog = max(b.Backlog, w.remaining)
 	w.stats.IgnoredContext.Add(b.Ignored)
 	if err := w.prefetch(ctx, b); err != nil {
 		return err
@@ -73,6 +76,14 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 					return err
 				}
 			}
+		case ItemChunk:
+			if w.tx.skip {
+				continue
+			}
+			w.remaining, chunks = LSN(it.Chunk.Remaining), true
+			if err := w.chunk(ctx, it.Chunk); err != nil {
+				return err
+			}
 		case ItemCommit:
 			w.commitTx(it)
 		case ItemProgress:
@@ -88,14 +99,15 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 			}
 		}
 	}
-	behind := b.Backlog >= bulkEndBytes && !b.Final
+	backlog := max(b.Backlog, w.remaining)
+	behind := b.Backlog >= bulkEndBytes && !b.Final || chunks && backlog >= bulkEndBytes
 	if behind && !w.state.full() && (len(w.rows) < gatherBytes || len(w.rows) < flushBytes && w.flight.busy()) {
 		return w.failed // fewer and larger steps, and no waiting for the one before
 	}
-	if err := w.flush(ctx, b.Backlog, false); err != nil {
+	if err := w.flush(ctx, backlog, false); err != nil {
 		return err
 	}
-	if err := w.trim(ctx, b.Backlog); err != nil {
+	if err := w.trim(ctx, backlog); err != nil {
 		return err
 	}
 	if behind {
@@ -117,7 +129,7 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 	if len(w.rows) == 0 {
 		w.seen.Store(uint64(w.endLSN))
 	}
-	return w.settle(ctx, b.Backlog)
+	return w.settle(ctx, backlog)
 }
 
 // relieve writes what is gathered, of an open transaction too, once that is much.
@@ -157,17 +169,22 @@ func (w *Writer) commitTx(it *Item) {
 		return
 	}
 	w.closeContext()
-	if w.pos >= t.first {
-		if t.context == nil {
+	if w.pos >= t.first || t.chunk != nil {
+		if t.context == nil && t.chunk == nil {
 			w.made.Unattributed += int64(w.pos - t.first + 1)
 		}
 		w.contexts = append(w.contexts, t.ranges...)
 		w.commit, w.when = t.lsn, t.time
-		w.made.Transactions++
+		if t.chunk == nil {
+			w.made.Transactions++
+		}
 	}
 	w.whole, w.wholeEnd, w.endLSN = w.pos, len(w.rows), it.EndLSN
 	if w.cur != nil {
 		w.tl = w.cur.timeline
+	}
+	if t.chunk != nil {
+		w.commitChunk()
 	}
 	t.open = false
 }

@@ -3,6 +3,7 @@ package eventlog
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -14,6 +15,8 @@ type Captured struct {
 	// Published says which rows of the source's catalogue publish it, and in which version (package capture writes and reads
 	// it): if they are others, changes may be missing. Empty: not recorded.
 	Published string
+	// Rows and Bytes are about how large it was when it was taken in. They are for what is recorded of its existing rows, and not read back.
+	Rows, Bytes int64
 }
 
 // Captured gives the tables that are captured, by name.
@@ -36,7 +39,7 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
-		out = append(out, Captured{r, LSN(since), published})
+		out = append(out, Captured{Relation: r, SinceLSN: LSN(since), Published: published})
 	}
 	return out, rows.Err()
 }
@@ -61,7 +64,8 @@ func (l *Log) Retaken(ctx context.Context) ([]uint32, error) {
 	return oids, nil
 }
 
-// SetCaptured records the tables that are captured; others are forgotten (their history stays).
+// SetCaptured records the tables that are captured; others are forgotten (their history stays). One that has become complete meanwhile
+// stays so, if it is captured from the same place on.
 func (l *Log) SetCaptured(ctx context.Context, tables []Captured) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error { return setCaptured(ctx, tx, tables) })
 	if err != nil {
@@ -73,17 +77,9 @@ func (l *Log) SetCaptured(ctx context.Context, tables []Captured) error {
 func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 	oids := []int64{}
 	for _, c := range tables {
-		columns, generated, key, err := c.marshal()
-		if err != nil {
-			return err
-		}
 		oids = append(oids, int64(c.OID))
-		_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated)
-			VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
-			ON CONFLICT (oid) DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
-				complete = $9, since_lsn = $10, published = $11, generated = $12`,
-			int64(c.OID), c.Schema, c.Name, columns, key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, generated)
-		if err != nil {
+		if err := putCaptured(ctx, tx, c, `DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
+				complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12`); err != nil {
 			return err
 		}
 	}
@@ -91,19 +87,97 @@ func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 	return err
 }
 
+func putCaptured(ctx context.Context, tx pgx.Tx, c Captured, conflict string) error {
+	columns, generated, key, err := c.marshal()
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated)
+		VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (oid) `+conflict,
+		int64(c.OID), c.Schema, c.Name, columns, key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, generated)
+	return err
+}
+
 // Begin ties a new log to its source: from start on, everything is in the log. It is an error if the log has a source.
 func (l *Log) Begin(ctx context.Context, h Head, tables []Captured) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO backstory.head (epoch, position, written, seal, system_id, database, incarnation, timeline, end_lsn, commit_lsn, slot)
-			VALUES (0, 0, 0, $1, $2, $3, $4, $5, $6, '0/0', $7)`,
-			genesis(h.SystemID, h.Database), h.SystemID, h.Database, h.Incarnation, int64(h.Timeline), h.EndLSN.String(), h.Slot)
+		_, err := tx.Exec(ctx, `INSERT INTO backstory.head (epoch, position, written, seal, system_id, database, incarnation, timeline, end_lsn, commit_lsn, slot, baseline, tables, exclude)
+			VALUES (0, 0, 0, $1, $2, $3, $4, $5, $6, '0/0', $7, $8, coalesce($9, '{}'::text[]), coalesce($10, '{}'::text[]))`,
+			genesis(h.SystemID, h.Database), h.SystemID, h.Database, h.Incarnation, int64(h.Timeline), h.EndLSN.String(), h.Slot, h.Baseline, h.Tables, h.Exclude)
 		if err != nil {
 			return err
 		}
-		return setCaptured(ctx, tx, tables)
+		if err := setCaptured(ctx, tx, tables); err != nil {
+			return err
+		}
+		// Making the slot waited for every transaction that had begun before.
+		for _, t := range tables {
+			if t.Complete || len(t.Key) == 0 {
+				continue
+			}
+			_, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes) SELECT oid, since_lsn, 0, $2, $3 FROM backstory.captured WHERE oid = $1::bigint::oid`, int64(t.OID), t.Rows, t.Bytes)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("tie the event log to its source: %w", err)
+	}
+	return nil
+}
+
+// Exclusive runs f while nobody else does so who changes what is captured.
+func (l *Log) Exclusive(ctx context.Context, f func() error) error {
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to the event log: %w", ConnError(err))
+	}
+	defer conn.Release()
+	const key = `backstory.key_hash('backstory captured')`
+	for got := false; !got; { // not pg_advisory_lock: a statement that waits holds back the vacuum of the whole database
+		if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(`+key+`)`).Scan(&got); err != nil {
+			return Remedy(fmt.Errorf("lock the captured tables: %w", err))
+		}
+		if !got {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+	defer func() {
+		if _, err := conn.Exec(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock(`+key+`)`); err != nil {
+			_ = conn.Conn().Close(context.WithoutCancel(ctx)) // with it goes the lock
+		}
+	}()
+	return f()
+}
+
+// Select records by which patterns tables are selected, those that are made later too, and whether rows that existed before their table was
+// captured are to be taken over.
+func (l *Log) Select(ctx context.Context, tables, exclude []string, baseline bool) error {
+	_, err := l.pool.Exec(ctx, `UPDATE backstory.head SET tables = coalesce($1, '{}'::text[]), exclude = coalesce($2, '{}'::text[]), baseline = $3`, tables, exclude, baseline)
+	if err != nil {
+		return Remedy(fmt.Errorf("record what is selected: %w", err))
+	}
+	return nil
+}
+
+// AddCaptured records more tables that are captured. One that is recorded already stays as it is.
+func (l *Log) AddCaptured(ctx context.Context, tables []Captured) error {
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		for _, c := range tables {
+			if err := putCaptured(ctx, tx, c, "DO NOTHING"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record the captured tables: %w", err)
 	}
 	return nil
 }
@@ -118,6 +192,9 @@ func (l *Log) AcceptGap(ctx context.Context, h Head) error {
 			return err
 		}
 		_, err = tx.Exec(ctx, `UPDATE backstory.captured SET complete = false`)
+		if err == nil {
+			_, err = tx.Exec(ctx, `DELETE FROM backstory.baseline`)
+		}
 		return err
 	})
 	if err != nil {

@@ -51,6 +51,7 @@ const (
 	ItemCommit                       // EndLSN
 	ItemProgress                     // EndLSN: nothing is outstanding up to here; no transaction is open
 	ItemReset                        // the stream was cut: forget the open transaction, it comes again
+	ItemChunk                        // Chunk: rows that were there before, as of this place
 )
 
 // Item is one thing the source said.
@@ -66,6 +67,7 @@ type Item struct {
 	Time      time.Time // commit time
 	Old, New  []Value   // nil: not sent
 	Text      []byte    // of a message
+	Chunk     *Chunk
 }
 
 // Batch is a run of items in stream order. It owns the memory that its items point to: whoever receives one hands it

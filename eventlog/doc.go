@@ -37,6 +37,18 @@
 // The cache has two generations, each in one piece of memory (state_cache.go). What is dropped was put before the last time
 // that something was dropped, and so belongs to a step that has arrived: a look-up never misses what is on its way.
 //
+// # Existing rows
+//
+// Chunks of rows that existed before their table was captured come with the stream, each at a place in the WAL (baseline.go): at that place it
+// is decided which of its rows are news. Imported rows are not put into the cache, where a million of them would drive out what is
+// needed; a look-up waits for those that are on their way. How far a table is, is recorded in the transaction of the log that has the
+// chunk. The last one makes the table complete, from the note …BaselineEnded on.
+//
+// A row can lack a column then only if it was changed before its chunk came (unchanged TOAST is not sent) and went by that to a key that
+// the chunks had passed: such a table is read a second time, for what its touched rows lack. Tried in thought and left: remembering
+// those keys (a set without a bound, lost with the process); reading by blocks of the table instead of by its key (a rewrite or a repack
+// moves rows without a word in the stream).
+//
 // # Physical shape
 //
 // One row per event in backstory.event, partitioned by position. What events have in common (source, table version,

@@ -74,7 +74,8 @@ type flight struct {
 	contexts   []ctxRow
 	news       []newRow
 	made       Counts
-	seen       LSN // everything that was captured before it is in the log then; 0: not everything that was made is in this step
+	progress   []byte // SQL
+	seen       LSN    // everything that was captured before it is in the log then; 0: not everything that was made is in this step
 	done       chan error
 }
 
@@ -95,7 +96,7 @@ func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 		}
 	}
 	// A transaction of which all rows are written already still has to be made visible.
-	if len(whole) > 0 || w.whole > w.head.Position {
+	if len(whole) > 0 || w.whole > w.head.Position || len(w.progress) > 0 {
 		if err := w.write(ctx, step{rows: whole, first: w.head.Written + 1, position: w.whole}); err != nil {
 			return err
 		}
@@ -161,6 +162,7 @@ func (w *Writer) write(ctx context.Context, s step) error {
 	if !s.part {
 		f.next.Position, f.next.Seal, f.next.EndLSN, f.next.CommitLSN, f.next.OccurredAt = s.position, f.seal, w.endLSN, w.commit, w.when
 		f.made, w.made = w.made, Counts{}
+		f.progress, w.progress = w.progress, nil
 	}
 	w.rows = append(w.spare[:0], w.rows[len(s.rows):]...)
 	w.wholeEnd, w.spare, w.contexts, w.ctxBytes = 0, nil, nil, 0
@@ -270,6 +272,7 @@ func (w *Writer) send(ctx context.Context, f *flight) error {
 			q.WriteString("; ")
 		}
 	}
+	q.Write(f.progress)
 	if len(f.rows) > 0 {
 		q.WriteString("COPY backstory." + w.target(f.first, f.position) + " FROM STDIN (FORMAT binary); ")
 	}

@@ -79,6 +79,13 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 	if t := w.tables[r]; t != nil {
 		return t, nil
 	}
+	if whole := w.actual(r); whole != r {
+		t, err := w.tableFor(ctx, whole, at)
+		if err == nil {
+			w.tables[r] = t
+		}
+		return t, err
+	}
 	t := &table{rel: r, kinds: map[kindKey]int32{}, intKey: r.IntegerKey()}
 	for i, c := range r.Columns {
 		k := AppendString(nil, []byte(c.Name))
@@ -166,7 +173,7 @@ func (w *Writer) known(r *Relation) *table {
 	if t := w.tables[r]; t != nil {
 		return t
 	}
-	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(r) || w.aggregateOf(r) == nil {
+	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(w.actual(r)) || w.aggregateOf(r) == nil {
 		return nil
 	}
 	t, err := w.tableFor(context.Background(), r, 0) // asks the log for nothing, as it is all known

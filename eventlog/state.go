@@ -166,19 +166,31 @@ func (w *Writer) prefetch(ctx context.Context, b *Batch) error {
 
 // lookup finds a row's last state, nil if the log has no such row.
 func (w *Writer) lookup(ctx context.Context, k *stateKey) (rowState, error) {
-	if s, ok := w.state.get(k); ok {
-		return s, nil
+	s, ok := w.state.get(k)
+	if !ok {
+		if err := w.fetch(ctx, k.byRow, []stateKey{*k}); err != nil {
+			return nil, err
+		}
+		s, _ = w.state.get(k)
 	}
-	if err := w.fetch(ctx, k.byRow, []stateKey{*k}); err != nil {
-		return nil, err
+	if s.gone() {
+		return nil, nil
 	}
-	s, _ := w.state.get(k)
 	return s, nil
 }
 
 // fetch reads the last states of rows from the log into the cache.
 func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 	w.stats.Lookups.Add(int64(len(keys)))
+	// Everything that the cache forgets has arrived; but it never had the rows of the baseline.
+	if w.uncached > w.published.Load().Written {
+		if err := w.flush(ctx, w.backlog, true); err != nil {
+			return err
+		}
+		if err := w.join(ctx); err != nil {
+			return err
+		}
+	}
 	if err := w.indexAll(ctx); err != nil { // look-ups need the index; from now on it is kept row by row
 		return err
 	}
@@ -223,6 +235,8 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 	for i := range keys {
 		switch f := &found[i]; {
 		case f.kept:
+		case f.gone:
+			w.state.putGone(&keys[i])
 		case f.cols == nil:
 			w.state.putAbsent(&keys[i])
 		default:
@@ -245,12 +259,7 @@ type place struct {
 func (d *dictionary) places(oid uint32, incarnation int) []place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	inserts := 0
-	for id, r := range d.relations {
-		if r.OID == oid && r.InsertOnly {
-			inserts = max(inserts, id)
-		}
-	}
+	inserts := d.barrier(oid)
 	var out []place
 	for id, k := range d.kinds {
 		if k.relation == nil || k.relation.OID != oid || k.source.incarnation != incarnation || k.relationID <= inserts {
@@ -267,6 +276,16 @@ func (d *dictionary) places(oid uint32, incarnation int) []place {
 	return out
 }
 
+// barrier is the newest version of a table of which only inserts were published; 0: there is none. d.mu is held.
+func (d *dictionary) barrier(oid uint32) (newest int) {
+	for id, r := range d.relations {
+		if r.OID == oid && r.InsertOnly {
+			newest = max(newest, id)
+		}
+	}
+	return newest
+}
+
 // building is a row state that is put together from events, newest first.
 type building struct {
 	t      *table
@@ -277,6 +296,7 @@ type building struct {
 	chain  int
 	done   bool
 	kept   bool // it is in the cache already
+	gone   bool // its last event is its end
 }
 
 // keep puts a state into the cache.
@@ -314,13 +334,11 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys [
 	if byRow {
 		col, txt = "row_id", "row_text"
 	}
-	if w.reads == nil {
-		var err error
-		if w.reads, err = w.connect(ctx, "backstory look-ups"); err != nil {
-			return err
-		}
+	reads, err := w.reader(ctx)
+	if err != nil {
+		return err
 	}
-	rows, err := w.reads.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest
+	rows, err := reads.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest
 		FROM unnest($1::int8[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(id, txt, below, i)
 		CROSS JOIN LATERAL (SELECT e.position, e.kind, e.data, e.rest FROM backstory.event e
 			WHERE e.stream = $4 AND e.`+col+` = k.id AND e.`+txt+` IS NOT DISTINCT FROM k.txt AND e.position < k.below AND e.kind = ANY ($5::int4[])
@@ -343,7 +361,7 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys [
 			return fmt.Errorf("the event log is damaged: an event refers to kind %d, which does not exist", kindID)
 		}
 		if k.op == OpDelete {
-			f.done = true
+			f.done, f.gone = true, f.cols == nil
 			continue
 		}
 		first := f.cols == nil

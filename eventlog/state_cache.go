@@ -41,6 +41,22 @@ const bigBytes = 1024
 //	  …       the columns
 type rowState []byte
 
+// gone tells that the log knows the row's end.
+func (r rowState) gone() bool { return len(r) == len(rowGone) }
+
+// partial tells whether a column is not known.
+func (r rowState) partial() bool {
+	for i := range r.columns() {
+		if len(r.frag(i)) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// rowGone is the state of a row that was deleted, or has another identity by now.
+var rowGone = beginState(nil, 0, 0)
+
 func (r rowState) columns() int { return int(binary.LittleEndian.Uint16(r)) }
 func (r rowState) chain() int   { return int(binary.LittleEndian.Uint16(r[2:])) }
 
@@ -177,6 +193,16 @@ func (c *stateCache) add(k *stateKey, s rowState) {
 }
 
 func (c *stateCache) putAbsent(k *stateKey) { c.add(k, nil) }
+func (c *stateCache) putGone(k *stateKey)   { c.add(k, rowGone) }
+
+// has tells whether the cache knows of a row.
+func (c *stateCache) has(k *stateKey) bool {
+	if _, ok := c.young.find(k); ok {
+		return true
+	}
+	_, ok := c.old.find(k)
+	return ok
+}
 
 // put keeps a row's state, given its columns one after the other. The event at holds the values longer than bigBytes, except
 // those that are marks already.

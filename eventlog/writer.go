@@ -61,6 +61,14 @@ type Writer struct {
 	cur     *source
 	state   *stateCache
 
+	baselines map[uint32]*Baseline // by OID: tables whose existing rows are being taken over
+	completed map[uint32]bool      // tables of which that has ended meanwhile
+	touched   touched              // rows of theirs that the stream has told of
+	importing bool                 // the event that is made is that of such a row
+	uncached  Position             // of the last such event of a row that the cache does not have
+	remaining LSN                  // about how much of them is still to come, in bytes
+	progress  []byte               // SQL that records how far they are, for the next step that moves the head
+
 	rows     []byte   // gathered events in COPY's binary form
 	spare    []byte   // memory for the next ones
 	wholeEnd int      // where in rows the open transaction begins
@@ -85,7 +93,7 @@ type Writer struct {
 // NewWriter takes over the log: whoever wrote before is fenced, and what a transaction left unfinished is removed.
 func (l *Log) NewWriter(ctx context.Context) (*Writer, error) {
 	w := &Writer{log: l, slog: l.log, tables: map[*Relation]*table{}, latest: map[uint32]*table{}, sources: map[uint32]*source{},
-		changed: make(chan struct{})}
+		completed: map[uint32]bool{}, changed: make(chan struct{})}
 	w.scratch = scratch{key: []byte{}, oldKey: []byte{}, rowKey: []byte{}} // never nil: an empty key is not an absent one
 	w.state = newStateCache(l.cfg.MaxCacheBytes)
 	var err error
@@ -350,7 +358,7 @@ func (w *Writer) rewind(ctx context.Context) error {
 	}
 	w.rows, w.wholeEnd, w.contexts, w.news = w.rows[:0], 0, w.contexts[:0], w.news[:0]
 	w.tables, w.latest, w.sources, w.cur = map[*Relation]*table{}, map[uint32]*table{}, map[uint32]*source{}, nil
-	w.tx, w.ctxBytes, w.made = openTx{}, 0, Counts{}
+	w.tx, w.ctxBytes, w.made, w.progress = openTx{}, 0, Counts{}, nil
 	epoch := w.head.Epoch
 	if err := w.reload(ctx); err != nil {
 		return err

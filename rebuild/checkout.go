@@ -350,7 +350,7 @@ func checkComplete(tables []*history, partial bool) error {
 	}
 	var why []string
 	if len(names) > 0 {
-		why = append(why, fmt.Sprintf("%s: it may have had rows before it was captured, which are known from their next change on", shorten(names)))
+		why = append(why, fmt.Sprintf("%s: not every row that it had before it was captured is in it yet (backstory status tells how far that is)", shorten(names)))
 	}
 	if len(inserts) > 0 {
 		why = append(why, fmt.Sprintf("%s: without a usable key their updates and deletes are not in the stream", shorten(inserts)))

@@ -448,10 +448,10 @@ func (f *rowFolder) Fold(dst, state []byte, st *Step) ([]byte, error) {
 	return dst, nil
 }
 
-// orphan counts a step that finds no row to take away. A row that only went elsewhere is whole there, which is all that can
-// be said of it as long as the log does not have all rows.
+// orphan counts a step that finds no row to take away. As long as the log does not have all rows, that is no surprise, and of a row that
+// is gone, or whole under another key, nothing is missing.
 func (f *rowFolder) orphan(st *Step, s *rowStep) {
-	if s.kind == stepTake || s.kind == stepDrop || f.calc.versions[s.version].rel.Complete {
+	if f.calc.versions[s.version].rel.Complete {
 		st.Tally.Orphans++
 	}
 }

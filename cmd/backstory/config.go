@@ -53,6 +53,8 @@ type settings struct {
 	MaxBatchBytes   int    `split_words:"true" default:"1048576"`
 	MaxCacheBytes   int    `split_words:"true" default:"16777216"`
 	PartitionEvents int64  `split_words:"true" default:"8388608"`
+	BaselineRate    int64  `split_words:"true"` // bytes of existing rows, as text, that are read in a second; 0: as fast as it goes
+	BaselineTables  int    `split_words:"true" default:"2"`
 
 	location *time.Location // see zone
 }
@@ -107,10 +109,14 @@ func readSettings() (*settings, error) {
 	for _, n := range []struct {
 		name  string
 		value int64
-	}{{"BACKSTORY_MAX_BATCH_BYTES", int64(s.MaxBatchBytes)}, {"BACKSTORY_MAX_CACHE_BYTES", int64(s.MaxCacheBytes)}, {"BACKSTORY_PARTITION_EVENTS", s.PartitionEvents}} {
+	}{{"BACKSTORY_MAX_BATCH_BYTES", int64(s.MaxBatchBytes)}, {"BACKSTORY_MAX_CACHE_BYTES", int64(s.MaxCacheBytes)}, {"BACKSTORY_PARTITION_EVENTS", s.PartitionEvents},
+		{"BACKSTORY_BASELINE_TABLES", int64(s.BaselineTables)}} {
 		if n.value <= 0 {
 			return nil, usage(defaultHint(n.name), "%s has to be more than 0", n.name)
 		}
+	}
+	if s.BaselineRate < 0 {
+		return nil, usage("It is a number of bytes in a second; 0 means no bound.", "BACKSTORY_BASELINE_RATE must not be negative")
 	}
 	if s.KafkaPartitions < 0 {
 		return nil, usage(defaultHint("BACKSTORY_KAFKA_PARTITIONS"), "BACKSTORY_KAFKA_PARTITIONS must not be negative")
@@ -173,9 +179,10 @@ func envName(field string) string {
 // config turns the environment into a sidecar's configuration.
 func (s *settings) config(log *slog.Logger) backstory.Config {
 	return backstory.Config{
-		Capture: capture.Config{URL: s.SourceURL, Slot: s.Slot, Publication: s.Publication, Tables: s.Tables, Exclude: s.Exclude, MaxBatchBytes: s.MaxBatchBytes},
-		Log:     eventlog.Config{URL: s.LogURL, PartitionEvents: s.PartitionEvents, MaxCacheBytes: s.MaxCacheBytes},
-		Logger:  log,
+		Capture: capture.Config{URL: s.SourceURL, Slot: s.Slot, Publication: s.Publication, Tables: s.Tables, Exclude: s.Exclude, MaxBatchBytes: s.MaxBatchBytes,
+			BaselineTables: s.BaselineTables, BaselineBytesPerSecond: s.BaselineRate},
+		Log:    eventlog.Config{URL: s.LogURL, PartitionEvents: s.PartitionEvents, MaxCacheBytes: s.MaxCacheBytes},
+		Logger: log,
 	}
 }
 
@@ -237,9 +244,9 @@ func (s *settings) logger() (*slog.Logger, error) {
 	}}
 	switch s.LogFormat {
 	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, opt)), nil
+		return slog.New(slog.NewTextHandler(stderr, opt)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, opt)), nil
+		return slog.New(slog.NewJSONHandler(stderr, opt)), nil
 	}
 	return nil, usage("Use text or json.", "BACKSTORY_LOG_FORMAT %q is not a format", s.LogFormat)
 }

@@ -57,8 +57,8 @@ func TestGolden(t *testing.T) {
 	reply("status", "status")
 	reply("log", "log")
 	reply("init", "init", "--print-sql")
-	reply("init", "init", "--yes")
-	reply("init", "init")
+	reply("init", "init", "--yes", "--no-baseline") // two rows whose history begins with their next change
+	reply("init", "init", "--no-baseline")
 	reply("init", "init", "--print-sql")
 	if err := s.server.SetConfig(map[string]string{"max_slot_wal_keep_size": "2GB"}); err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func TestGolden(t *testing.T) {
 	s.env["BACKSTORY_EXCLUDE"] = "public.Imports"
 	s.env["BACKSTORY_TABLES"] = "public.ordres,public.order*,public.customers,public.settings,public.imports,billing.*"
 	reply("doctor", "doctor")
-	reply("init", "init")
+	reply("init", "init", "--no-baseline")
 	delete(s.env, "BACKSTORY_EXCLUDE")
 	delete(s.env, "BACKSTORY_TABLES")
 	reply("log", "log")
@@ -168,6 +168,10 @@ func TestGolden(t *testing.T) {
 	reply("status", "status")
 	reply("init", "init", "--yes")
 	reply("doctor", "doctor")
+	reply("status", "status")
+	g.site.must("run", "--once")
+	reply("status", "status")
+	reply("log", "log", "--limit", "3")
 	g.compare()
 }
 

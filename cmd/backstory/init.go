@@ -39,8 +39,8 @@ const askAbove = 10 << 30
 
 func newInit() *cobra.Command {
 	var o struct {
-		printSQL, yes, acceptGap bool
-		full                     []string
+		printSQL, yes, acceptGap, noBaseline bool
+		full                                 []string
 	}
 	c := &cobra.Command{
 		Use:   "init",
@@ -59,7 +59,7 @@ func newInit() *cobra.Command {
 				return err
 			}
 			cfg := s.config(log)
-			cfg.Capture.FullIdentity = o.full
+			cfg.Capture.FullIdentity, cfg.NoBaseline = o.full, o.noBaseline
 			if err := cfg.Capture.WithDefaults().Validate(); err != nil {
 				return &exitError{exitUsage, err}
 			}
@@ -94,6 +94,7 @@ func newInit() *cobra.Command {
 	c.Flags().BoolVar(&o.printSQL, "print-sql", false, "only print the SQL, for somebody with more rights to run")
 	c.Flags().BoolVar(&o.yes, "yes", false, "do not ask")
 	c.Flags().BoolVar(&o.acceptGap, "accept-gap", false, "go on after a gap: with a new slot; what happened in between stays unknown")
+	c.Flags().BoolVar(&o.noBaseline, "no-baseline", false, "do not take over rows that exist already: their history begins with their next change")
 	c.Flags().StringSliceVar(&o.full, "replica-identity-full", nil, "a `TABLE` (or pattern) that gets REPLICA IDENTITY FULL, so that updates and deletes without a key are captured; shows what that costs")
 	return c
 }
@@ -215,7 +216,12 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		if existing == 1 {
 			have = "has"
 		}
-		fmt.Fprintf(s, indent+"%s %s rows already. The history of such a row begins with its next change; a table that is empty now is complete.\n", counted(existing, "table"), have)
+		if cfg.NoBaseline {
+			fmt.Fprintf(s, indent+"%s %s rows already. The history of such a row begins with its next change; a table that is empty now is complete.\n", counted(existing, "table"), have)
+		} else {
+			fmt.Fprintf(s, indent+"%s %s rows already. backstory run takes them over, without a lock and while it streams: %s, about %s of log. (--no-baseline leaves them out.)\n",
+				counted(existing, "table"), have, counted(p.Rows, "event"), bytesText(p.Rows*eventBytes+p.Bytes))
+		}
 	}
 	return year
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -184,19 +185,61 @@ const clearLine = "\r\x1b[K"
 
 // progressLine is narrower than 80 columns, since a line that wraps cannot be cleared.
 func progressLine(what string, done, total int64, spent time.Duration) string {
-	full := int(30 * done / total)
-	line := fmt.Sprintf("%s [%s%s] %3d %%", what, strings.Repeat("=", full), strings.Repeat(" ", 30-full), 100*done/total)
 	if done == 0 || spent < time.Second { // it is too early for a guess
-		return line
+		return barLine(what, float64(done)/float64(total), 0, 0)
 	}
 	rate := float64(done) / spent.Seconds()
-	line += ", " + countText(int64(rate)) + "/s"
-	if done < total {
-		left := time.Duration(float64(total-done) / rate * float64(time.Second)).Round(time.Second)
-		if left > time.Hour {
-			left = left.Round(time.Minute)
-		}
-		line += ", " + strings.Replace(left.String(), "m0s", "m", 1) + " left"
+	return barLine(what, float64(done)/float64(total), rate, float64(total-done)/rate)
+}
+
+// barLine shows a share of something, and, where they are known, a rate per second and the seconds that are left.
+func barLine(what string, share, rate, left float64) string {
+	full := int(30 * share)
+	line := fmt.Sprintf("%s [%s%s] %3d %%", what, strings.Repeat("=", full), strings.Repeat(" ", 30-full), int(100*share))
+	if rate > 0 {
+		line += ", " + countText(int64(rate)) + "/s"
+	}
+	if left > 0 {
+		line += ", " + leftText(left) + " left"
 	}
 	return line
+}
+
+// leftText prints how long something will still take.
+func leftText(seconds float64) string {
+	left := time.Duration(seconds * float64(time.Second)).Round(time.Second)
+	if left > time.Hour {
+		left = left.Round(time.Minute)
+	}
+	return strings.Replace(left.String(), "m0s", "m", 1)
+}
+
+// statusLine is standard error with a line at its end that changes. What is written goes above it.
+type statusLine struct {
+	mu    sync.Mutex // guards the following
+	w     io.Writer
+	shown bool
+}
+
+// stderr is where the logger writes.
+var stderr = &statusLine{w: os.Stderr}
+
+func (l *statusLine) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shown {
+		l.shown = false
+		_, _ = io.WriteString(l.w, clearLine)
+	}
+	return l.w.Write(p)
+}
+
+// show changes the line; "" takes it away.
+func (l *statusLine) show(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if line != "" || l.shown {
+		_, _ = io.WriteString(l.w, clearLine+line)
+	}
+	l.shown = line != ""
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -73,6 +74,9 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 		return err
 	}
 	defer sc.Close()
+	if isTerminal(os.Stderr) {
+		defer showBaseline(sc)()
+	}
 	if l == nil {
 		return finish(sc, sc.Run(ctx), log)
 	}
@@ -86,6 +90,30 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 	err = sc.Run(ctx)
 	stop()
 	return finish(sc, errors.Join(err, <-served), log)
+}
+
+// showBaseline shows, until it is stopped, how far existing rows are taken over.
+func showBaseline(sc *backstory.Sidecar) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				stderr.show("")
+				return
+			case <-tick.C:
+			}
+			line := ""
+			if b := sc.Baseline(); b != nil {
+				line = barLine("existing rows", b.Share, b.RowsPerSecond, b.SecondsLeft)
+			}
+			stderr.show(line)
+		}
+	}()
+	return func() { close(done); <-ended }
 }
 
 func finish(sc *backstory.Sidecar, err error, log *slog.Logger) error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -206,9 +207,17 @@ func printStatus(s *screen, st *backstory.Status) {
 	for _, p := range backstory.ContextProblems(st.Log.MalformedContext, st.Log.IgnoredContext) {
 		fmt.Fprintf(s, "         %s\n         → %s\n", s.yellow("since the start: "+p.Error()), p.Hint)
 	}
-	if n := len(st.Baseline.Incomplete); n > 0 {
-		fmt.Fprintf(s, "         %s may have had rows before the history, which are known from their next change on:", counted(int64(n), "table"))
-		for i, t := range st.Baseline.Incomplete {
+	printBaseline(s, &st.Baseline, st.Running)
+	for _, r := range st.Reactors {
+		printReactor(s, r)
+	}
+}
+
+// printBaseline tells about rows that existed before the history.
+func printBaseline(s *screen, b *backstory.BaselineStatus, running bool) {
+	const indent = "         "
+	list := func(names []string) {
+		for i, t := range names {
 			if i == 5 {
 				fmt.Fprintf(s, " … (--json shows all)")
 				break
@@ -217,7 +226,42 @@ func printStatus(s *screen, st *backstory.Status) {
 		}
 		fmt.Fprintln(s)
 	}
-	for _, r := range st.Reactors {
-		printReactor(s, r)
+	rest := slices.Clone(b.Incomplete)
+	if n := len(b.Tables); n > 0 {
+		if running {
+			fmt.Fprintf(s, "%s taking over existing rows: %.0f %%, %s read", s.bold("baseline"), 100*b.Share, counted(b.Rows, "row"))
+		} else {
+			fmt.Fprintf(s, "%s %.0f %% of the existing rows are taken over; backstory run goes on with them", s.bold("baseline"), 100*b.Share)
+		}
+		if b.RowsPerSecond > 0 {
+			fmt.Fprintf(s, ", %s/s", countText(int64(b.RowsPerSecond)))
+		}
+		if b.SecondsLeft > 0 {
+			fmt.Fprintf(s, ", about %s left", leftText(b.SecondsLeft))
+		}
+		fmt.Fprintln(s)
+		for i, t := range b.Tables {
+			rest = slices.DeleteFunc(rest, func(name string) bool { return name == t.Table })
+			if i >= 10 && t.Error == "" && len(t.WaitingFor) == 0 {
+				continue
+			}
+			fmt.Fprintf(s, indent+"%-32s %-11s %12s of about %s\n", t.Table, t.State, countText(t.Rows), counted(t.TotalRows, "row"))
+			if len(t.WaitingFor) > 0 {
+				fmt.Fprintf(s, indent+"  waits for the transactions that were open when it was taken in: %s\n", strings.Join(t.WaitingFor, "; "))
+			}
+			if t.Error != "" {
+				fmt.Fprintf(s, indent+"  %s\n", s.red(t.Error))
+				if t.Hint != "" {
+					fmt.Fprintf(s, indent+"  → %s\n", t.Hint)
+				}
+			}
+		}
+		if n > 10 {
+			fmt.Fprintf(s, indent+"… %s in all\n", counted(int64(n), "table"))
+		}
+	}
+	if n := len(rest); n > 0 {
+		fmt.Fprintf(s, indent+"%s may have had rows before the history, which are known from their next change on:", counted(int64(n), "table"))
+		list(rest)
 	}
 }

@@ -111,6 +111,9 @@ CREATE TABLE backstory.head (
   slot        text NOT NULL,
   began_at    timestamptz NOT NULL DEFAULT now(), -- from then on everything is in the log
   gap         text,              -- why the log must not go on without a person's word
+  baseline    boolean NOT NULL DEFAULT true, -- rows that existed before their table was captured are taken over
+  tables      text[] NOT NULL DEFAULT '{}', -- patterns by which init selected what is captured, and
+  exclude     text[] NOT NULL DEFAULT '{}', -- what is not; tables that are made later are taken in by them
   updated_at  timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
@@ -130,6 +133,26 @@ CREATE TABLE backstory.captured (
   since_lsn   pg_lsn NOT NULL,
   published   text NOT NULL DEFAULT ''  -- which rows of the source's catalogue publish it, in which version
 );
+
+-- How far the rows that existed before their table was captured have been taken over, in the order of its key. Moved in the
+-- transaction that appends a chunk of them.
+CREATE TABLE backstory.baseline (
+  oid         oid PRIMARY KEY REFERENCES backstory.captured ON DELETE CASCADE,
+  since_lsn   pg_lsn NOT NULL,   -- captured.since_lsn at the beginning: if that is another one by now, it begins anew
+  wait_for    bigint NOT NULL,   -- the source's transactions below this had begun when the table was taken in, and have to end first
+  chunks      bigint NOT NULL DEFAULT 0,
+  after_key   text[],            -- of the last row of the last chunk, as the source prints it
+  again       boolean NOT NULL DEFAULT false, -- what rows lack that moved to another key meanwhile takes a second pass
+  pass        int NOT NULL DEFAULT 1,
+  rows        bigint NOT NULL DEFAULT 0,      -- read, in this pass
+  bytes       bigint NOT NULL DEFAULT 0,      -- of these rows, as text
+  imported    bigint NOT NULL DEFAULT 0,      -- events made of them; of the others the stream had told more by then
+  total_rows  bigint NOT NULL,   -- estimates of the table when it began
+  total_bytes bigint NOT NULL,
+  began_at    timestamptz NOT NULL DEFAULT now(),
+  updated_at  timestamptz NOT NULL DEFAULT now(),
+  done_at     timestamptz
+) WITH (fillfactor = 50);
 
 -- How far each named reader (reactor, projection) is finished.
 CREATE TABLE backstory.checkpoint (

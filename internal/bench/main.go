@@ -30,7 +30,7 @@ type options struct {
 }
 
 // groupNames are in the order in which they run. The first ones are interleaved: one pair of each after the other.
-var groupNames = []string{"full", "default", "one-row", "steady", "latency", "app", "checkout", "kafka"}
+var groupNames = []string{"full", "default", "one-row", "steady", "latency", "app", "baseline", "checkout", "kafka"}
 
 func parseFlags(args []string) (options, error) {
 	var o options
@@ -38,7 +38,7 @@ func parseFlags(args []string) (options, error) {
 	f.BoolVar(&o.quick, "quick", false, "small sizes and one pair: shows that everything runs, and nothing else")
 	f.BoolVar(&o.strict, "strict", false, "exit with 1 if a target is missed or something is not measured")
 	f.IntVar(&o.pairs, "pairs", 5, "pairs to take the median of")
-	f.IntVar(&o.rows, "rows", 1_000_000, "row changes of the workload; one-row has 0.3 times, checkout 3 times as many")
+	f.IntVar(&o.rows, "rows", 1_000_000, "row changes of the workload; one-row has 0.3 times, checkout 3 times, baseline 5 times as many")
 	only := f.String("only", "", "groups to run, separated by commas: "+strings.Join(groupNames, ", "))
 	f.StringVar(&o.json, "json", "", "a file for the figures as JSON; - for standard output instead of the table")
 	f.StringVar(&o.version, "pg", "", "PostgreSQL version: 14 to 18, or 17.4; default: the newest local one")
@@ -122,7 +122,7 @@ func run(ctx context.Context, opt options) int {
 	for _, g := range []struct {
 		name string
 		run  func(context.Context, *group) error
-	}{{"latency", l.latency}, {"app", l.app}, {"checkout", l.checkout}, {"kafka", l.kafka}} {
+	}{{"latency", l.latency}, {"app", l.app}, {"baseline", l.baseline}, {"checkout", l.checkout}, {"kafka", l.kafka}} {
 		if opt.runs(g.name) && ctx.Err() == nil {
 			gr := r.group(g.name)
 			gr.failed(g.run(ctx, gr))

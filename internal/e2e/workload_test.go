@@ -211,6 +211,12 @@ func isExpected(err error) bool {
 // work runs random transactions on some sessions until ctx ends.
 func work(ctx context.Context, t testing.TB, url string, seed uint64, sessions int, list []*subject) []*worker {
 	t.Helper()
+	return workAt(ctx, t, url, seed, sessions, list, 0)
+}
+
+// workAt does so with a pause after each transaction.
+func workAt(ctx context.Context, t testing.TB, url string, seed uint64, sessions int, list []*subject, pause time.Duration) []*worker {
+	t.Helper()
 	var wg sync.WaitGroup
 	var all []*worker
 	for i := range sessions {
@@ -231,6 +237,7 @@ func work(ctx context.Context, t testing.TB, url string, seed uint64, sessions i
 					t.Errorf("worker %d: %v", w.id, err)
 					return
 				}
+				time.Sleep(pause)
 			}
 		})
 	}

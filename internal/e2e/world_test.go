@@ -80,9 +80,36 @@ func (w *world) apply(e *eventlog.Event) error {
 	if e.Relation == nil || e.Op == eventlog.OpGap {
 		return nil
 	}
+	if e.Op == eventlog.OpNote {
+		return w.baselineEnded(e)
+	}
 	if err := w.row(e); err != nil {
 		return fmt.Errorf("event %d (%s, %s of %s %s in transaction %d, change %d): %w\ndata %s\nbefore %s\nrest %s\nmeta %s\nprevious %q", e.Position, e.Type, e.Op,
 			e.Relation, short(e.AggregateID), e.XID, e.Change, err, short(string(e.Data)), short(string(e.Before)), short(string(e.Rest)), e.Metadata, e.PreviousID)
+	}
+	return nil
+}
+
+// baselineEnded: from here on the log has all of a table's rows, and all of each.
+func (w *world) baselineEnded(e *eventlog.Event) error {
+	if !strings.HasSuffix(e.Type, "BaselineEnded") {
+		return fmt.Errorf("event %d: a note %s", e.Position, e.Type)
+	}
+	t := w.table(e.Relation)
+	if !w.unseen[t.name] && !e.Relation.InsertOnly {
+		return fmt.Errorf("event %d: the baseline of %s ends, but there was none to come", e.Position, t.name)
+	}
+	delete(w.unseen, t.name)
+	if e.Relation.InsertOnly {
+		return nil
+	}
+	if !e.Relation.Complete {
+		return fmt.Errorf("event %d: %s is not complete when its baseline has ended", e.Position, t.name)
+	}
+	for k, rows := range t.rows {
+		if err := t.whole(rows[0]); err != nil {
+			return fmt.Errorf("event %d: the baseline of %s ends, and row %s has %w", e.Position, t.name, short(k), err)
+		}
 	}
 	return nil
 }
@@ -234,20 +261,28 @@ func (w *world) row(e *eventlog.Event) error {
 		if !unseen {
 			return fmt.Errorf("an import of a row of a table whose whole life is in the log")
 		}
-		if e.PreviousID != "" {
-			delete(t.rows, e.PreviousID)
+		switch {
+		case e.Rest != nil: // what it lacked is filled in; what was known is the same
+			old, err := t.take(e.AggregateID, rest)
+			if err != nil {
+				return err
+			}
+			if !maps.Equal(old, rest) {
+				return fmt.Errorf("more was known of it: %v", old)
+			}
+			maps.Copy(data, rest)
+		case len(t.rows[e.AggregateID]) > 0 && !bytes.Contains(e.Metadata, []byte(`"first_seen":`)):
+			return fmt.Errorf("an import of a row that the log has")
 		}
-		delete(t.rows, e.AggregateID)
 		return t.put(e.AggregateID, data)
 	case eventlog.OpDelete:
 		if e.Data != nil || e.Rest != nil {
 			return fmt.Errorf("a delete that sets something")
 		}
-		if unseen {
-			delete(t.rows, e.AggregateID)
-			return nil
-		}
 		old, err := t.take(e.AggregateID, before)
+		if unseen {
+			return nil // it need not be there
+		}
 		if err != nil {
 			return err
 		}
@@ -279,9 +314,9 @@ func (w *world) row(e *eventlog.Event) error {
 			return fmt.Errorf("%s changed, but is among the unchanged", k)
 		}
 	}
-	if e.Rest != nil && !unseen {
+	if e.Rest != nil {
 		maps.Copy(known, rest)
-		if len(known)+len(lacks) != len(t.rel.Columns) {
+		if !unseen && len(known)+len(lacks) != len(t.rel.Columns) {
 			return fmt.Errorf("before and rest together have %d columns, the table has %d", len(known), len(t.rel.Columns))
 		}
 	}
@@ -300,7 +335,20 @@ func (w *world) row(e *eventlog.Event) error {
 	if e.PreviousID == "" && from != e.AggregateID && from != "" {
 		return fmt.Errorf("the key was %q, but there is no previous id", from)
 	}
+	if unseen {
+		for _, r := range t.rows[from] { // what it lacked may be told by now
+			for c, v := range known {
+				if _, ok := r[c]; !ok && len(t.rows[from]) == 1 {
+					r[c] = v
+				}
+			}
+		}
+	}
 	old, err := t.take(from, known)
+	if err != nil && unseen && t.rel.ReplicaIdentity == 'f' && e.Rest != nil { // it was not known before, and is now
+		maps.Copy(data, rest)
+		return t.put(e.AggregateID, data)
+	}
 	if err != nil {
 		return err
 	}
@@ -452,7 +500,16 @@ func (t *worldTable) print(columns []string) ([]string, error) {
 func (w *world) differs(want contents, columns map[string][]string) error {
 	for name, rows := range want {
 		var have []string
-		if t := w.tables[name]; t != nil {
+		t := w.tables[name]
+		if w.unseen[name] {
+			if t != nil && len(t.rel.Key) > 0 {
+				if err := t.amongst(rows, columns[name]); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		if t != nil {
 			var err error
 			if have, err = t.print(columns[name]); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -460,6 +517,46 @@ func (w *world) differs(want contents, columns map[string][]string) error {
 		}
 		if err := difference(name, "the log", have, rows, columns[name]); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// amongst makes sure that what is known of the rows of a table is so in the source. Not every row need be known.
+func (t *worldTable) amongst(rows, columns []string) error {
+	var key []int // where the key's columns are
+	for _, k := range t.rel.Key {
+		key = append(key, slices.Index(columns, t.rel.Columns[k].Name))
+	}
+	byKey := map[string][]string{}
+	of := func(fields []string) string {
+		var list []string
+		for _, k := range key {
+			list = append(list, fields[k])
+		}
+		return strings.Join(list, fieldMark)
+	}
+	for _, r := range rows {
+		fields := strings.Split(r, fieldMark)
+		byKey[of(fields)] = fields
+	}
+	for _, rows := range t.rows {
+		for _, r := range rows {
+			one := &worldTable{name: t.name, rel: t.rel, rows: map[string][]worldRow{"": {r}}}
+			printed, err := one.print(columns)
+			if err != nil {
+				return err
+			}
+			fields := strings.Split(printed[0], fieldMark)
+			is := byKey[of(fields)]
+			if is == nil {
+				return fmt.Errorf("%s: the log has a row that is not there: %s", t.name, short(strings.Join(fields, " | ")))
+			}
+			for i, c := range columns {
+				if _, known := r[c]; known && fields[i] != is[i] {
+					return fmt.Errorf("%s: %s is %s, the log has %s, in row %s", t.name, c, short(is[i]), short(fields[i]), short(strings.Join(is, " | ")))
+				}
+			}
 		}
 	}
 	return nil

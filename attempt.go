@@ -1,0 +1,296 @@
+package backstory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/backstory-dev/backstory/capture"
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// step is something that an attempt does and that should not take long.
+type step struct {
+	what  string
+	since time.Time
+}
+
+// total counts over all writers of this process.
+func (s *Sidecar) total() eventlog.Counts {
+	var c eventlog.Counts
+	if e := s.ended.Load(); e != nil {
+		c = *e
+	}
+	if r := s.now.Load(); r != nil {
+		c.Add(r.writer.Stats().Counts())
+	}
+	return c
+}
+
+// attempt runs one writer and one stream until either ends.
+func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
+	s.busy.Store(&step{"beginning to capture: the source or the event log hangs", time.Now()})
+	defer s.busy.Store(nil)
+	// First whatever speaks against it: a writer fences the one before, which may be at work.
+	if err := s.log.Check(ctx); err != nil {
+		return err
+	}
+	s.warn(ctx)
+	head, err := s.log.Head(ctx)
+	if err != nil {
+		return err
+	}
+	if head.Gap != "" {
+		return gapProblem(head.Gap)
+	}
+	if head.Slot != s.cfg.Capture.Slot {
+		return capture.WrongSlot(head.Slot, s.cfg.Capture.Slot)
+	}
+	if err := capture.SlotFree(ctx, s.cfg.Capture); err != nil {
+		return err
+	}
+	captured, err := s.log.Captured(ctx)
+	if err != nil {
+		return err
+	}
+	w, err := s.log.NewWriter(ctx)
+	if err != nil {
+		return eventlog.Remedy(err)
+	}
+	defer func() {
+		w.Close(context.WithoutCancel(ctx))
+		c := s.total() // only now: until then status shows what the stream ended with
+		s.now.Store(nil)
+		s.ended.Store(&c)
+	}()
+	if gap := w.Head().Gap; gap != "" {
+		return gapProblem(gap)
+	}
+	streamCtx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	start := w.Head().EndLSN
+	stream := capture.NewStream(s.cfg.Capture, captured, start)
+	stream.Remember(&s.memory)
+	if err := s.retake(ctx, w, stream, captured); err != nil {
+		return err
+	}
+	existing, err := s.existing(ctx, w, captured)
+	if err != nil {
+		return err
+	}
+	imp := stream.Import(existing)
+	s.now.Store(&running{w, stream, imp})
+	done := make(chan error, 1)
+	go func() { done <- stream.Run(streamCtx, until, w.Head) }()
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	defer stop(nil)
+	looking.Go(func() { s.takeIn(streamCtx) })
+	imported := make(chan error, 1)
+	go func() { imported <- imp.Run(streamCtx, s.cfg.Once) }()
+	// Appending goes on after ctx has ended, until what was received is in the log; an operator's second signal ends the process.
+	appendCtx := context.WithoutCancel(ctx)
+	var failed error
+	work := func(items int, f func() error) {
+		began := time.Now()
+		s.busy.Store(&step{"working on one batch: the event log hangs", began})
+		failed = f()
+		s.busy.Store(nil)
+		stream.Took(time.Since(began), items)
+		if failed != nil {
+			failed = eventlog.Remedy(failed)
+			stop(failed)
+			return
+		}
+		stream.Flushed(w.Head().EndLSN)
+		stream.Applied(w.Seen())
+	}
+	s.busy.Store(nil)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	looked := time.Now()
+	for open := true; open; {
+		var b *eventlog.Batch
+		select {
+		case b, open = <-stream.Batches():
+		case <-tick.C: // on an idle source there may be nothing to append for long
+			s.noteContext(time.Minute)
+			s.noteBaseline(time.Now())
+			if failed != nil {
+				continue
+			}
+			if time.Since(looked) >= capturedEvery {
+				looked = time.Now()
+				// Somebody's lock on that table holds nothing up.
+				short, cancel := context.WithTimeout(ctx, time.Second)
+				now, err := s.log.Captured(short)
+				cancel()
+				if err == nil && !sameTables(captured, now) {
+					stop(capture.ErrTablesChanged)
+				}
+			}
+			if w.Kept() {
+				work(0, func() error { return w.Flush(appendCtx) })
+			}
+			// What goes wrong at once again, or with the next large transaction, is not over.
+			if st := stream.State(); st.Doing == "streaming" && time.Since(st.Since) > 2*time.Second && failed == nil && (!w.Kept() || w.Head().EndLSN > start) {
+				s.recovered(st.Since)
+			}
+		}
+		if b == nil {
+			continue
+		}
+		if failed == nil {
+			work(len(b.Items), func() error { return w.Append(appendCtx, b) })
+		}
+		b.Release()
+	}
+	s.busy.Store(&step{"ending a stream: the source or the event log hangs", time.Now()})
+	err = <-done
+	if stop(nil); failed == nil { // with the stream, the reading of existing rows ends
+		failed = <-imported
+	} else {
+		<-imported
+	}
+	if failed != nil {
+		return failed
+	}
+	if err == nil && ctx.Err() == nil && errors.Is(context.Cause(streamCtx), capture.ErrTablesChanged) {
+		return capture.ErrTablesChanged
+	}
+	var narrowed *capture.Narrowed
+	if errors.As(err, &narrowed) {
+		if e := s.narrow(appendCtx, w, narrowed); e != nil {
+			return fmt.Errorf("%w; record that: %w", narrowed, e)
+		}
+		return fmt.Errorf("%w: %w", capture.ErrTablesChanged, narrowed)
+	}
+	var gap *capture.Gap
+	if errors.As(err, &gap) {
+		if gap.Publication && s.recorded(appendCtx, captured) {
+			return fmt.Errorf("%w: %s", capture.ErrTablesChanged, gap.Reason)
+		}
+		if e := w.Gap(appendCtx, gap.Reason, gap.From, gap.To); e != nil {
+			return fmt.Errorf("record a gap (%s): %w", gap.Reason, e)
+		}
+		return gapProblem(gap.Reason)
+	}
+	return err
+}
+
+// capturedEvery is how often it is looked whether init has changed what is captured.
+const capturedEvery = 3 * time.Second
+
+func sameTables(a, b []eventlog.Captured) bool {
+	return slices.EqualFunc(a, b, func(a, b eventlog.Captured) bool {
+		return a.OID == b.OID && a.Published == b.Published && a.SinceLSN == b.SinceLSN && a.InsertOnly == b.InsertOnly
+	})
+}
+
+// retake notes which tables were not captured for a while: at once where the log is beyond that, otherwise the stream ends where a table
+// is taken in, since only there can be told whether it has a history.
+func (s *Sidecar) retake(ctx context.Context, w *eventlog.Writer, stream *capture.Stream, captured []eventlog.Captured) error {
+	retaken, err := s.log.Retaken(ctx)
+	if err != nil {
+		return err
+	}
+	var later eventlog.LSN
+	for _, c := range captured {
+		switch {
+		case c.InsertOnly:
+		case c.SinceLSN > w.Head().EndLSN:
+			if later == 0 || c.SinceLSN < later {
+				later = c.SinceLSN
+			}
+		case slices.Contains(retaken, c.OID):
+			if err := w.Retaken(ctx, c); err != nil {
+				return fmt.Errorf("record that %s was not captured for a while: %w", c, err)
+			}
+		}
+	}
+	if later > 0 {
+		stream.PauseAt(later)
+	}
+	return nil
+}
+
+// warn tells the logger, once, what doctor would find: as soon as there is a source to ask.
+func (s *Sidecar) warn(ctx context.Context) {
+	if s.warned {
+		return
+	}
+	found, err := capture.Examine(ctx, s.cfg.Capture)
+	if err != nil {
+		return // the attempt will meet it, too
+	}
+	s.warned = true
+	for _, f := range found {
+		if f.Severity != capture.Info {
+			s.cfg.Logger.Warn(f.What, "risk", f.Risk, "remedy", f.SQL+f.Remedy)
+		}
+	}
+}
+
+// narrow records that less of some tables is published than before: first as gaps in their histories, then for the next attempt.
+func (s *Sidecar) narrow(ctx context.Context, w *eventlog.Writer, n *capture.Narrowed) error {
+	captured, err := s.log.Captured(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range n.Tables {
+		if err := w.TableGap(ctx, t.Relation, "updates and deletes are not published: "+t.Why, n.From, n.To); err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(captured, func(c eventlog.Captured) bool { return c.OID == t.OID }); i >= 0 {
+			captured[i] = t.Captured
+		}
+	}
+	return s.log.SetCaptured(ctx, captured)
+}
+
+// recorded tells whether what looks like a gap is the work of init, which first alters the publications and then records it.
+func (s *Sidecar) recorded(ctx context.Context, was []eventlog.Captured) bool {
+	for range 10 {
+		now, err := s.log.Captured(ctx)
+		if err == nil && !sameTables(was, now) {
+			return capture.CheckPublications(ctx, s.cfg.Capture, now) == nil
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	return false
+}
+
+func gapProblem(reason string) error {
+	return &eventlog.Problem{Err: fmt.Errorf("%w: %s", ErrGap, reason), Hint: eventlog.GapHint}
+}
+
+// ErrGap means that the log may lack changes of the source, and says so in an event; a person has to decide how it goes on.
+var ErrGap = errors.New("possible gap in the history")
+
+// passes tells whether an error goes away by itself.
+func passes(err error) bool {
+	switch {
+	case errors.Is(err, ErrGap):
+		return false
+	case errors.Is(err, eventlog.ErrFenced), errors.Is(err, eventlog.ErrReadOnly), errors.Is(err, capture.ErrSlotInUse), errors.Is(err, capture.ErrTablesChanged):
+		return true
+	}
+	state := eventlog.SQLState(err)
+	for _, class := range []string{"08", "57", "53", "25006", "40"} {
+		if strings.HasPrefix(state, class) {
+			return true
+		}
+	}
+	if state != "" {
+		return false
+	}
+	var p *eventlog.Problem
+	if errors.As(err, &p) {
+		return strings.Contains(err.Error(), "connect to")
+	}
+	return !strings.HasPrefix(err.Error(), "bug:")
+}

@@ -1,0 +1,193 @@
+package backstory
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/backstory-dev/backstory/capture"
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// existing finds the tables whose existing rows are still to be taken over, and makes the writer ready for them.
+func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []eventlog.Captured) ([]capture.Existing, error) {
+	if !w.Head().Baseline {
+		return nil, nil
+	}
+	begun, err := s.log.Baselines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	index := func(c eventlog.Captured) int {
+		return slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == c.OID })
+	}
+	var wanted []eventlog.Captured
+	var fresh []uint32
+	for _, c := range captured {
+		i := index(c)
+		if c.Complete || len(c.Key) == 0 || i >= 0 && begun[i].Done || c.SinceLSN > w.Head().EndLSN { // the last: the stream pauses there
+			continue
+		}
+		if old, err := s.log.HasHistory(ctx, c.OID); err != nil {
+			return nil, err
+		} else if old {
+			continue
+		}
+		if wanted = append(wanted, c); i < 0 || begun[i].Chunks == 0 {
+			fresh = append(fresh, c.OID)
+		}
+	}
+	if len(fresh) > 0 {
+		sizes, next, err := capture.Sizes(ctx, s.cfg.Capture, fresh)
+		if err != nil {
+			return nil, err
+		}
+		for _, oid := range fresh {
+			// Recorded by init already where the slot was made after the table was published: that waited for everybody.
+			b := eventlog.Baseline{OID: oid, WaitFor: next, TotalRows: sizes[oid].Rows, TotalBytes: sizes[oid].Bytes}
+			if err := s.log.BeginBaseline(ctx, b); err != nil {
+				return nil, err
+			}
+		}
+		if begun, err = s.log.Baselines(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var out []capture.Existing
+	for _, c := range wanted {
+		i := index(c)
+		if i < 0 {
+			return nil, fmt.Errorf("bug: no baseline of %s was begun", c)
+		}
+		out = append(out, capture.Existing{Captured: c, Baseline: begun[i]})
+	}
+	if err := w.Resume(ctx, begun); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// BaselineStatus tells about rows that existed before their table was captured.
+type BaselineStatus struct {
+	// Done: the log has every row of every captured table; of those of which only inserts are captured, it has the rows of before.
+	Done bool `json:"done"`
+	// Wanted is false after init --no-baseline: such rows are known from their next change on.
+	Wanted bool `json:"wanted"`
+	// Incomplete are tables of which the log does not have all rows.
+	Incomplete []string `json:"incomplete,omitempty"`
+	// Tables tells how far those are whose rows are being taken over.
+	Tables []TableBaseline `json:"tables,omitempty"`
+	// Rows is how many have been read, of about TotalRows, in all tables that had rows.
+	Rows      int64 `json:"rows"`
+	TotalRows int64 `json:"total_rows"`
+	// Share is about how much is done, from 0 to 1.
+	Share float64 `json:"share"`
+	// RowsPerSecond is the rate of the last half minute, and SecondsLeft an estimate; 0 where nobody knows.
+	RowsPerSecond float64 `json:"rows_per_second"`
+	SecondsLeft   float64 `json:"seconds_left"`
+}
+
+// TableBaseline is how far one table is.
+type TableBaseline struct {
+	Table string `json:"table"`
+	// State is queued, waiting (WaitingFor), reading, interrupted (Error), or, where no sidecar tells, unfinished.
+	State string `json:"state"`
+	Rows  int64  `json:"rows"` // that have been read, of about TotalRows; 0: nobody knows
+	// Pass is 2 while rows that moved to another key meanwhile are looked for once more.
+	Pass       int      `json:"pass"`
+	TotalRows  int64    `json:"total_rows"`
+	WaitingFor []string `json:"waiting_for,omitempty"`
+	Error      string   `json:"error,omitempty"`
+	Hint       string   `json:"hint,omitempty"`
+}
+
+// newBaselineStatus puts together what the log records and, if there is a process at work, what that knows.
+func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []eventlog.Baseline, imp *capture.Import) BaselineStatus {
+	s := BaselineStatus{Done: true, Wanted: h.Baseline}
+	var states []capture.ImportState
+	var rate capture.ImportRate
+	if imp != nil {
+		states, rate = imp.State()
+	}
+	var left, all float64
+	for _, t := range captured {
+		i := slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == t.OID })
+		if i >= 0 {
+			b := &begun[i]
+			row := TableBaseline{Table: t.String(), State: "unfinished"}
+			if j := slices.IndexFunc(states, func(st capture.ImportState) bool { return st.OID == t.OID }); j >= 0 && states[j].Chunks >= b.Chunks {
+				st := &states[j]
+				b, row.State, row.WaitingFor = &st.Baseline, st.Doing, st.For
+				if st.Error != nil {
+					row.Error, row.Hint = st.Error.Error(), eventlog.Hint(st.Error)
+				}
+			}
+			row.Rows, row.TotalRows, row.Pass = b.Rows, b.TotalRows, b.Pass
+			s.Rows += b.Rows
+			s.TotalRows += max(b.TotalRows, b.Rows)
+			all += b.Weight()
+			left += b.Weight() * (1 - b.Share())
+			if !b.Done && h.Baseline {
+				s.Tables = append(s.Tables, row)
+			}
+		}
+		if !t.Complete && !(t.InsertOnly && (i < 0 || begun[i].Done)) {
+			s.Done = false
+			s.Incomplete = append(s.Incomplete, t.String())
+		}
+	}
+	s.estimate(left, all, rate)
+	return s
+}
+
+func (s *BaselineStatus) estimate(left, all float64, rate capture.ImportRate) {
+	if s.Share = 1; all > 0 {
+		s.Share = 1 - left/all
+	}
+	if s.RowsPerSecond = rate.Rows; rate.Weight > 0 {
+		s.SecondsLeft = left / rate.Weight
+	}
+}
+
+// Baseline tells how far the tables are whose existing rows this process takes over, without asking anybody; nil if it takes over none.
+func (s *Sidecar) Baseline() *BaselineStatus {
+	r := s.now.Load()
+	if r == nil {
+		return nil
+	}
+	b := &BaselineStatus{Wanted: true, Done: true}
+	states, rate := r.rows.State()
+	var left, all float64
+	for _, t := range states {
+		b.Rows += t.Rows
+		b.TotalRows += max(t.TotalRows, t.Rows)
+		all += t.Weight()
+		left += t.Weight() * (1 - t.Share())
+		if !t.Done {
+			b.Done = false
+		}
+	}
+	if b.Done {
+		return nil
+	}
+	b.estimate(left, all, rate)
+	return b
+}
+
+// noteBaseline says now and then how far existing rows are.
+func (s *Sidecar) noteBaseline(now time.Time) {
+	b := s.Baseline()
+	switch {
+	case b == nil && s.baselineAt.IsZero():
+	case b == nil:
+		s.baselineAt = time.Time{}
+		s.cfg.Logger.Info("the existing rows are in the log")
+	case now.Sub(s.baselineAt) >= 10*time.Second:
+		first := s.baselineAt.IsZero()
+		if s.baselineAt = now; !first {
+			s.cfg.Logger.Info("taking over existing rows", "done", fmt.Sprintf("%.0f%%", 100*b.Share), "rows", b.Rows, "rows_per_second", int64(b.RowsPerSecond),
+				"left", time.Duration(b.SecondsLeft*float64(time.Second)).Round(time.Second))
+		}
+	}
+}

@@ -1,0 +1,681 @@
+package capture
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+const (
+	// chunksAhead of one table may be read before the log has taken them over.
+	chunksAhead = 2
+	// chunkPrefix is that of the message that marks a chunk's place in the WAL.
+	chunkPrefix = "backstory.chunk"
+	// chunkLock is how long a chunk waits for somebody's ALTER TABLE, before it is tried again.
+	chunkLock = "2s"
+	// maxChunkRows bounds what a chunk of narrow rows costs beside their bytes.
+	maxChunkRows = 50000
+)
+
+// Existing is a table whose existing rows are to be taken over, and how far that is.
+type Existing struct {
+	eventlog.Captured
+	eventlog.Baseline
+}
+
+// Import is the taking over of the existing rows of some tables. See package eventlog, Baseline, for how their places among the row
+// changes are found.
+type Import struct {
+	stream *Stream
+	rate   limiter
+
+	mu     sync.Mutex // guards the following
+	tables []*importing
+	rates  []rateMark // of the last half minute, oldest first
+}
+
+// ImportRate is how fast existing rows have been taken over of late, per second.
+type ImportRate struct {
+	Rows   float64
+	Weight float64 // of eventlog.Baseline
+}
+
+type rateMark struct {
+	at           time.Time
+	rows, weight float64
+}
+
+// ImportState is what the import of a table is doing.
+type ImportState struct {
+	eventlog.Baseline
+	Table string
+	// Doing is queued, waiting (for transactions of the source, see For), reading, interrupted (by Error) or done.
+	Doing string
+	For   []string
+	Error error
+	Since time.Time // of Doing
+}
+
+// importing is the import of one table.
+type importing struct {
+	ImportState
+	imp     *Import
+	rel     *eventlog.Relation
+	print   string // of the catalogue, when rel was described
+	name    string // quoted
+	columns string
+	order   []keyColumn
+	after   []string
+	number  int64
+	limit   int
+	done    chan eventlog.Baseline // what the log has taken over
+	ahead   int
+	pause   time.Duration // before the next attempt
+	// Guarded by the import's mutex, as is what is embedded:
+	busy, over bool
+	again      time.Time
+}
+
+// keyColumn is a column by which a table is read in order.
+type keyColumn struct {
+	name      string // quoted
+	index     int    // in the relation
+	typ       string
+	schema    string // of the operators of its index
+	next, eq  string // next: > in ascending order
+	direction string // the operator that sorts
+}
+
+// Import begins to take over the existing rows of tables, whose chunks then come through Batches. Run ends by itself, where it
+// was told where, only when Import's own Run has ended. It is called before both.
+func (s *Stream) Import(tables []Existing) *Import {
+	i := &Import{stream: s, rate: limiter{perSecond: s.cfg.BaselineBytesPerSecond}}
+	for _, t := range tables {
+		i.tables = append(i.tables, &importing{imp: i, ImportState: ImportState{Baseline: t.Baseline, Table: t.Captured.String(), Doing: "queued", Since: time.Now()},
+			after: t.AfterKey, number: t.Chunks, done: make(chan eventlog.Baseline, chunksAhead+1)})
+	}
+	s.importing.Store(len(tables) > 0)
+	return i
+}
+
+// State tells how far each table is, and how fast it goes.
+func (i *Import) State() ([]ImportState, ImportRate) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var out []ImportState
+	for _, t := range i.tables {
+		out = append(out, t.ImportState)
+	}
+	var r ImportRate
+	now := i.mark()
+	if n := len(i.rates); n > 0 {
+		if first := i.rates[0]; now.at.Sub(first.at) > time.Second {
+			s := now.at.Sub(first.at).Seconds()
+			r = ImportRate{(now.rows - first.rows) / s, (now.weight - first.weight) / s}
+		}
+	}
+	return out, r
+}
+
+// mark sums up how far everything is.
+func (i *Import) mark() rateMark {
+	m := rateMark{at: time.Now()}
+	for _, t := range i.tables {
+		m.rows += float64(t.Rows)
+		m.weight += t.Weight() * t.Share()
+	}
+	return m
+}
+
+// remaining is about how many bytes are still to be read after a chunk of a table.
+func (i *Import) remaining(of *importing, c *eventlog.Chunk) (n int64) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, t := range i.tables {
+		if t.Doing != "done" && t.Pass == 1 && !(t == of && c.Last) {
+			n += int64(float64(t.TotalBytes) * (1 - t.Share()))
+		}
+	}
+	return n
+}
+
+func (t *importing) chunkBytes() int64 { return int64(t.imp.stream.cfg.BaselineChunkBytes) }
+
+func (t *importing) set(f func(*ImportState)) {
+	t.imp.mu.Lock()
+	defer t.imp.mu.Unlock()
+	if m := t.imp.mark(); len(t.imp.rates) == 0 || m.at.Sub(t.imp.rates[len(t.imp.rates)-1].at) >= time.Second {
+		t.imp.rates = append(t.imp.rates, m)
+		for len(t.imp.rates) > 1 && m.at.Sub(t.imp.rates[0].at) > 30*time.Second {
+			t.imp.rates = t.imp.rates[1:]
+		}
+	}
+	was := t.Doing
+	if f(&t.ImportState); t.Doing != was {
+		t.Since = time.Now()
+	}
+}
+
+// Run takes the tables over, a few at a time, and returns when all are, or ctx ends. A table that has to wait, or that something keeps from
+// it, is tried again, while others have their turn. With once, such an error is returned instead, of the first table that has one, when the
+// others are done.
+func (i *Import) Run(ctx context.Context, once bool) error {
+	defer i.stream.importing.Store(false)
+	var wg sync.WaitGroup
+	for range min(i.stream.cfg.BaselineTables, len(i.tables)) {
+		wg.Go(func() {
+			for {
+				t, wait := i.next()
+				switch {
+				case t != nil:
+					t.run(ctx, once)
+				case wait < 0:
+					return
+				default:
+					pass(ctx, wait)
+				}
+				if ctx.Err() != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	states, _ := i.State()
+	for _, s := range states {
+		if s.Error != nil && ctx.Err() == nil {
+			return fmt.Errorf("take over the existing rows of %s: %w", s.Table, s.Error)
+		}
+	}
+	return nil
+}
+
+// next picks a table to go on with; without one, it tells how long to wait for it: less than 0 if there is nothing more to do.
+func (i *Import) next() (*importing, time.Duration) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	now, wait := time.Now(), time.Duration(-1)
+	for _, t := range i.tables {
+		if t.over {
+			continue
+		}
+		left := t.again.Sub(now)
+		if t.busy {
+			left = time.Second
+		} else if left <= 0 {
+			t.busy = true
+			return t, 0
+		}
+		if left = min(left, 200*time.Millisecond); wait < 0 || left < wait {
+			wait = left
+		}
+	}
+	return nil, wait
+}
+
+// pass lets time pass.
+func pass(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// run goes on with a table until it is taken over, or something keeps it from that.
+func (t *importing) run(ctx context.Context, once bool) {
+	before := t.number
+	err := t.attempt(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	var news, over bool
+	pause := waitingEvery
+	switch {
+	case errors.Is(err, errWaiting):
+	case err == nil:
+		over = true
+		t.set(func(s *ImportState) { s.Doing, s.Error, s.For = "done", nil, nil })
+	default:
+		t.set(func(s *ImportState) {
+			news = s.Error == nil || s.Error.Error() != err.Error()
+			s.Doing, s.Error, s.For = "interrupted", err, nil
+		})
+		if t.pause = min(2*t.pause, time.Minute); t.pause == 0 || t.number > before {
+			t.pause = time.Second
+		}
+		pause, over = t.pause, once && !retryable(err) || errors.Is(err, ErrNoOrder)
+	}
+	if news {
+		t.imp.stream.cfg.Logger.Warn("existing rows are not taken over", "relation", t.Table, "err", err, "hint", eventlog.Hint(err), "again_in", pause)
+	}
+	t.imp.mu.Lock()
+	defer t.imp.mu.Unlock()
+	t.busy, t.over, t.again = false, over, time.Now().Add(pause)
+}
+
+// attempt goes on with a table, on a connection of its own, until all is taken over.
+func (t *importing) attempt(ctx context.Context) error {
+	cfg := t.imp.stream.cfg
+	conn, err := cfg.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if err := t.othersEnded(ctx, conn); err != nil {
+		return err
+	}
+	t.set(func(s *ImportState) { s.Doing, s.For = "reading", nil })
+	for t.rel = nil; !t.Done; {
+		if t.rel == nil {
+			gone, err := t.describe(ctx, conn)
+			if err != nil || gone {
+				return err
+			}
+		}
+		if err := t.takeOver(ctx, chunksAhead); err != nil {
+			return err
+		}
+		c, err := t.read(ctx, conn)
+		if errors.Is(err, errShape) {
+			t.rel = nil
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		t.imp.stream.cfg.Logger.Debug("read a chunk of existing rows", "relation", t.Table, "number", c.Number, "rows", c.Rows, "bytes", c.Bytes, "last", c.Last)
+		if c.Last {
+			if err := t.takeOver(ctx, 1); err != nil {
+				return err
+			}
+			t.after = t.AfterKey // none, if there is another pass
+		}
+		if err := t.imp.rate.wait(ctx, c.Bytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeOver waits until fewer than n chunks are on their way.
+func (t *importing) takeOver(ctx context.Context, n int) error {
+	for t.ahead >= n {
+		select {
+		case b := <-t.done:
+			t.ahead--
+			t.set(func(s *ImportState) { s.Baseline, s.Error = b, nil })
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// waitingEvery is how often it is looked whether transactions have ended.
+const waitingEvery = 500 * time.Millisecond
+
+var errWaiting = errors.New("transactions are open that were so when the table was taken in")
+
+// othersEnded returns errWaiting until the transactions that had begun when the table was taken in have ended: what they wrote before that
+// is not in the stream, and only then visible.
+func (t *importing) othersEnded(ctx context.Context, conn *pgx.Conn) error {
+	var oldest int64
+	if err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).Scan(&oldest); err != nil {
+		return fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	if oldest >= t.WaitFor {
+		return nil
+	}
+	rows, err := conn.Query(ctx, `
+		SELECT format('pid %s, %s, open for %s', pid, coalesce(nullif(application_name, ''), usename), date_trunc('second', clock_timestamp() - xact_start))
+		FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND age(backend_xid) >= age(($1::bigint & 4294967295)::text::xid) AND pid <> pg_backend_pid()
+		UNION ALL
+		SELECT format('prepared transaction %L, open for %s', gid, date_trunc('second', clock_timestamp() - prepared)) FROM pg_prepared_xacts
+		WHERE age(transaction) >= age(($1::bigint & 4294967295)::text::xid)`, t.WaitFor-1)
+	if err != nil {
+		return fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	who, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	first := false
+	t.set(func(s *ImportState) { first, s.Doing, s.For = s.Doing != "waiting", "waiting", who })
+	if first {
+		t.imp.stream.cfg.Logger.Info("existing rows are taken over when the transactions have ended that were open when the table was taken in", "relation", t.Table, "waiting_for", strings.Join(who, "; "))
+	}
+	return errWaiting
+}
+
+// errShape means that the table is not as it was described.
+var errShape = errors.New("the table was altered")
+
+// ErrNoOrder means that a table has no key by which its rows could be read in order.
+var ErrNoOrder = errors.New("it has no key by which its rows could be read in order")
+
+// describe looks the table up. It is gone if it was dropped.
+func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, err error) {
+	r := &eventlog.Relation{OID: t.OID}
+	var identity string
+	err = conn.QueryRow(ctx, `SELECT n.nspname, c.relname, c.relreplident::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1::bigint::oid`, int64(t.OID)).
+		Scan(&r.Schema, &r.Name, &identity)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the catalogue: %w", err)
+	}
+	r.ReplicaIdentity = identity[0]
+	t.name = eventlog.QuoteQualified(r.Schema, r.Name)
+	if err := conn.QueryRow(ctx, t.fingerprintQuery()).Scan(&t.print); err != nil { // before the rest, lest it be altered meanwhile
+		return false, fmt.Errorf("read the catalogue: %w", err)
+	}
+	if err := describe(ctx, conn, r, nil); err != nil {
+		return false, err
+	}
+	r.InsertOnly = t.imp.stream.captured[t.OID].InsertOnly
+	rows, err := conn.Query(ctx, `
+		SELECT a.attname, format_type(a.atttypid, a.atttypmod), n.nspname, o.amopstrategy, p.oprname, k.option & 1
+		FROM (SELECT i.* FROM pg_index i WHERE i.indrelid = $1::bigint::oid AND i.indisunique AND (i.indisprimary OR i.indisreplident) ORDER BY i.indisprimary DESC LIMIT 1) i
+		CROSS JOIN LATERAL unnest(i.indkey[0:i.indnkeyatts - 1]::int2[], i.indclass::oid[], i.indoption::int2[]) WITH ORDINALITY k(num, class, option, ord)
+		JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.num
+		JOIN pg_opclass c ON c.oid = k.class
+		JOIN pg_amop o ON o.amopfamily = c.opcfamily AND o.amoplefttype = c.opcintype AND o.amoprighttype = c.opcintype AND o.amopstrategy IN (1, 3, 5)
+		JOIN pg_operator p ON p.oid = o.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace
+		ORDER BY k.ord, o.amopstrategy`, int64(t.OID))
+	if err != nil {
+		return false, fmt.Errorf("read the key of %s: %w", r, err)
+	}
+	defer rows.Close()
+	t.order = nil
+	for rows.Next() {
+		var name, typ, schema, op string
+		var strategy, desc int16
+		if err := rows.Scan(&name, &typ, &schema, &strategy, &op, &desc); err != nil {
+			return false, fmt.Errorf("read the key of %s: %w", r, err)
+		}
+		i := slices.IndexFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == name })
+		if i < 0 { // generated, and not in the stream: neither is it in the log
+			return false, ErrNoOrder
+		}
+		if n := len(t.order); n == 0 || t.order[n-1].index != i {
+			t.order = append(t.order, keyColumn{name: eventlog.QuoteIdent(name), index: i, typ: typ, schema: eventlog.QuoteIdent(schema)})
+		}
+		k := &t.order[len(t.order)-1]
+		switch {
+		case strategy == 3:
+			k.eq = op
+		case strategy == 1 && desc == 0, strategy == 5 && desc == 1:
+			k.direction = op
+		default:
+			k.next = op
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return false, fmt.Errorf("read the key of %s: %w", r, err)
+	}
+	if len(t.order) == 0 {
+		return false, ErrNoOrder
+	}
+	var names []string
+	for _, c := range r.Columns {
+		names = append(names, eventlog.QuoteIdent(c.Name))
+	}
+	t.columns, t.rel = strings.Join(names, ", "), r
+	if t.limit == 0 { // what a row takes is an estimate: the first chunk is a small one
+		t.limit = 200
+		if t.TotalRows > 0 && t.TotalBytes > 0 {
+			t.limit = int(min(max(t.chunkBytes()/4/(t.TotalBytes/t.TotalRows+1), 1), 2000))
+		}
+	}
+	return false, nil
+}
+
+// fingerprintQuery changes whenever a table's columns, indexes or names do.
+func (t *importing) fingerprintQuery() string {
+	return `SELECT concat_ws('/', c.oid, c.xmin, (SELECT string_agg(xmin::text, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0),
+		(SELECT string_agg(xmin::text, ',' ORDER BY indexrelid) FROM pg_index WHERE indrelid = c.oid)) AS ` + fingerprintName + ` FROM pg_class c WHERE c.oid = ` + literal(t.name) + `::regclass`
+}
+
+const fingerprintName = "backstory_fingerprint"
+
+// literal quotes a string whatever standard_conforming_strings is.
+func literal(s string) string {
+	return ` E'` + strings.NewReplacer(`\`, `\\`, `'`, `''`).Replace(s) + `'`
+}
+
+// query selects the next rows in the order of the key.
+func (t *importing) query() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "SELECT %s FROM ONLY %s", t.columns, t.name)
+	if t.after != nil {
+		b.WriteString(" WHERE ")
+		same := true
+		for _, k := range t.order {
+			same = same && k.schema == t.order[0].schema && k.next == t.order[0].next
+		}
+		op := func(k keyColumn, op string) string { return " OPERATOR(" + k.schema + "." + op + ") " }
+		value := func(i int) string { return literal(t.after[i]) + "::" + t.order[i].typ }
+		if same {
+			var names, values []string
+			for i, k := range t.order {
+				names, values = append(names, k.name), append(values, value(i))
+			}
+			b.WriteString("ROW(" + strings.Join(names, ", ") + ")" + op(t.order[0], t.order[0].next) + "ROW(" + strings.Join(values, ", ") + ")")
+		} else {
+			for i := range t.order {
+				if i > 0 {
+					b.WriteString(" OR ")
+				}
+				for j, k := range t.order[:i+1] {
+					if j > 0 {
+						b.WriteString(" AND ")
+					}
+					if j < i {
+						b.WriteString(k.name + op(k, k.eq) + value(j))
+					} else {
+						b.WriteString(k.name + op(k, k.next) + value(j))
+					}
+				}
+			}
+		}
+	}
+	b.WriteString(" ORDER BY ")
+	for i, k := range t.order {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(k.name + " USING OPERATOR(" + k.schema + "." + k.direction + ")")
+	}
+	fmt.Fprintf(&b, " LIMIT %d", t.limit)
+	return b.String()
+}
+
+// read reads the next chunk and leaves its mark. All of it is one transaction, of which the lock on the table comes first: the table
+// keeps its shape until the mark is in the WAL, and is not rewritten, which a snapshot does not survive (PostgreSQL manual, Caveats of
+// concurrency control).
+func (t *importing) read(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
+	c, err := t.readRows(ctx, conn)
+	for errors.Is(err, errTooMuch) {
+		c, err = t.readRows(ctx, conn)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.Last = c.Rows < t.limit
+	c.Number, c.Relation, c.Remaining = t.number+1, t.rel, t.imp.remaining(t, c)
+	if c.AfterKey = t.after; c.Rows > 0 {
+		c.AfterKey = c.Key(t.keyIndexes())
+		t.limit = int(min(max(t.chunkBytes()/(c.Bytes/int64(c.Rows)+1), 1), int64(4*t.limit), maxChunkRows))
+	}
+	var nonce [16]byte
+	_, _ = rand.Read(nonce[:])
+	name, known := hex.EncodeToString(nonce[:]), &t.imp.stream.chunks
+	c.Done = func(b eventlog.Baseline) {
+		known.forget(name)
+		t.done <- b // which has room for all that are on their way
+	}
+	known.offer(name, c)
+	_, err = conn.PgConn().Exec(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, '"+chunkPrefix+"', '"+name+"'); COMMIT").ReadAll()
+	if err != nil && known.withdraw(name) {
+		return nil, fmt.Errorf("mark a chunk of existing rows: %w", err) // the stream will not know the mark, if there is one
+	}
+	t.number, t.after = c.Number, c.AfterKey
+	t.ahead++
+	return c, nil
+}
+
+func (t *importing) keyIndexes() []int {
+	out := make([]int, len(t.order))
+	for i, k := range t.order {
+		out[i] = k.index
+	}
+	return out
+}
+
+var errTooMuch = errors.New("a chunk holds more than expected")
+
+// readRows reads the rows of a chunk, in a transaction that is left open.
+func (t *importing) readRows(ctx context.Context, conn *pgx.Conn) (c *eventlog.Chunk, err error) {
+	pc := conn.PgConn()
+	defer func() {
+		if err != nil && !conn.IsClosed() {
+			_, _ = pc.Exec(context.WithoutCancel(ctx), "ROLLBACK").ReadAll()
+		}
+	}()
+	c = &eventlog.Chunk{}
+	results := pc.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL synchronous_commit = local; SET LOCAL lock_timeout = '"+chunkLock+"'; LOCK TABLE ONLY "+t.name+
+		" IN ACCESS SHARE MODE; "+t.fingerprintQuery()+"; "+t.query())
+	var print string
+	for results.NextResult() {
+		rows := results.ResultReader()
+		names := rows.FieldDescriptions()
+		for rows.NextRow() {
+			v := rows.Values()
+			if len(names) == 1 && names[0].Name == fingerprintName {
+				print = string(v[0])
+				continue
+			}
+			if c.Add(v); c.Bytes > 4*t.chunkBytes() && c.Rows < t.limit {
+				t.limit = max(1, c.Rows/4)
+				err = errTooMuch
+				_ = pc.CancelRequest(ctx)
+				break
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	if e := results.Close(); err != nil {
+		return nil, err
+	} else if e != nil {
+		switch eventlog.SQLState(e) {
+		case "42P01", "42703": // undefined_table, undefined_column
+			return nil, errShape
+		case "55P03": // lock_not_available
+			return nil, &eventlog.Problem{Err: fmt.Errorf("%s is locked by somebody else's ALTER TABLE or the like", t.name), Hint: "Its existing rows are read when that is over."}
+		case "54000", "XX000": // program_limit_exceeded, or what palloc says: text is longer than 1 GB
+			if strings.Contains(e.Error(), "alloc") {
+				return nil, &eventlog.Problem{Err: fmt.Errorf("a row of %s is too large for the source itself to print: %w", t.name, e), Hint: "Make the value smaller, or leave the table out (BACKSTORY_EXCLUDE, backstory init)."}
+			}
+		case "42501": // insufficient_privilege, row security too
+			if strings.Contains(e.Error(), "row-level security") {
+				return nil, &eventlog.Problem{Err: e, Hint: "Let a superuser run: ALTER ROLE " + eventlog.QuoteIdent(conn.Config().User) + " BYPASSRLS;"}
+			}
+			return nil, &eventlog.Problem{Err: e, Hint: "Let the table's owner run: GRANT SELECT ON " + t.name + " TO " + eventlog.QuoteIdent(conn.Config().User) + ";"}
+		}
+		return nil, fmt.Errorf("read existing rows of %s: %w", t.name, e)
+	}
+	if print != t.print {
+		return nil, errShape
+	}
+	return c, nil
+}
+
+// chunks are those that are read and whose mark has not been met, by their nonces.
+type chunks struct {
+	mu    sync.Mutex // guards the following
+	known map[string]*offered
+}
+
+type offered struct {
+	*eventlog.Chunk
+	taken bool
+}
+
+func (c *chunks) offer(nonce string, chunk *eventlog.Chunk) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known == nil {
+		c.known = map[string]*offered{}
+	}
+	c.known[nonce] = &offered{Chunk: chunk}
+}
+
+// take finds the chunk of a mark, nil if it is somebody else's or of another time. It may be met again, if the stream is cut.
+func (c *chunks) take(nonce []byte) *eventlog.Chunk {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.known[string(nonce)]
+	if o == nil {
+		return nil
+	}
+	o.taken = true
+	return o.Chunk
+}
+
+// withdraw forgets a chunk, unless the stream has met its mark: then it is false.
+func (c *chunks) withdraw(nonce string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.known[nonce]; o == nil || o.taken {
+		return false
+	}
+	delete(c.known, nonce)
+	return true
+}
+
+// forget forgets a chunk that the log has.
+func (c *chunks) forget(nonce string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.known, nonce)
+}
+
+// limiter holds reading down to a number of bytes in a second, over all tables.
+type limiter struct {
+	perSecond int64
+	mu        sync.Mutex // guards the following
+	next      time.Time
+}
+
+func (l *limiter) wait(ctx context.Context, bytes int64) error {
+	if l.perSecond <= 0 {
+		return nil
+	}
+	l.mu.Lock()
+	now := time.Now()
+	if l.next.Before(now) {
+		l.next = now
+	}
+	l.next = l.next.Add(time.Duration(float64(bytes) / float64(l.perSecond) * float64(time.Second)))
+	until := l.next
+	l.mu.Unlock()
+	select {
+	case <-time.After(time.Until(until)):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,95 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// TakeIn publishes the tables that the configuration selects and that are not captured yet, mostly made since, where the role may: it
+// owns the table and the publication (PostgreSQL manual, ALTER PUBLICATION). It returns them as they are to be recorded, and the names
+// of those that it may not publish. captured are those that are captured, known the OIDs of those that the log has ever known.
+func TakeIn(ctx context.Context, c Config, captured []eventlog.Captured, known []uint32) (taken []eventlog.Captured, left []string, err error) {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	is := func(oid uint32) bool {
+		return slices.ContainsFunc(captured, func(e eventlog.Captured) bool { return e.OID == oid })
+	}
+	names, err := c.tableNames(ctx, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !slices.ContainsFunc(names, func(t tableName) bool { return !is(t.oid) && c.selected(t.schema, t.name) }) {
+		return nil, nil, nil // as nearly always
+	}
+	var publications int
+	if err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_publication WHERE pubname IN ($1, $2) AND pg_has_role(pubowner, 'USAGE')`, c.Publication, c.InsertPublication()).Scan(&publications); err != nil {
+		return nil, nil, fmt.Errorf("read the publications: %w", err)
+	}
+	sv, err := settings(ctx, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := c.tables(ctx, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, t := range all {
+		if is(t.OID) {
+			continue
+		}
+		if !t.Published && (!t.Owned || publications < 2) {
+			left = append(left, t.String())
+			continue
+		}
+		e, err := c.takeIn(ctx, conn, sv, t, known)
+		if err != nil {
+			return taken, left, err
+		}
+		taken = append(taken, e)
+	}
+	return taken, left, nil
+}
+
+// takeIn publishes one table.
+func (c Config) takeIn(ctx context.Context, conn *pgx.Conn, sv *Server, t *Table, known []uint32) (e eventlog.Captured, err error) {
+	empty := map[uint32]bool{}
+	if !t.Published {
+		name := c.Publication
+		if t.InsertOnly {
+			name = c.InsertPublication()
+		}
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if !sv.lossy() {
+				if err := emptyTables(ctx, tx, []*Table{t}, nil, known, empty); err != nil {
+					return err
+				}
+			}
+			// Nobody waits long behind it, should somebody else have the table's lock.
+			for _, q := range []string{"SET LOCAL synchronous_commit = on", "SET LOCAL lock_timeout = '" + protectLock + "'",
+				"ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE ONLY " + eventlog.QuoteQualified(t.Schema, t.Name)} {
+				if _, err := tx.Exec(ctx, q); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if code := eventlog.SQLState(err); err != nil && code != "42710" { // duplicate_object: somebody else was faster
+			return e, fmt.Errorf("publish %s: %w", t, err)
+		}
+	}
+	published, err := c.publications(ctx, conn, t.OID)
+	if err != nil {
+		return e, err
+	}
+	t.Relation.Complete = empty[t.OID] && !t.InsertOnly
+	return eventlog.Captured{Relation: t.Relation, SinceLSN: sv.FlushLSN, Published: published.of(c, t.OID, t.InsertOnly)}, nil
+}

@@ -1,0 +1,633 @@
+package eventlog
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// The baseline: rows that existed before their table was captured become …Imported events, while streaming goes on and without a lock.
+//
+// A chunk of rows is read in one snapshot of the source, and a message is left in its WAL before that transaction ends: the chunk's
+// mark. When the stream comes to the mark, everything that was committed before it is in the log. What the snapshot shows of a row
+// is right at that place unless a transaction that it does not see has changed the row; such a transaction was committed before the mark,
+// and so is in the log, or after it, and so comes later. Rows are judged when the mark comes and never before:
+//
+//   - The log has no event of the row: it is imported.
+//   - The log knows the row, or its end: the chunk's row yields.
+//   - The log knows it except for columns that were never sent (unchanged TOAST at first sight): these are taken from the chunk, since
+//     nobody has changed them from before the first sight until now.
+//
+// Most rows are not touched meanwhile; a filter of those that were keeps the log from being asked for the others.
+
+// Baseline is how far the rows that existed before their table was captured have been taken over.
+type Baseline struct {
+	OID        uint32
+	WaitFor    int64    // transactions of the source below this one had begun when the table was taken in: they have to end first; 0: none
+	Chunks     int64    // that are in the log
+	AfterKey   []string // of the last row taken over, as the source prints it; nil before the first
+	Pass       int      // 1; 2 where what rows lack that moved to another key is filled in
+	Rows       int64    // read, in this pass
+	Bytes      int64    // of these rows as text
+	Imported   int64    // events made of them
+	TotalRows  int64    // estimates of the table when it began; 0: unknown
+	TotalBytes int64
+	BeganAt    time.Time
+	UpdatedAt  time.Time
+	Done       bool
+	again      bool
+}
+
+// Share is about how much of the table has been taken over, from 0 to 1.
+func (b *Baseline) Share() float64 {
+	switch {
+	case b.Done:
+		return 1
+	case b.Pass > 1:
+		return 0.99
+	case b.TotalRows > 0:
+		return min(0.99, float64(b.Rows)/float64(b.TotalRows))
+	case b.TotalBytes > 0:
+		return min(0.99, float64(b.Bytes)/float64(b.TotalBytes))
+	}
+	return 0
+}
+
+// Weight is how much of the work the table is, beside others.
+func (b *Baseline) Weight() float64 { return float64(max(b.TotalBytes, 8192)) }
+
+// Chunk is a run of existing rows of one table, as of one place in the source's WAL. It is immutable once it is handed over.
+type Chunk struct {
+	Relation *Relation
+	Number   int64 // 1, 2, 3 … of the table
+	Rows     int
+	AfterKey []string // of its last row
+	Last     bool     // the table has no more
+	Bytes    int64    // of its rows as text
+	// Remaining is about how many bytes of existing rows are still to come, of all tables.
+	Remaining int64
+	// Done is called when the chunk's rows have been made events, or dropped, with how far the table is then. It must not block.
+	Done func(Baseline)
+	data []byte
+	last int // where its last row begins
+}
+
+// Add appends a row: its values as the source prints them, nil for NULL. They are copied.
+func (c *Chunk) Add(values [][]byte) {
+	c.last = len(c.data)
+	for _, v := range values {
+		if v == nil {
+			c.data = append(c.data, nullSeal...)
+			continue
+		}
+		c.data = append(binary.BigEndian.AppendUint32(c.data, uint32(len(v))), v...)
+		c.Bytes += int64(len(v))
+	}
+	c.Rows++
+}
+
+// Key gives the values of some columns of the last row. They are not NULL.
+func (c *Chunk) Key(columns []int) []string {
+	row := make([]Value, slices.Max(columns)+1)
+	c.next(c.data[c.last:], row)
+	out := make([]string, len(columns))
+	for i, n := range columns {
+		out[i] = string(row[n].Text)
+	}
+	return out
+}
+
+// next takes a row from b. The values lie in it.
+func (c *Chunk) next(b []byte, row []Value) (rest []byte) {
+	for i := range row {
+		n := int32(binary.BigEndian.Uint32(b))
+		if b = b[4:]; n < 0 {
+			row[i] = Value{State: StateNull}
+			continue
+		}
+		row[i] = Value{StateText, b[:n:n]}
+		b = b[n:]
+	}
+	return b
+}
+
+// touchedBits is the size of the filter: 4 MiB. With a million rows touched it errs for one of 1 600, with ten million for one of four; an
+// error costs a look-up, nothing else.
+const touchedBits = 1 << 25
+
+// touched is a Bloom filter of rows.
+type touched struct{ bits []uint64 }
+
+func (f *touched) hashes(oid uint32, id int64) (uint64, uint64) {
+	h := (uint64(id) ^ uint64(oid)<<40) * 0x9e3779b97f4a7c15
+	h ^= h >> 32
+	h *= 0xd6e8feb86659fd93
+	h ^= h >> 32
+	return h, h>>25 | 1
+}
+
+func (f *touched) add(oid uint32, id int64) {
+	if f.bits == nil {
+		f.bits = make([]uint64, touchedBits/64)
+	}
+	a, b := f.hashes(oid, id)
+	for i := range uint64(4) {
+		n := (a + i*b) & (touchedBits - 1)
+		f.bits[n>>6] |= 1 << (n & 63)
+	}
+}
+
+func (f *touched) has(oid uint32, id int64) bool {
+	if f.bits == nil {
+		return false
+	}
+	a, b := f.hashes(oid, id)
+	for i := range uint64(4) {
+		if n := (a + i*b) & (touchedBits - 1); f.bits[n>>6]&(1<<(n&63)) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Baselines tells how far the existing rows of the captured tables have been taken over: of those that the log does not have whole
+// or did not have whole once. begun is false where nothing has been done yet.
+func (l *Log) Baselines(ctx context.Context) ([]Baseline, error) {
+	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at IS NOT NULL
+		FROM backstory.baseline b JOIN backstory.captured c USING (oid) WHERE b.since_lsn = c.since_lsn ORDER BY c.schema, c.name`)
+	if err != nil {
+		return nil, Remedy(fmt.Errorf("read how far the existing rows are: %w", err))
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Baseline, err error) {
+		var oid int64
+		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done)
+		b.OID = uint32(oid)
+		return b, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read how far the existing rows are: %w", err)
+	}
+	return list, nil
+}
+
+// BeginBaseline records, before its first chunk, that a table's existing rows are to be taken over. What was recorded before of a table
+// that was taken in anew since is forgotten.
+func (l *Log) BeginBaseline(ctx context.Context, b Baseline) error {
+	// One that was begun with the log itself has no estimates yet.
+	_, err := l.pool.Exec(ctx, `UPDATE backstory.baseline b SET total_rows = $2, total_bytes = $3 FROM backstory.captured c
+		WHERE b.oid = $1::bigint::oid AND c.oid = b.oid AND c.since_lsn = b.since_lsn AND b.chunks = 0`, int64(b.OID), b.TotalRows, b.TotalBytes)
+	if err == nil {
+		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes)
+		SELECT oid, since_lsn, $2, $3, $4 FROM backstory.captured WHERE oid = $1::bigint::oid
+		ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = excluded.wait_for, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
+			chunks = 0, after_key = NULL, again = false, pass = 1, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
+		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes)
+	}
+	if err != nil {
+		return Remedy(fmt.Errorf("record that existing rows are to be taken over: %w", err))
+	}
+	return nil
+}
+
+// HasHistory tells whether the log holds events of a table from before it was captured as it is now: what it says of a row is not the
+// row's beginning then.
+func (l *Log) HasHistory(ctx context.Context, oid uint32) (bool, error) {
+	h, err := l.Head(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := l.dict.load(ctx); err != nil {
+		return false, err
+	}
+	return l.dict.before(oid, h.Incarnation), nil
+}
+
+// Resume makes the writer ready to take over chunks of the tables, which BeginBaseline has recorded. It is called before the first
+// Append.
+func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
+	w.baselines = map[uint32]*Baseline{}
+	var kinds []int32
+	for _, b := range list {
+		if b.Done {
+			continue
+		}
+		w.baselines[b.OID] = &b
+		for _, p := range w.log.dict.events(b.OID, w.head.Incarnation) {
+			kinds = append(kinds, p...)
+		}
+	}
+	if len(kinds) == 0 {
+		return nil
+	}
+	// Rows that the stream has touched. Those that chunks have imported do not count: no chunk has them again, and the stream's next event of
+	// them does.
+	conn, err := w.connect(ctx, "backstory baseline")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	imports := []int32{}
+	for _, k := range kinds {
+		if w.log.dict.cached(k).op == OpImport {
+			imports = append(imports, k)
+		}
+	}
+	rows, err := conn.Query(ctx, `SELECT k.relation, e.id, e.row_id, e.old_id, coalesce(e.meta LIKE '%"unknown"%' AND (e.old_id IS NOT NULL OR e.row_id IS NOT NULL), false)
+		FROM backstory.event e JOIN backstory.kind k ON k.id = e.kind
+		WHERE e.kind = ANY ($1) AND NOT (e.kind = ANY ($2) AND e.meta IS NULL)
+		  AND e.position > (SELECT min(sealed_at) - $3 FROM backstory.kind WHERE id = ANY ($1))`, kinds, imports, flushBytes/40) // more than a step has
+	if err != nil {
+		return fmt.Errorf("read which rows were touched: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var relation int
+		var id int64
+		var row, old *int64
+		var moved bool
+		if err := rows.Scan(&relation, &id, &row, &old, &moved); err != nil {
+			return fmt.Errorf("read which rows were touched: %w", err)
+		}
+		oid := w.log.dict.version(relation).OID
+		w.touched.add(oid, id)
+		for _, n := range []*int64{row, old} {
+			if n != nil {
+				w.touched.add(oid, *n)
+			}
+		}
+		if b := w.baselines[oid]; moved {
+			b.again = true
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read which rows were touched: %w", err)
+	}
+	return nil
+}
+
+// touch notes the rows of an event whose table's existing rows are being taken over.
+func (w *Writer) touch(t *table, e *eventRow) {
+	b := w.baselines[t.rel.OID]
+	if b == nil || w.importing {
+		return
+	}
+	w.touched.add(t.rel.OID, e.id)
+	if e.hasRow {
+		w.touched.add(t.rel.OID, e.rowID)
+	}
+	if e.moved {
+		w.touched.add(t.rel.OID, e.oldID)
+	}
+	// A row that lacks something, and may have gone to where the chunks have been already.
+	if (e.moved || e.hasRow) && bytes.Contains(e.meta, []byte(`"unknown"`)) {
+		b.again = true
+	}
+}
+
+// chunk takes over a chunk of existing rows.
+func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
+	was := w.baselines[c.Relation.OID]
+	if was == nil || c.Number != was.Chunks+1 {
+		return fmt.Errorf("bug: chunk %d of %s was not expected", c.Number, c.Relation)
+	}
+	t, err := w.tableFor(ctx, c.Relation, w.tx.lsn)
+	if err != nil {
+		return err
+	}
+	hits, err := w.judge(ctx, t, c)
+	if err != nil {
+		return err
+	}
+	row := make([]Value, len(t.rel.Columns))
+	w.importing = true
+	defer func() { w.importing = false }()
+	data, made := c.data, w.pos
+	for i := range c.Rows {
+		data = c.next(data, row)
+		w.tx.change++
+		if st, ok := hits[i]; ok {
+			err = w.fill(ctx, t, row, st)
+		} else if was.Pass == 1 {
+			err = w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
+		}
+		if err == nil {
+			err = w.relieve(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	b := *was // which holds until the transaction is whole
+	b.Chunks, b.UpdatedAt, b.AfterKey = c.Number, time.Now(), c.AfterKey
+	b.Rows += int64(c.Rows)
+	b.Bytes += c.Bytes
+	b.Imported += int64(w.pos - made)
+	switch {
+	case !c.Last:
+	case b.again && b.Pass == 1:
+		b.Pass, b.AfterKey, b.Rows, b.Bytes = 2, nil, 0, 0
+	default:
+		b.Done = true
+		if !t.rel.InsertOnly {
+			whole := *t.rel
+			whole.Complete = true
+			if t, err = w.tableFor(ctx, &whole, w.tx.lsn); err != nil {
+				return err
+			}
+		}
+		w.tx.change++
+		w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "BaselineEnded"}, text: []byte{}, data: fmt.Appendf(nil, `{"rows":%d,"imported":%d}`, b.Rows, b.Imported)})
+	}
+	w.tx.chunk, w.tx.baseline = c, &b
+	return nil
+}
+
+// commitChunk makes a chunk whole, with its transaction.
+func (w *Writer) commitChunk() {
+	b := w.tx.baseline
+	w.progress = append(w.progress, b.sql()...)
+	w.baselines[b.OID] = b
+	if b.Done {
+		delete(w.baselines, b.OID)
+		w.completed[b.OID] = true
+		for r := range w.tables {
+			if r.OID == b.OID && !r.Complete {
+				delete(w.tables, r)
+			}
+		}
+	}
+	if len(w.baselines) == 0 {
+		w.touched = touched{}
+	}
+	if w.tx.chunk.Done != nil {
+		w.tx.chunk.Done(*b)
+	}
+}
+
+// actual gives a relation as it is by now: the source's stream, which described it earlier, does not know that the log has all of it.
+func (w *Writer) actual(r *Relation) *Relation {
+	if r.Complete || r.InsertOnly || !w.completed[r.OID] {
+		return r
+	}
+	whole := *r
+	whole.Complete = true
+	return &whole
+}
+
+// sql records how far the baseline is.
+func (b *Baseline) sql() string {
+	key := "NULL"
+	if b.AfterKey != nil {
+		list := make([]string, len(b.AfterKey))
+		for i, k := range b.AfterKey {
+			list[i] = quoteLiteral(k)
+		}
+		key = "ARRAY[" + strings.Join(list, ",") + "]"
+	}
+	done := ""
+	if b.Done {
+		done = ", done_at = clock_timestamp()"
+	}
+	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, updated_at = clock_timestamp()%s WHERE oid = %d; ",
+		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, done, b.OID)
+	if b.Done {
+		q += fmt.Sprintf("UPDATE backstory.captured SET complete = NOT insert_only WHERE oid = %d; ", b.OID)
+	}
+	return q
+}
+
+// judge finds the rows of a chunk of which the log knows already, by their number in it: their last state, nil if the log knows that the
+// row is gone.
+func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowState, error) {
+	if w.touched.bits == nil || c.Rows == 0 {
+		return nil, nil
+	}
+	row := make([]Value, len(t.rel.Columns))
+	var keys []stateKey
+	var numbers []int
+	var ids []int64
+	var texts []*string
+	s, data := &w.scratch, c.data
+	for i := range c.Rows {
+		data = c.next(data, row)
+		id, text, buf := w.entity(t, row, s.key)
+		if s.key = buf; text != nil {
+			id = keyHash(text)
+		}
+		k := w.stateKey(t, row)
+		if !w.touched.has(t.rel.OID, id) && !(t.byRow && w.touched.has(t.rel.OID, k.id)) {
+			continue
+		}
+		keys, numbers, ids = append(keys, k), append(numbers, i), append(ids, id)
+		if text == nil {
+			texts = append(texts, nil)
+		} else {
+			s := string(text)
+			texts = append(texts, &s)
+		}
+	}
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	// The log is asked for the last states of rows, and what is on its way has to be there.
+	if err := w.flush(ctx, 0, true); err != nil {
+		return nil, err
+	}
+	if err := w.join(ctx); err != nil {
+		return nil, err
+	}
+	if err := w.indexAll(ctx); err != nil {
+		return nil, err
+	}
+	var asked []stateKey
+	for _, k := range keys {
+		if _, ok := w.state.get(&k); !ok {
+			asked = append(asked, k)
+		}
+	}
+	if len(asked) > 0 && !t.rel.InsertOnly {
+		if err := w.fetch(ctx, t.byRow, asked); err != nil {
+			return nil, err
+		}
+	}
+	hits := map[int]rowState{}
+	var open []int // of which the log's entities have to be asked
+	for j := range keys {
+		st, _ := w.state.get(&keys[j])
+		if st.gone() {
+			hits[numbers[j]] = nil
+			continue
+		}
+		if st != nil {
+			hits[numbers[j]] = nil
+			if !st.partial() || t.rel.ReplicaIdentity == 'f' {
+				continue
+			}
+			hits[numbers[j]] = append(rowState(nil), st...) // what follows may make the cache forget it
+		}
+		open = append(open, j)
+	}
+	if len(open) == 0 {
+		return hits, nil
+	}
+	for k, j := range open {
+		ids[k], texts[k] = ids[j], texts[j]
+	}
+	ids, texts = ids[:len(open)], texts[:len(open)]
+	reads, err := w.reader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	last := make([]struct {
+		id, old Position
+		rowID   int64
+		rowText *string
+	}, len(open))
+	for stream, kinds := range w.log.dict.events(t.rel.OID, w.head.Incarnation) {
+		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
+			LEFT JOIN LATERAL (SELECT e.position, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
+				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ON true
+			LEFT JOIN LATERAL (SELECT e.position FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
+				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) o ON true
+			WHERE e.position IS NOT NULL OR o.position IS NOT NULL`, ids, texts, stream, kinds)
+		if err != nil {
+			return nil, fmt.Errorf("look for rows that have moved: %w", err)
+		}
+		for rows.Next() {
+			var i int64
+			var id, old Position
+			var rowID *int64
+			var rowText *string
+			if err := rows.Scan(&i, &id, &old, &rowID, &rowText); err != nil {
+				return nil, fmt.Errorf("look for rows that have moved: %w", err)
+			}
+			l := &last[i-1]
+			if l.old = max(l.old, old); id > l.id {
+				if l.id, l.rowText = id, rowText; rowID != nil {
+					l.rowID = *rowID
+				}
+			}
+		}
+		if err := rows.Err(); err != nil {
+			return nil, fmt.Errorf("look for rows that have moved: %w", err)
+		}
+	}
+	for i, l := range last {
+		k, n := &keys[open[i]], numbers[open[i]]
+		st, known := hits[n]
+		switch {
+		case l.id == 0 && l.old == 0 && !known: // nothing: the filter was wrong
+		case st == nil, l.old > l.id, t.byRow && (l.rowID != k.id || (l.rowText != nil) != k.isText || k.isText && *l.rowText != k.text):
+			hits[n] = nil // it goes by another name by now
+		}
+	}
+	return hits, nil
+}
+
+// reader gives the connection for look-ups.
+func (w *Writer) reader(ctx context.Context) (*pgx.Conn, error) {
+	if w.reads == nil {
+		var err error
+		if w.reads, err = w.connect(ctx, "backstory look-ups"); err != nil {
+			return nil, err
+		}
+	}
+	return w.reads, nil
+}
+
+// fill makes an event of what a chunk tells of a row that the log knows only in part; st is nil where it knows enough.
+func (w *Writer) fill(ctx context.Context, t *table, row []Value, st rowState) error {
+	if st == nil {
+		return nil
+	}
+	s := &w.scratch
+	s.data, s.rest = append(s.data[:0], '{'), append(s.rest[:0], '{')
+	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
+	for i := range row {
+		f := st.frag(i)
+		start := len(s.frags)
+		if len(f) == 0 {
+			s.frags = t.fragment(i, &row[i], s.frags)
+			s.data = memberRaw(s.data, t.keys[i], s.frags[start:])
+		} else {
+			s.frags = append(s.frags, f...)
+			if isBig(f) {
+				var err error
+				if f, err = w.load(ctx, t, i, f); err != nil {
+					return err
+				}
+			}
+			s.rest = memberRaw(s.rest, t.keys[i], f)
+		}
+		s.off = append(s.off, len(s.frags))
+	}
+	s.data, s.rest = append(s.data, '}'), append(s.rest, '}')
+	e := eventRow{op: OpImport, part: t.rules.imported, data: s.data, rest: s.rest}
+	// Under the key that the log knows it by: the chunk's may be one of before.
+	var err error
+	if e.id, e.text, err = w.stateEntity(ctx, t, st); err != nil {
+		return err
+	}
+	if t.byRow {
+		e.hasRow = true
+		e.rowID, e.rowText = w.rowIdentity(t, row)
+	}
+	w.event(t, &e)
+	key := w.stateKey(t, row)
+	w.state.put(&key, s.frags, s.off, w.pos, 0)
+	return nil
+}
+
+// before tells whether there are events of a table that do not count (see places).
+func (d *dictionary) before(oid uint32, incarnation int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	barrier, newest := d.barrier(oid), 0
+	for id, r := range d.relations {
+		if r.OID == oid {
+			newest = max(newest, id)
+		}
+	}
+	for _, k := range d.kinds {
+		if k.relation == nil || k.relation.OID != oid {
+			continue
+		}
+		// Where only inserts are captured, and only inserts ever were, all of them count.
+		if k.source.incarnation != incarnation || k.relationID <= barrier && !(k.relation.InsertOnly && newest == barrier) {
+			return true
+		}
+	}
+	return false
+}
+
+// events gives the kinds of all events of a table that count, and of one of which only inserts are captured all; by stream.
+func (d *dictionary) events(oid uint32, incarnation int) map[int32][]int32 {
+	out := map[int32][]int32{}
+	for _, p := range d.places(oid, incarnation) {
+		out[p.stream] = p.kinds
+	}
+	if len(out) > 0 {
+		return out
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, k := range d.kinds {
+		if k.relation != nil && k.relation.OID == oid && k.relation.InsertOnly && k.source.incarnation == incarnation {
+			out[k.aggregate.id] = append(out[k.aggregate.id], id)
+		}
+	}
+	return out
+}
+
+// version gives a version of a table by its number; nil: there is none.
+func (d *dictionary) version(id int) *Relation {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.relations[id]
+}

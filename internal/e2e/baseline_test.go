@@ -1,0 +1,311 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// TestExistingRows hammers tables of every kind, with rows, before they are captured and while their rows are read in small
+// chunks, by a sidecar that is stopped and started meanwhile. At every moment that a session recorded, what the log knows of a row is what the
+// row was, and from the end of a table's baseline on the log has all of it.
+func TestExistingRows(t *testing.T) {
+	t.Parallel()
+	seed := seedOf(t)
+	r := rand.New(rand.NewPCG(seed, 2))
+	s := newSystem(t, where{tables: captured, apart: r.IntN(2) == 0})
+	s.cfg.Log.PartitionEvents = int64(2000 + r.IntN(8000))
+	s.cfg.Log.MaxCacheBytes = []int{20 << 10, 16 << 20}[r.IntN(2)]
+	s.cfg.Capture.BaselineChunkBytes = []int{1, 2 << 10, 50 << 10}[r.IntN(3)]
+	s.cfg.Capture.BaselineTables = 1 + r.IntN(4)
+	db := s.sql()
+	list := slices.DeleteFunc(subjects(), func(s *subject) bool { return len(s.key) == 0 })
+	create(db, list)
+	before, stop := context.WithTimeout(context.Background(), 1500*time.Millisecond)
+	defer stop()
+	work(before, t, s.cfg.Capture.URL, seed+1, 4, list)
+	if t.Failed() {
+		return
+	}
+
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	columns := columnsOf(db, capturedSQL)
+	delete(columns, "public.marker")
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	wg.Go(func() { workAt(ctx, t, s.cfg.Capture.URL, seed, 3, list, 10*time.Millisecond) })
+	s.init()
+	var moments map[int]moment
+	wg.Go(func() { moments = record(ctx, t, s.cfg.Capture.URL, seed, columns) })
+	restarts := 0
+	l := s.openLog()
+	for began := time.Now(); ; restarts++ {
+		sidecar := s.start()
+		for end := time.Now().Add(time.Duration(500+r.IntN(4000)) * time.Millisecond); time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err := sidecar.end(); err != nil {
+			t.Fatalf("the sidecar: %v", err)
+		}
+		tables, err := l.Captured(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(tables, func(c eventlog.Captured) bool { return !c.Complete }) {
+			break
+		}
+		if time.Since(began) > 60*time.Second {
+			t.Fatalf("after %s not every table is complete: %v", time.Since(began), s.logSQL().rows(`SELECT c.name, b.* FROM backstory.captured c LEFT JOIN backstory.baseline b USING (oid) WHERE NOT complete`))
+		}
+	}
+	stop()
+	wg.Wait()
+	s.once()
+
+	w := newWorld()
+	for name := range columns {
+		w.unseen[name] = true
+	}
+	for _, r := range s.logSQL().rows(`SELECT schema || '.' || name FROM backstory.captured c WHERE NOT EXISTS (SELECT FROM backstory.baseline b WHERE b.oid = c.oid)`) {
+		delete(w.unseen, r[0]) // it was empty
+	}
+	compared, early := 0, 0
+	counts := map[eventlog.Op]int{}
+	w.replay(t, l, func(e *eventlog.Event) error {
+		counts[e.Op]++
+		if e.Relation.String() != "public.marker" || e.Op != eventlog.OpInsert {
+			return nil
+		}
+		var id int
+		if _, err := fmt.Sscan(e.AggregateID, &id); err != nil {
+			return err
+		}
+		m, ok := moments[id]
+		if !ok {
+			return nil // between init and the first look
+		}
+		if compared++; len(w.unseen) > 0 {
+			early++
+		}
+		if err := w.differs(m.contents, columns); err != nil {
+			return fmt.Errorf("at moment %d, while %d tables were incomplete: %w", id, len(w.unseen), err)
+		}
+		return nil
+	})
+	if len(w.unseen) > 0 {
+		t.Errorf("incomplete at the end: %v", w.unseen)
+	}
+	w.sameTables(t, db, capturedSQL)
+	verify(t, l)
+	s.checkoutOfNow(db, w.position, columns)
+	t.Logf("%d moments, %d of them while tables were incomplete; %d restarts; events %v; chunks of %d bytes, cache of %d, log apart: %v",
+		compared, early, restarts, counts, s.cfg.Capture.BaselineChunkBytes, s.cfg.Log.MaxCacheBytes, s.log != s.src)
+	if early == 0 {
+		t.Error("no moment fell into the baseline")
+	}
+}
+
+// baselineDone waits until every table's existing rows are in the log.
+func (s *system) baselineDone() {
+	s.t.Helper()
+	l := s.openLog()
+	eventually(s.t, time.Minute, "the existing rows are in the log", func() (bool, error) {
+		list, err := l.Baselines(context.Background())
+		return err == nil && len(list) > 0 && !slices.ContainsFunc(list, func(b eventlog.Baseline) bool { return !b.Done }), fmt.Errorf("%+v (%w)", list, err)
+	})
+}
+
+// TestCommitHeldBack: a commit that waits for a synchronous standby is in the WAL, and in the log, before anybody's snapshot sees it. A row
+// that was read without it does not come after it.
+func TestCommitHeldBack(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v int, big text); INSERT INTO public.things SELECT i, 10, repeat('x', 5000) FROM generate_series(1, 9) i;
+		ALTER TABLE public.things ALTER big SET STORAGE EXTERNAL`)
+	s.init()
+	db.do(`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`)
+	db.do(`SELECT pg_reload_conf()`)
+	eventually(t, 20*time.Second, "the setting holds", func() (bool, error) {
+		return open(t, s.cfg.Capture.URL).one(`SHOW synchronous_standby_names`) == "nobody", nil
+	})
+	writer, ended := open(t, s.cfg.Capture.URL), make(chan error, 1)
+	go func() {
+		_, err := writer.Exec(context.Background(), `BEGIN; UPDATE public.things SET v = 20 WHERE id < 4; DELETE FROM public.things WHERE id = 4; UPDATE public.things SET id = 50 WHERE id = 5; COMMIT`)
+		ended <- err
+	}()
+	eventually(t, 20*time.Second, "the commit waits", func() (bool, error) {
+		return db.one(`SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`) == "1", nil
+	})
+	r := s.start()
+	s.baselineDone()
+	if got := db.one(`SELECT count(*) FROM public.things WHERE v = 20`); got != "0" || len(ended) > 0 {
+		t.Fatalf("the commit was visible to %s rows before its time", got)
+	}
+	db.do(`SET synchronous_commit = local`)
+	db.do(`ALTER SYSTEM RESET synchronous_standby_names`)
+	db.do(`SELECT pg_reload_conf()`)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	checkLog(t, s.openLog(), "public.things").sameTables(t, db, "n.nspname = 'public'")
+}
+
+// TestTransactionsOpenWhenATableIsTakenIn: what they wrote before that is in no stream, and is in the log all the same, as are the rows of
+// everybody else; nobody who writes meanwhile waits.
+func TestTransactionsOpenWhenATableIsTakenIn(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); CREATE TABLE public.later (id int PRIMARY KEY, v text); INSERT INTO public.later SELECT i, 'a' FROM generate_series(1, 100) i`)
+	s.cfg.Capture.Tables = []string{"public.things"}
+	s.init()
+	r := s.start()
+	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
+	writer := s.sql()
+	writer.do(`BEGIN; INSERT INTO public.later VALUES (200, 'early'); UPDATE public.later SET v = 'early' WHERE id IN (1, 2); DELETE FROM public.later WHERE id = 3`)
+	db.do(`BEGIN; UPDATE public.later SET v = 'prepared' WHERE id = 4; PREPARE TRANSACTION '%s'`, s.cfg.Capture.Slot)
+	s.cfg.Capture.Tables = []string{"public.*"}
+	s.init()
+	pid := db.one(`SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()`)
+	eventually(t, 30*time.Second, "it is said who is waited for", func() (bool, error) {
+		st, err := r.sc.Status(context.Background())
+		if err != nil {
+			return false, err
+		}
+		said := fmt.Sprint(st.Baseline.Tables)
+		return strings.Contains(said, "pid "+pid) && strings.Contains(said, "prepared transaction '"+s.cfg.Capture.Slot+"'"), fmt.Errorf("%s", said)
+	})
+	db.do(`UPDATE public.later SET v = 'b' WHERE id = 5; INSERT INTO public.later VALUES (300, 'b')`)
+	writer.do(`UPDATE public.later SET v = 'late' WHERE id = 2; INSERT INTO public.later VALUES (201, 'late'); COMMIT`)
+	time.Sleep(time.Second)
+	if got := db.one(`SELECT count(*) FROM backstory.baseline WHERE chunks > 0`); got != "0" {
+		t.Error("the prepared transaction was not waited for")
+	}
+	db.do(`COMMIT PREPARED '%s'`, s.cfg.Capture.Slot)
+	s.baselineDone()
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	checkLog(t, s.openLog(), "public.later").sameTables(t, db, "n.nspname = 'public'")
+}
+
+// TestBaselineIsKilled: it goes on where it was, whatever is killed, and no row comes twice. It keeps to the rate that it is given.
+func TestBaselineIsKilled(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	const rows = 300_000
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things SELECT i, md5(i::text) || md5(i::text) FROM generate_series(1, %d) i; ANALYZE public.things`, rows)
+	s.init()
+	l := s.sql()
+	s.env = []string{"BACKSTORY_BASELINE_RATE=6000000"}
+	began, last := time.Now(), int64(0)
+	for range 3 {
+		p := s.command(true, "run")
+		eventually(t, time.Minute, "some more rows are there", func() (bool, error) {
+			if !p.running() {
+				t.Fatalf("the sidecar ended:\n%s", p.out.tail(20))
+			}
+			now := atoi(t, l.one(`SELECT rows FROM backstory.baseline`))
+			if now < last {
+				t.Fatalf("it began again: %d rows after %d", now, last)
+			}
+			if now > last {
+				last = now
+				return true, nil
+			}
+			return false, nil
+		})
+		p.kill()
+	}
+	if last >= rows {
+		t.Error("everything was read before anything was killed; it has to be slower")
+	}
+	p := s.command(false, "run", "--once")
+	if p.wait(2*time.Minute) != 0 {
+		t.Fatalf("run --once:\n%s", p.out.tail(20))
+	}
+	if took := time.Since(began); took < 2*time.Second {
+		t.Errorf("20 MB were read in %s, at 6 MB a second", took)
+	}
+	if got := l.one(`SELECT count(*) || ' ' || count(DISTINCT aggregate_id) || ' ' || min(op) || ' ' || max(op) FROM backstory.events WHERE relation = 'public.things' AND op <> 'note'`); got != fmt.Sprintf("%d %[1]d import import", rows) {
+		t.Errorf("the log has %s", got)
+	}
+	checkLog(t, s.openLog(), "public.things").sameTables(t, db, "n.nspname = 'public'")
+}
+
+// TestNoBaseline: init may be told that the history of existing rows begins with their next change; another init changes that.
+func TestNoBaseline(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things SELECT i, 'a' FROM generate_series(1, 10) i`)
+	s.says(0, "1 table has rows already. The history of such a row begins with its next change", "init", "--no-baseline")
+	db.do(`UPDATE public.things SET v = 'b' WHERE id = 1`)
+	s.once()
+	if got := db.one(`SELECT string_agg(type || ' ' || aggregate_id, ', ') FROM backstory.events`); got != "ThingImported 1" {
+		t.Errorf("the log has %s", got)
+	}
+	s.says(1, "the log does not have all rows of public.things", "checkout", "--at", "HEAD", "--schema", "of_now")
+	s.says(0, "1 table may have had rows before the history, which are known from their next change on: public.things", "status")
+	s.says(0, "", "init")
+	s.once()
+	if got := db.one(`SELECT count(*) FROM backstory.events WHERE op = 'import'`); got != "10" {
+		t.Errorf("%s rows were imported", got)
+	}
+	s.says(0, "10 rows", "checkout", "--at", "HEAD", "--schema", "of_now")
+}
+
+// TestRowsThatMayNotBeRead: without the right to read all rows of a table, its baseline waits and says so; the stream goes on, and --once fails.
+func TestRowsThatMayNotBeRead(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{apart: true})
+	db := s.sql()
+	role := "reader_" + s.cfg.Capture.Slot
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); CREATE TABLE public.secret (id int PRIMARY KEY, v text); CREATE TABLE public.own (id int PRIMARY KEY, v text);
+		INSERT INTO public.things VALUES (1, 'a'); INSERT INTO public.secret SELECT i, 'a' FROM generate_series(1, 10) i; INSERT INTO public.own SELECT i, 'a' FROM generate_series(1, 10) i;
+		ALTER TABLE public.own ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON public.own USING (id < 5);
+		CREATE ROLE %[1]s LOGIN REPLICATION; GRANT SELECT ON public.things, public.own TO %[1]s`, role)
+	t.Cleanup(func() { db.do(`DROP OWNED BY %[1]s; DROP ROLE %[1]s`, role) })
+	s.init()
+	s.cfg.Capture.URL = withUser(t, s.cfg.Capture.URL, role)
+	r := s.start()
+	db.do(`INSERT INTO public.secret VALUES (100, 'b')`)
+	l := s.logSQL()
+	eventually(t, 30*time.Second, "what can be done is done, and the rest is said", func() (bool, error) {
+		st, err := r.sc.Status(context.Background())
+		if err != nil {
+			return false, err
+		}
+		said := fmt.Sprintf("%+v", st.Baseline)
+		return strings.Contains(said, "permission denied for table secret") && strings.Contains(said, "row-level security") && strings.Contains(said, `GRANT SELECT ON "public"."secret"`) &&
+			l.one(`SELECT string_agg(name, ' ' ORDER BY name) FROM backstory.captured WHERE complete`) == "things" &&
+			l.one(`SELECT count(*) FROM backstory.events WHERE relation = 'public.secret' AND op = 'insert'`) == "1", fmt.Errorf("%s", said)
+	})
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.tryOnce(); err == nil || !strings.Contains(err.Error(), "take over the existing rows of public.") {
+		t.Errorf("run --once: %v", err)
+	}
+	db.do(`GRANT SELECT ON public.secret TO %[1]s; ALTER ROLE %[1]s BYPASSRLS`, role)
+	s.once()
+	if got := s.complete(); got != "own secret things" {
+		t.Errorf("complete: %s", got)
+	}
+}

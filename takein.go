@@ -1,0 +1,75 @@
+package backstory
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/backstory-dev/backstory/capture"
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// takeInEvery is how often it is looked for tables that were made since.
+const takeInEvery = 5 * time.Second
+
+// oidsOf gives the OIDs of versions of tables.
+func oidsOf(versions []eventlog.RelationVersion) []uint32 {
+	var out []uint32
+	for _, v := range versions {
+		out = append(out, v.OID)
+	}
+	return out
+}
+
+// takeIn publishes tables that were made since init, and that it would have selected, until ctx ends. What the role may not publish is
+// said, once for each: those that were there at the first look are what doctor finds, too.
+func (s *Sidecar) takeIn(ctx context.Context) {
+	tick := time.NewTicker(takeInEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var taken []eventlog.Captured
+		var left []string
+		err := s.log.Exclusive(ctx, func() (err error) { // not while init is at work
+			head, err := s.log.Head(ctx)
+			if err != nil {
+				return err
+			}
+			captured, err := s.log.Captured(ctx)
+			if err != nil {
+				return err
+			}
+			versions, err := s.log.Relations(ctx)
+			if err != nil {
+				return err
+			}
+			cfg := s.cfg.Capture
+			cfg.Tables, cfg.Exclude = head.Tables, head.Exclude
+			taken, left, err = capture.TakeIn(ctx, cfg, captured, oidsOf(versions))
+			if len(taken) > 0 { // also where another one failed
+				err = errors.Join(err, s.log.AddCaptured(ctx, taken))
+			}
+			return err
+		})
+		for _, t := range taken {
+			s.cfg.Logger.Info(t.String()+" is captured from now on", "inserts_only", t.InsertOnly, "empty", t.Complete)
+		}
+		if err != nil && ctx.Err() == nil && !passes(err) {
+			s.cfg.Logger.Warn("new tables could not be taken in; trying again", "err", err, "hint", eventlog.Hint(err))
+		}
+		first := s.left == nil
+		if first {
+			s.left = map[string]bool{}
+		}
+		for _, t := range left {
+			if !s.left[t] && !first {
+				s.cfg.Logger.Warn(t+" is not captured", "risk", "its changes are not in the log", "remedy", "let its owner run what backstory init --print-sql prints, and then backstory init")
+			}
+			s.left[t] = true
+		}
+	}
+}
