@@ -18,7 +18,7 @@ import (
 
 const (
 	// chunksAhead of one table may be read before the log has taken them over.
-	chunksAhead = 2
+	chunksAhead = 3
 	// chunkPrefix is that of the message that marks a chunk's place in the WAL.
 	chunkPrefix = "backstory.chunk"
 	// chunkLock is how long a chunk waits for somebody's ALTER TABLE, before it is tried again.
@@ -79,8 +79,8 @@ type importing struct {
 	number  int64
 	limit   int
 	done    chan eventlog.Baseline // what the log has taken over
-	ahead   int
-	pause   time.Duration // before the next attempt
+	ahead   []int64                // bytes of the chunks that are on their way
+	pause   time.Duration          // before the next attempt
 	// Guarded by the import's mutex, as is what is embedded:
 	busy, over bool
 	again      time.Time
@@ -307,18 +307,24 @@ func (t *importing) attempt(ctx context.Context) error {
 	return nil
 }
 
-// takeOver waits until fewer than n chunks are on their way.
+// takeOver waits until fewer than n chunks are on their way, and no more bytes than two usual ones have.
 func (t *importing) takeOver(ctx context.Context, n int) error {
-	for t.ahead >= n {
+	for {
+		var bytes int64
+		for _, b := range t.ahead {
+			bytes += b
+		}
+		if len(t.ahead) < n && bytes < 2*t.chunkBytes() {
+			return nil
+		}
 		select {
 		case b := <-t.done:
-			t.ahead--
+			t.ahead = t.ahead[1:]
 			t.set(func(s *ImportState) { s.Baseline, s.Error = b, nil })
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	return nil
 }
 
 // waitingEvery is how often it is looked whether transactions have ended.
@@ -531,7 +537,7 @@ func (t *importing) read(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, 
 		return nil, fmt.Errorf("mark a chunk of existing rows: %w", err) // the stream will not know the mark, if there is one
 	}
 	t.number, t.after = c.Number, c.AfterKey
-	t.ahead++
+	t.ahead = append(t.ahead, c.Bytes)
 	return c, nil
 }
 

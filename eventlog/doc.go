@@ -78,7 +78,7 @@
 //
 // Hence: while the writer is more than 64 MiB of WAL behind, a new partition holds at most 1 M events, has no indexes but two
 // small partial ones, and gets the others at once, when it is full, when the backlog is below 8 MiB, or when a look-up needs
-// them; the two large b-trees are built at the same time. In the steady state every event is indexed as it is appended. Tried
+// them; the two large b-trees are built at the same time, those of a full partition while the next one fills. In the steady state every event is indexed as it is appended. Tried
 // and left: compressed blocks of a batch (a tenth of the append's cost, but no plain SQL, no
 // index that a join can use, no has_many); one index entry by a hash of the stream alone (no gain over three columns);
 // row states in a table of their own beside the log (each update then writes a dead tuple, on the source's disk); BRIN from the

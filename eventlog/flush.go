@@ -208,9 +208,13 @@ func (w *Writer) join(ctx context.Context) error {
 	if cap(f.buf) <= 2*flushBytes {
 		w.spare = f.buf
 	}
+	w.indexBehind(ctx)
 	for _, n := range f.news {
 		if n.table != aggregateTable {
 			continue
+		}
+		if err := w.indexed(); err != nil {
+			return err
 		}
 		a := w.log.dict.aggregate(int32(n.args[0].(int)))
 		if err := w.log.createView(ctx, w.conn, a); err != nil {
@@ -333,11 +337,15 @@ func (w *Writer) cover(ctx context.Context, backlog LSN) error {
 		if err != nil {
 			return err
 		}
-		// A partition that is full gets its indexes before there is another.
-		if err := w.indexAll(ctx); err != nil {
+		// A partition that is full gets its indexes before there is another; if much more is to come, while the next one fills.
+		if n := len(w.parts); n > 0 && backlog >= bulkBytes && !w.parts[n-1].indexed {
+			if err := w.indexed(); err != nil {
+				return err
+			}
+			w.full = w.parts[n-1]
+		} else if err := w.indexAll(ctx); err != nil {
 			return err
-		}
-		if n := len(w.parts); n > 0 {
+		} else if n > 0 {
 			if err := w.log.summarize(ctx, db, w.parts[n-1]); err != nil {
 				return err
 			}
@@ -367,8 +375,48 @@ func (w *Writer) settle(ctx context.Context, backlog LSN) error {
 	return w.indexAll(ctx)
 }
 
+// indexBehind begins to give the partition that is full its indexes, when everything that is in it has arrived.
+func (w *Writer) indexBehind(ctx context.Context) {
+	p := w.full
+	if p == nil || w.published.Load().Written < p.last {
+		return
+	}
+	w.full = nil
+	ctx, stop := context.WithCancel(ctx)
+	w.index = &indexing{stop: stop, done: make(chan error, 1)}
+	go func(done chan<- error) {
+		defer stop()
+		conn, err := w.log.pool.Acquire(ctx)
+		if err == nil {
+			err = w.log.index(ctx, conn.Conn(), p)
+			conn.Release()
+		}
+		done <- err
+	}(w.index.done)
+}
+
+// indexing is the making of a partition's indexes, on connections of its own.
+type indexing struct {
+	stop func()
+	done chan error
+}
+
+// indexed waits until no partition's indexes are being made.
+func (w *Writer) indexed() error {
+	if w.index == nil {
+		return nil
+	}
+	err := <-w.index.done
+	w.index = nil
+	return err
+}
+
 // indexAll gives all partitions their indexes.
 func (w *Writer) indexAll(ctx context.Context) error {
+	if err := w.indexed(); err != nil {
+		return err
+	}
+	w.full = nil
 	for _, p := range w.parts {
 		if p.indexed {
 			continue

@@ -55,6 +55,8 @@ type Writer struct {
 	tl      uint32
 	tx      openTx
 	parts   []*partition
+	full    *partition // one that is to get its indexes; nil: none
+	index   *indexing  // of one that is getting them; nil: none
 	tables  map[*Relation]*table
 	latest  map[uint32]*table  // by OID: the present shape
 	sources map[uint32]*source // by timeline
@@ -129,6 +131,11 @@ func (w *Writer) Close(ctx context.Context) error {
 		_ = w.conn.PgConn().Conn().SetDeadline(time.Now()) // whatever it waits for
 		<-f.done
 		w.flight = nil
+	}
+	if w.index != nil {
+		w.index.stop()
+		<-w.index.done
+		w.index = nil
 	}
 	if w.reads != nil {
 		_ = w.reads.Close(ctx)

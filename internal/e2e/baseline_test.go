@@ -309,3 +309,32 @@ func TestRowsThatMayNotBeRead(t *testing.T) {
 		t.Errorf("complete: %s", got)
 	}
 }
+
+// TestHugeExistingRows: rows of ten megabytes are taken over one by one.
+func TestHugeExistingRows(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{apart: true})
+	db := s.sql()
+	db.do(`CREATE TABLE public.blobs (id int PRIMARY KEY, v text); ALTER TABLE public.blobs ALTER v SET STORAGE EXTERNAL`)
+	db.do(`INSERT INTO public.blobs SELECT i, 'small' FROM generate_series(1, 20000) i`)
+	db.do(`ANALYZE public.blobs`) // which makes it look as if all rows were small
+	db.do(`INSERT INTO public.blobs SELECT 20000 + i, repeat(md5(i::text), 327680) FROM generate_series(1, 30) i`)
+	s.init()
+	p, l := s.command(false, "run"), s.logSQL()
+	eventually(t, 2*time.Minute, "the rows are in the log", func() (bool, error) {
+		if !p.running() {
+			t.Fatalf("the sidecar ended:\n%s", p.out.tail(20))
+		}
+		return l.one(`SELECT count(*) FROM backstory.captured WHERE complete`) == "1", nil
+	})
+	const bound = 128 << 20
+	if n := p.peak(); n > bound {
+		t.Errorf("the sidecar has had %d MB of memory", n>>20)
+	} else {
+		t.Logf("peak %d MB for rows of 10 MB", n>>20)
+	}
+	p.kill()
+	if got := l.one(`SELECT count(*) || ' ' || sum(length(data->>'v')) FROM backstory.events WHERE op = 'import'`); got != fmt.Sprintf("20030 %d", 20000*5+30*327680*32) {
+		t.Errorf("the log has %s", got)
+	}
+}
