@@ -349,7 +349,10 @@ func TestPartitionsFollowOneAnotherAndGetTheirIndexes(t *testing.T) {
 	if got := indexed(); got != "-" {
 		t.Errorf("partitions %s, want the first without b-trees", got)
 	}
-	ins(12, 1<<30) // the second begins: the first is full and gets them
+	ins(12, 1<<30) // the second begins: the first is full and gets them meanwhile
+	for end := time.Now().Add(20 * time.Second); indexed() != "i-" && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if got := indexed(); got != "i-" {
 		t.Errorf("partitions %s", got)
 	}
