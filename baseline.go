@@ -31,7 +31,7 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		}
 		if old, err := s.log.HasHistory(ctx, c.OID); err != nil {
 			return nil, err
-		} else if old {
+		} else if old && (c.InsertOnly || s.log.Healable(c.Relation) != nil) {
 			continue
 		}
 		if wanted = append(wanted, c); i < 0 || begun[i].Chunks == 0 {

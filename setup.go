@@ -246,7 +246,7 @@ func mayGoOn(ctx context.Context, cfg Config, p *Plan, head *eventlog.Head, capt
 }
 
 // AcceptGap lets a log go on after a gap, with a new slot: what happened in between stays unknown, and no table counts as
-// complete any more.
+// complete until the sidecar has compared it with the source.
 func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, error) {
 	cfg = cfg.withDefaults()
 	log, err := eventlog.Open(ctx, cfg.Log)
@@ -365,7 +365,7 @@ func Examine(ctx context.Context, cfg Config) ([]capture.Finding, error) {
 		// With a log, init is no remedy for that.
 		found = slices.DeleteFunc(found, func(f capture.Finding) bool { return f == capture.NoSlot(cfg.Capture.Slot) })
 		found = append(found, capture.Finding{Severity: capture.Danger, What: "the log does not go on: " + reason, Risk: "nothing is captured from where the log ends",
-			Remedy: "bring the source back to where the log is, or backstory init --accept-gap", Cost: "a gap in the history: no table counts as complete any more"})
+			Remedy: "bring the source back to where the log is, or backstory init --accept-gap", Cost: "a gap in the history: of what happened in it only the outcome will be known, and that when backstory run has compared the tables with the log"})
 	}
 	return found, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -38,11 +39,15 @@ type Existing struct {
 type Import struct {
 	stream *Stream
 	rate   limiter
+	known  Known
 
 	mu     sync.Mutex // guards the following
 	tables []*importing
 	rates  []rateMark // of the last half minute, oldest first
 }
+
+// Known gives keys under which the log has events of a table, up to limit of them after a place, and the place of the last one.
+type Known func(ctx context.Context, r *eventlog.Relation, after []string, limit int) (keys []eventlog.Key, next []string, err error)
 
 // ImportRate is how fast existing rows have been taken over of late, per second.
 type ImportRate struct {
@@ -97,9 +102,10 @@ type keyColumn struct {
 }
 
 // Import begins to take over the existing rows of tables, whose chunks then come through Batches. Run ends by itself, where it
-// was told where, only when Import's own Run has ended. It is called before both.
-func (s *Stream) Import(tables []Existing) *Import {
-	i := &Import{stream: s, rate: limiter{perSecond: s.cfg.BaselineBytesPerSecond}}
+// was told where, only when Import's own Run has ended. It is called before both. known is asked for tables of which the log has rows that
+// may be gone.
+func (s *Stream) Import(tables []Existing, known Known) *Import {
+	i := &Import{stream: s, known: known, rate: limiter{perSecond: s.cfg.BaselineBytesPerSecond}}
 	for _, t := range tables {
 		i.tables = append(i.tables, &importing{imp: i, ImportState: ImportState{Baseline: t.Baseline, Table: t.Captured.String(), Doing: "queued", Since: time.Now()},
 			after: t.AfterKey, number: t.Chunks, done: make(chan eventlog.Baseline, chunksAhead+1)})
@@ -511,19 +517,27 @@ func (t *importing) query() string {
 // keeps its shape until the mark is in the WAL, and is not rewritten, which a snapshot does not survive (PostgreSQL manual, Caveats of
 // concurrency control).
 func (t *importing) read(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
-	c, err := t.readRows(ctx, conn)
-	for errors.Is(err, errTooMuch) {
+	var c *eventlog.Chunk
+	var err error
+	if t.Pass == eventlog.PassGone {
+		c, err = t.readGone(ctx, conn)
+	} else {
 		c, err = t.readRows(ctx, conn)
+		for errors.Is(err, errTooMuch) {
+			c, err = t.readRows(ctx, conn)
+		}
+		if err == nil {
+			c.Last = c.Rows < t.limit
+			if c.AfterKey = t.after; c.Rows > 0 {
+				c.AfterKey = c.Key(t.keyIndexes())
+				t.limit = int(min(max(t.chunkBytes()/(c.Bytes/int64(c.Rows)+1), 1), int64(4*t.limit), maxChunkRows))
+			}
+		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	c.Last = c.Rows < t.limit
 	c.Number, c.Relation, c.Remaining = t.number+1, t.rel, t.imp.remaining(t, c)
-	if c.AfterKey = t.after; c.Rows > 0 {
-		c.AfterKey = c.Key(t.keyIndexes())
-		t.limit = int(min(max(t.chunkBytes()/(c.Bytes/int64(c.Rows)+1), 1), int64(4*t.limit), maxChunkRows))
-	}
 	var nonce [16]byte
 	_, _ = rand.Read(nonce[:])
 	name, known := hex.EncodeToString(nonce[:]), &t.imp.stream.chunks
@@ -551,17 +565,87 @@ func (t *importing) keyIndexes() []int {
 
 var errTooMuch = errors.New("a chunk holds more than expected")
 
+// readGone finds out which of the next rows that the log has the source does not have any more, in a transaction that is left open.
+func (t *importing) readGone(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
+	const limit = 2000
+	keys, next, err := t.imp.known(ctx, t.rel, t.after, limit)
+	if err != nil {
+		return nil, err
+	}
+	query := "SELECT 0 WHERE false"
+	if len(keys) > 0 {
+		var b strings.Builder
+		b.WriteString("SELECT v.n FROM (VALUES ")
+		for n, k := range keys {
+			if len(k.Columns) != len(t.rel.Key) {
+				return nil, fmt.Errorf("the log has a row of %s under a key of %d columns, its key has %d", t.name, len(k.Columns), len(t.rel.Key))
+			}
+			if n > 0 {
+				b.WriteString(", ")
+			}
+			fmt.Fprintf(&b, "(%d", n)
+			for i, v := range k.Columns {
+				b.WriteString("," + literal(v) + "::" + t.rel.Columns[t.rel.Key[i]].Type.Name)
+			}
+			b.WriteString(")")
+		}
+		b.WriteString(") v(n")
+		for i := range t.rel.Key {
+			fmt.Fprintf(&b, ", k%d", i)
+		}
+		b.WriteString(") WHERE EXISTS (SELECT FROM ONLY " + t.name + " t WHERE ")
+		for i, c := range t.rel.Key {
+			if i > 0 {
+				b.WriteString(" AND ")
+			}
+			o := t.order[slices.IndexFunc(t.order, func(k keyColumn) bool { return k.index == c })]
+			fmt.Fprintf(&b, "t.%s OPERATOR(%s.%s) v.k%d", o.name, o.schema, o.eq, i)
+		}
+		b.WriteString(")")
+		query = b.String()
+	}
+	there := make([]bool, len(keys))
+	c := &eventlog.Chunk{Last: len(keys) < limit, AfterKey: next}
+	err = t.begin(ctx, conn, query, func(v [][]byte) bool {
+		n, _ := strconv.Atoi(string(v[0]))
+		there[n] = true
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	for n := range keys {
+		if !there[n] {
+			c.AddKey(&keys[n])
+		}
+	}
+	return c, nil
+}
+
 // readRows reads the rows of a chunk, in a transaction that is left open.
-func (t *importing) readRows(ctx context.Context, conn *pgx.Conn) (c *eventlog.Chunk, err error) {
+func (t *importing) readRows(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
+	c := &eventlog.Chunk{}
+	return c, t.begin(ctx, conn, t.query(), func(v [][]byte) bool {
+		c.Add(v)
+		if c.Bytes > 4*t.chunkBytes() && c.Rows < t.limit {
+			t.limit = max(1, c.Rows/4)
+			return false
+		}
+		return true
+	})
+}
+
+// begin begins a chunk's transaction and reads the rows of a query in it, until take does not want any more: that is errTooMuch. Where there
+// is no error, the transaction is left open.
+func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, take func([][]byte) bool) (err error) {
 	pc := conn.PgConn()
 	defer func() {
 		if err != nil && !conn.IsClosed() {
 			_, _ = pc.Exec(context.WithoutCancel(ctx), "ROLLBACK").ReadAll()
 		}
 	}()
-	c = &eventlog.Chunk{}
 	results := pc.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL synchronous_commit = local; SET LOCAL lock_timeout = '"+chunkLock+"'; LOCK TABLE ONLY "+t.name+
-		" IN ACCESS SHARE MODE; "+t.fingerprintQuery()+"; "+t.query())
+		" IN ACCESS SHARE MODE; "+t.fingerprintQuery()+"; "+query)
 	var print string
 	for results.NextResult() {
 		rows := results.ResultReader()
@@ -572,8 +656,7 @@ func (t *importing) readRows(ctx context.Context, conn *pgx.Conn) (c *eventlog.C
 				print = string(v[0])
 				continue
 			}
-			if c.Add(v); c.Bytes > 4*t.chunkBytes() && c.Rows < t.limit {
-				t.limit = max(1, c.Rows/4)
+			if !take(v) {
 				err = errTooMuch
 				_ = pc.CancelRequest(ctx)
 				break
@@ -584,29 +667,29 @@ func (t *importing) readRows(ctx context.Context, conn *pgx.Conn) (c *eventlog.C
 		}
 	}
 	if e := results.Close(); err != nil {
-		return nil, err
+		return err
 	} else if e != nil {
 		switch eventlog.SQLState(e) {
 		case "42P01", "42703": // undefined_table, undefined_column
-			return nil, errShape
+			return errShape
 		case "55P03": // lock_not_available
-			return nil, &eventlog.Problem{Err: fmt.Errorf("%s is locked by somebody else's ALTER TABLE or the like", t.name), Hint: "Its existing rows are read when that is over."}
+			return &eventlog.Problem{Err: fmt.Errorf("%s is locked by somebody else's ALTER TABLE or the like", t.name), Hint: "Its existing rows are read when that is over."}
 		case "54000", "XX000": // program_limit_exceeded, or what palloc says: text is longer than 1 GB
 			if strings.Contains(e.Error(), "alloc") {
-				return nil, &eventlog.Problem{Err: fmt.Errorf("a row of %s is too large for the source itself to print: %w", t.name, e), Hint: "Make the value smaller, or leave the table out (BACKSTORY_EXCLUDE, backstory init)."}
+				return &eventlog.Problem{Err: fmt.Errorf("a row of %s is too large for the source itself to print: %w", t.name, e), Hint: "Make the value smaller, or leave the table out (BACKSTORY_EXCLUDE, backstory init)."}
 			}
 		case "42501": // insufficient_privilege, row security too
 			if strings.Contains(e.Error(), "row-level security") {
-				return nil, &eventlog.Problem{Err: e, Hint: "Let a superuser run: ALTER ROLE " + eventlog.QuoteIdent(conn.Config().User) + " BYPASSRLS;"}
+				return &eventlog.Problem{Err: e, Hint: "Let a superuser run: ALTER ROLE " + eventlog.QuoteIdent(conn.Config().User) + " BYPASSRLS;"}
 			}
-			return nil, &eventlog.Problem{Err: e, Hint: "Let the table's owner run: GRANT SELECT ON " + t.name + " TO " + eventlog.QuoteIdent(conn.Config().User) + ";"}
+			return &eventlog.Problem{Err: e, Hint: "Let the table's owner run: GRANT SELECT ON " + t.name + " TO " + eventlog.QuoteIdent(conn.Config().User) + ";"}
 		}
-		return nil, fmt.Errorf("read existing rows of %s: %w", t.name, e)
+		return fmt.Errorf("read existing rows of %s: %w", t.name, e)
 	}
 	if print != t.print {
-		return nil, errShape
+		return errShape
 	}
-	return c, nil
+	return nil
 }
 
 // chunks are those that are read and whose mark has not been met, by their nonces.

@@ -32,7 +32,7 @@ type Baseline struct {
 	WaitFor    int64    // transactions of the source below this one had begun when the table was taken in: they have to end first; 0: none
 	Chunks     int64    // that are in the log
 	AfterKey   []string // of the last row taken over, as the source prints it; nil before the first
-	Pass       int      // 1; 2 where what rows lack that moved to another key is filled in
+	Pass       int      // 1; 2 where what rows lack that moved to another key is filled in; 3 where the log's own rows are looked for in the source
 	Rows       int64    // read, in this pass
 	Bytes      int64    // of these rows as text
 	Imported   int64    // events made of them
@@ -49,7 +49,7 @@ func (b *Baseline) Share() float64 {
 	switch {
 	case b.Done:
 		return 1
-	case b.Pass > 1:
+	case b.Pass > PassRows:
 		return 0.99
 	case b.TotalRows > 0:
 		return min(0.99, float64(b.Rows)/float64(b.TotalRows))
@@ -195,29 +195,17 @@ func (l *Log) BeginBaseline(ctx context.Context, b Baseline) error {
 	return nil
 }
 
-// HasHistory tells whether the log holds events of a table from before it was captured as it is now: what it says of a row is not the
-// row's beginning then.
-func (l *Log) HasHistory(ctx context.Context, oid uint32) (bool, error) {
-	h, err := l.Head(ctx)
-	if err != nil {
-		return false, err
-	}
-	if err := l.dict.load(ctx); err != nil {
-		return false, err
-	}
-	return l.dict.before(oid, h.Incarnation), nil
-}
-
 // Resume makes the writer ready to take over chunks of the tables, which BeginBaseline has recorded. It is called before the first
 // Append.
 func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
-	w.baselines = map[uint32]*Baseline{}
+	w.baselines, w.heals = map[uint32]*Baseline{}, map[uint32]bool{}
 	var kinds []int32
 	for _, b := range list {
 		if b.Done {
 			continue
 		}
 		w.baselines[b.OID] = &b
+		w.heals[b.OID] = w.log.dict.before(b.OID, w.head.Incarnation)
 		for _, p := range w.log.dict.events(b.OID, w.head.Incarnation) {
 			kinds = append(kinds, p...)
 		}
@@ -300,38 +288,30 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	if err != nil {
 		return err
 	}
-	hits, err := w.judge(ctx, t, c)
+	w.importing = true
+	defer func() { w.importing = false }()
+	heals, made := w.heals[t.rel.OID], w.pos
+	if was.Pass == PassGone {
+		err = w.goneRows(ctx, t, c)
+	} else {
+		err = w.existing(ctx, t, c, was.Pass, heals)
+	}
 	if err != nil {
 		return err
 	}
-	row := make([]Value, len(t.rel.Columns))
-	w.importing = true
-	defer func() { w.importing = false }()
-	data, made := c.data, w.pos
-	for i := range c.Rows {
-		data = c.next(data, row)
-		w.tx.change++
-		if st, ok := hits[i]; ok {
-			err = w.fill(ctx, t, row, st)
-		} else if was.Pass == 1 {
-			err = w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
-		}
-		if err == nil {
-			err = w.relieve(ctx)
-		}
-		if err != nil {
-			return err
-		}
-	}
 	b := *was // which holds until the transaction is whole
 	b.Chunks, b.UpdatedAt, b.AfterKey = c.Number, time.Now(), c.AfterKey
-	b.Rows += int64(c.Rows)
-	b.Bytes += c.Bytes
+	if was.Pass != PassGone {
+		b.Rows += int64(c.Rows)
+		b.Bytes += c.Bytes
+	}
 	b.Imported += int64(w.pos - made)
 	switch {
 	case !c.Last:
-	case b.again && b.Pass == 1:
-		b.Pass, b.AfterKey, b.Rows, b.Bytes = 2, nil, 0, 0
+	case b.again && b.Pass == PassRows:
+		b.Pass, b.AfterKey, b.Rows, b.Bytes = PassMoved, nil, 0, 0
+	case heals && b.Pass < PassGone:
+		b.Pass, b.AfterKey = PassGone, nil
 	default:
 		b.Done = true
 		if !t.rel.InsertOnly {
@@ -345,6 +325,42 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "BaselineEnded"}, text: []byte{}, data: fmt.Appendf(nil, `{"rows":%d,"imported":%d}`, b.Rows, b.Imported)})
 	}
 	w.tx.chunk, w.tx.baseline = c, &b
+	return nil
+}
+
+// existing takes over the rows of a chunk.
+func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, pass int, heals bool) error {
+	hits, err := w.judge(ctx, t, c)
+	if err != nil {
+		return err
+	}
+	var old map[int]rowState
+	if heals && pass == PassRows {
+		if old, err = w.compare(ctx, t, c, hits); err != nil {
+			return err
+		}
+	}
+	row := make([]Value, len(t.rel.Columns))
+	data := c.data
+	for i := range c.Rows {
+		data = c.next(data, row)
+		w.tx.change++
+		if st, ok := hits[i]; ok {
+			err = w.fill(ctx, t, row, st)
+		} else if pass != PassRows {
+			continue // the first pass had it
+		} else if heals {
+			err = w.heal(ctx, t, row, old[i])
+		} else {
+			err = w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
+		}
+		if err == nil {
+			err = w.relieve(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -409,10 +425,8 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 		return nil, nil
 	}
 	row := make([]Value, len(t.rel.Columns))
-	var keys []stateKey
+	var keys, named []stateKey // by identity, by entity
 	var numbers []int
-	var ids []int64
-	var texts []*string
 	s, data := &w.scratch, c.data
 	for i := range c.Rows {
 		data = c.next(data, row)
@@ -424,13 +438,7 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 		if !w.touched.has(t.rel.OID, id) && !(t.byRow && w.touched.has(t.rel.OID, k.id)) {
 			continue
 		}
-		keys, numbers, ids = append(keys, k), append(numbers, i), append(ids, id)
-		if text == nil {
-			texts = append(texts, nil)
-		} else {
-			s := string(text)
-			texts = append(texts, &s)
-		}
+		keys, named, numbers = append(keys, k), append(named, w.entityKey(t, id, text)), append(numbers, i)
 	}
 	if len(keys) == 0 {
 		return nil, nil
@@ -473,50 +481,13 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 		}
 		open = append(open, j)
 	}
-	if len(open) == 0 {
-		return hits, nil
+	var entities []stateKey
+	for _, j := range open {
+		entities = append(entities, named[j])
 	}
-	for k, j := range open {
-		ids[k], texts[k] = ids[j], texts[j]
-	}
-	ids, texts = ids[:len(open)], texts[:len(open)]
-	reads, err := w.reader(ctx)
+	last, err := w.lastOf(ctx, entities, w.log.dict.events(t.rel.OID, w.head.Incarnation))
 	if err != nil {
 		return nil, err
-	}
-	last := make([]struct {
-		id, old Position
-		rowID   int64
-		rowText *string
-	}, len(open))
-	for stream, kinds := range w.log.dict.events(t.rel.OID, w.head.Incarnation) {
-		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
-			LEFT JOIN LATERAL (SELECT e.position, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
-				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ON true
-			LEFT JOIN LATERAL (SELECT e.position FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
-				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) o ON true
-			WHERE e.position IS NOT NULL OR o.position IS NOT NULL`, ids, texts, stream, kinds)
-		if err != nil {
-			return nil, fmt.Errorf("look for rows that have moved: %w", err)
-		}
-		for rows.Next() {
-			var i int64
-			var id, old Position
-			var rowID *int64
-			var rowText *string
-			if err := rows.Scan(&i, &id, &old, &rowID, &rowText); err != nil {
-				return nil, fmt.Errorf("look for rows that have moved: %w", err)
-			}
-			l := &last[i-1]
-			if l.old = max(l.old, old); id > l.id {
-				if l.id, l.rowText = id, rowText; rowID != nil {
-					l.rowID = *rowID
-				}
-			}
-		}
-		if err := rows.Err(); err != nil {
-			return nil, fmt.Errorf("look for rows that have moved: %w", err)
-		}
 	}
 	for i, l := range last {
 		k, n := &keys[open[i]], numbers[open[i]]

@@ -183,7 +183,7 @@ func (l *Log) AddCaptured(ctx context.Context, tables []Captured) error {
 }
 
 // AcceptGap lets the log go on after a gap, from another point of the source. Rows of before may have changed or vanished
-// unseen, so no table counts as complete any more.
+// unseen, so no table counts as complete until it is compared with the source (heal.go).
 func (l *Log) AcceptGap(ctx context.Context, h Head) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `UPDATE backstory.head SET epoch = epoch + 1, gap = NULL, incarnation = incarnation + 1, system_id = $1, database = $2,

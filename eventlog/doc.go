@@ -49,6 +49,9 @@
 // those keys (a set without a bound, lost with the process); reading by blocks of the table instead of by its key (a rewrite or a repack
 // moves rows without a word in the stream).
 //
+// Where the log has a history of the table that may be outdated (a gap, a time in which it was left out), the same chunks are compared with
+// the last state that it ever had of their rows, and then its own keys are looked for in the source (heal.go).
+//
 // # Physical shape
 //
 // One row per event in backstory.event, partitioned by position. What events have in common (source, table version,

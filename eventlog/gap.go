@@ -101,7 +101,7 @@ func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reas
 
 // GapHint says what to do about a gap.
 const GapHint = "See backstory status and backstory log Source. Either bring the source back to where the log is, or run backstory init --accept-gap: " +
-	"it notes the gap in the log and goes on from now with a new slot; no table counts as complete any more, and a checkout says so."
+	"it notes the gap in the log and goes on from now with a new slot. What has changed meanwhile backstory run finds by comparing the tables with the log; until then none counts as complete."
 
 // fenced is what a writer gets that another one has replaced.
 var fenced = &Problem{ErrFenced, "Only one backstory writes to a log at a time. If another one is meant to run, stop this one."}

@@ -202,8 +202,27 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 			list = w.log.dict.places(k.oid, w.head.Incarnation)
 			places[k.oid] = list
 		}
-		found[i] = building{t: w.latest[k.oid], last: 1<<63 - 1, places: list}
+		found[i] = building{t: w.latest[k.oid], last: 1<<63 - 1, places: list, cache: true}
 	}
+	if err := w.find(ctx, byRow, keys, found); err != nil {
+		return err
+	}
+	for i := range keys {
+		switch f := &found[i]; {
+		case f.kept:
+		case f.gone:
+			w.state.putGone(&keys[i])
+		case f.cols == nil:
+			w.state.putAbsent(&keys[i])
+		default:
+			w.keep(&keys[i], f)
+		}
+	}
+	return nil
+}
+
+// find puts the last states of rows together, in the places where they are to be looked for.
+func (w *Writer) find(ctx context.Context, byRow bool, keys []stateKey, found []building) error {
 	// The last event of most rows holds all of the row; where it does not, a bounded number of earlier ones does.
 	for n := 1; ; n = 4 * restChain {
 		var open []int
@@ -232,17 +251,6 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 			f.rows = 0
 		}
 	}
-	for i := range keys {
-		switch f := &found[i]; {
-		case f.kept:
-		case f.gone:
-			w.state.putGone(&keys[i])
-		case f.cols == nil:
-			w.state.putAbsent(&keys[i])
-		default:
-			w.keep(&keys[i], f)
-		}
-	}
 	return nil
 }
 
@@ -255,14 +263,34 @@ type place struct {
 }
 
 // places tells where the events of a table are, newest first. Those of before a gap do not count, nor those of before and while
-// only inserts of the table were published: what they say of a row may be wrong by now.
+// only inserts of the table were published: what they say of a row may be wrong by now, until the table is complete again.
 func (d *dictionary) places(oid uint32, incarnation int) []place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	inserts := d.barrier(oid)
+	inserts, newest := d.barrier(oid), 0
+	for id, r := range d.relations {
+		if r.OID == oid && id > newest {
+			newest = id
+		}
+	}
+	if r := d.relations[newest]; r != nil && r.Complete {
+		return d.placesOf(oid, func(*kind) bool { return true })
+	}
+	return d.placesOf(oid, func(k *kind) bool { return k.source.incarnation == incarnation && k.relationID > inserts })
+}
+
+// allPlaces tells where all events of a table are.
+func (d *dictionary) allPlaces(oid uint32) []place {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.placesOf(oid, func(*kind) bool { return true })
+}
+
+// placesOf does so for the kinds that count. d.mu is held.
+func (d *dictionary) placesOf(oid uint32, counts func(*kind) bool) []place {
 	var out []place
 	for id, k := range d.kinds {
-		if k.relation == nil || k.relation.OID != oid || k.source.incarnation != incarnation || k.relationID <= inserts {
+		if k.relation == nil || k.relation.OID != oid || k.op == OpGap || k.op == OpNote || k.op == OpTruncate || !counts(k) {
 			continue
 		}
 		i := slices.IndexFunc(out, func(p place) bool { return p.stream == k.aggregate.id })
@@ -295,6 +323,7 @@ type building struct {
 	rows   int      // that the last page gave
 	chain  int
 	done   bool
+	cache  bool // it is for the cache
 	kept   bool // it is in the cache already
 	gone   bool // its last event is its end
 }
@@ -384,7 +413,7 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys [
 				f.done = f.done && c != nil
 			}
 		}
-		if first && f.done {
+		if first && f.done && f.cache {
 			w.keep(&keys[i], f)
 			continue
 		}

@@ -23,6 +23,7 @@ type tableRules struct {
 	idType                                                  string
 	quiet                                                   []bool // by column: a change of only such columns is not news
 	created, updated, touched, deleted, truncated, imported part
+	healed                                                  part // what a comparison with the source has found
 }
 
 // defaultRules gives the rules of a table that no file speaks of: subscriptions becomes SubscriptionCreated,
@@ -31,7 +32,7 @@ type tableRules struct {
 func defaultRules(r *Relation, name string) *tableRules {
 	t := &tableRules{aggregate: name, idType: idType(r), quiet: make([]bool, len(r.Columns)),
 		created: part{typ: name + "Created"}, updated: part{typ: name + "Updated"}, touched: part{name + "Touched", true},
-		deleted: part{typ: name + "Deleted"}, truncated: part{typ: name + "Truncated"}, imported: part{typ: name + "Imported"}}
+		deleted: part{typ: name + "Deleted"}, truncated: part{typ: name + "Truncated"}, imported: part{typ: name + "Imported"}, healed: part{typ: name + "Healed"}}
 	for i, c := range r.Columns {
 		t.quiet[i] = c.Name == "updated_at" || c.Name == "lock_version" || strings.HasSuffix(c.Name, "_count")
 	}

@@ -64,6 +64,7 @@ type Writer struct {
 	state   *stateCache
 
 	baselines map[uint32]*Baseline // by OID: tables whose existing rows are being taken over
+	heals     map[uint32]bool      // those whose last state is compared, since changes may be missing
 	completed map[uint32]bool      // tables of which that has ended meanwhile
 	touched   touched              // rows of theirs that the stream has told of
 	importing bool                 // the event that is made is that of such a row

@@ -57,6 +57,8 @@ type TableReport struct {
 	Table string `json:"table"`          // in the source: public.orders
 	Into  string `json:"into,omitempty"` // where it is now
 	Rows  int64  `json:"rows"`
+	// Incomplete says that the log does not have all rows of the table, or may have outdated ones.
+	Incomplete bool `json:"incomplete,omitempty"`
 	// Orphans are changes of rows that the log does not have.
 	Orphans int64 `json:"orphans,omitempty"`
 	// Unknown counts, by column, the rows in which its value is not known; it is NULL there, or left out.
@@ -369,7 +371,7 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 	warn := func(format string, args ...any) { r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...)) }
 	for i, t := range res.Tables {
 		rel := calc.Relation(i)
-		tr := TableReport{Table: t.String(), Rows: t.Rows, Orphans: t.Tally.Orphans}
+		tr := TableReport{Table: t.String(), Rows: t.Rows, Incomplete: !rel.Complete, Orphans: t.Tally.Orphans}
 		if placer != nil {
 			tr.Into = placer.Place(t.Table)
 		}

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,10 +72,6 @@ func newCheckout() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if gap != nil && !o.partial {
-				return &eventlog.Problem{Err: fmt.Errorf("the history has a gap at position %d: %s", gap.Position, member(gap.Data, "reason")),
-					Hint: fmt.Sprintf("Rows may be missing or out of date since. Use --partial all the same, or a revision of before: --at %d.", gap.Position-1)}
-			}
 			var into rebuild.Target
 			switch {
 			case o.csv != "":
@@ -92,12 +90,16 @@ func newCheckout() *cobra.Command {
 				MaxMemoryBytes: o.memory << 20, Workers: o.workers,
 				Progress: func(p rebuild.Progress) { bar.update(time.Now(), p.Phase, p.Done, p.Total) }})
 			bar.end()
+			if errors.Is(err, rebuild.ErrIncomplete) && gap != nil {
+				return &eventlog.Problem{Err: fmt.Errorf("the history has a gap at position %d (%s), which is not healed at this revision: %w", gap.Position, member(gap.Data, "reason"), err),
+					Hint: fmt.Sprintf("Rows may be missing or out of date. Use --partial all the same, a revision of before: --at %d, or one of after it is healed (backstory status).", gap.Position-1)}
+			}
 			if err != nil {
 				return err
 			}
 			out := openScreen(cmd, false)
 			defer out.close()
-			if gap != nil {
+			if gap != nil && slices.ContainsFunc(rep.Tables, func(t rebuild.TableReport) bool { return t.Incomplete }) {
 				rep.Warnings = append(rep.Warnings, fmt.Sprintf("the history has a gap at position %d: rows may be missing or out of date since", gap.Position))
 			}
 			if o.json {

@@ -337,6 +337,6 @@ func acceptGap(ctx context.Context, s *screen, cfg backstory.Config) error {
 		return err
 	}
 	fmt.Fprintf(s, "%s     the gap is accepted; the history goes on at %s with a new replication slot %s\n", s.bold("done"), d.Start, cfg.Capture.WithDefaults().Slot)
-	fmt.Fprintln(s, "         No table counts as complete any more: a checkout wants --partial and says so.")
+	fmt.Fprintln(s, "         backstory run compares the tables with the log; what differs becomes …Healed events. Until then no table counts as complete: a checkout wants --partial.")
 	return nil
 }

@@ -33,6 +33,8 @@ type world struct {
 	byOID bool
 	// unseen are tables of which the log does not have all rows.
 	unseen map[string]bool
+	// healing: what it has may be outdated.
+	healing bool
 }
 
 type worldTable struct {
@@ -248,6 +250,9 @@ func (w *world) row(e *eventlog.Event) error {
 		}
 		return nil
 	}
+	if w.healing && unseen {
+		return t.overwrite(e, data, rest)
+	}
 	switch e.Op {
 	case eventlog.OpInsert:
 		if e.Before != nil || e.Rest != nil || e.PreviousID != "" {
@@ -357,6 +362,25 @@ func (w *world) row(e *eventlog.Event) error {
 	}
 	now := maps.Clone(old)
 	maps.Copy(now, data)
+	return t.put(e.AggregateID, now)
+}
+
+// overwrite takes an event for what it says, whatever the log had before.
+func (t *worldTable) overwrite(e *eventlog.Event, data, rest worldRow) error {
+	if e.PreviousID != "" {
+		delete(t.rows, e.PreviousID)
+	}
+	if e.Op == eventlog.OpDelete {
+		delete(t.rows, e.AggregateID)
+		return nil
+	}
+	now := worldRow{}
+	if old := t.rows[e.AggregateID]; len(old) > 0 {
+		maps.Copy(now, old[0])
+	}
+	maps.Copy(now, data)
+	maps.Copy(now, rest)
+	delete(t.rows, e.AggregateID)
 	return t.put(e.AggregateID, now)
 }
 

@@ -1,0 +1,451 @@
+package eventlog
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Healing: where the log lacks changes of a table (after a gap, or while it was not captured) its last state may be outdated. It is
+// compared with the source in the same chunks in which existing rows are taken over, at their places in the WAL, and only what differs
+// becomes an event, …Healed. What the stream has told of a row since then stands above both. When all rows have been compared, those that
+// the log has and the source does not are looked for by their keys, in chunks as well: at their place it is known that they are gone.
+// Then the table is complete again, and everything that the log ever said of it counts.
+
+// Passes of a baseline.
+const (
+	PassRows  = 1 // all rows of the table
+	PassMoved = 2 // once more, for what rows lack that moved to another key meanwhile
+	PassGone  = 3 // rows that the log has, and the source perhaps not
+)
+
+// Key is the key of a row as the log has it, and the texts of its columns.
+type Key struct {
+	ID      int64
+	Text    *string // nil where the key is an integer
+	Columns []string
+}
+
+// HasHistory tells whether the log holds events of a table from before a gap, or from before it was left out for a while: what it says of a
+// row may be outdated then.
+func (l *Log) HasHistory(ctx context.Context, oid uint32) (bool, error) {
+	h, err := l.Head(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := l.dict.load(ctx); err != nil {
+		return false, err
+	}
+	return l.dict.before(oid, h.Incarnation), nil
+}
+
+// ErrOtherKey means that a table had another key before: the log's rows cannot be found in the source by the present one.
+var ErrOtherKey = errors.New("it had another key before, by which the log knows its rows")
+
+// Healable tells whether a table's rows can be found in the log by the key it has now.
+func (l *Log) Healable(r *Relation) error {
+	d := l.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range d.kinds {
+		if o := k.relation; o != nil && o.OID == r.OID && k.op != OpGap && k.op != OpNote && k.op != OpTruncate && !sameKey(o, r) {
+			return ErrOtherKey
+		}
+	}
+	return nil
+}
+
+func sameKey(a, b *Relation) bool {
+	if len(a.Key) != len(b.Key) || idType(a) != idType(b) {
+		return false
+	}
+	for i := range a.Key {
+		if a.Columns[a.Key[i]].Name != b.Columns[b.Key[i]].Name {
+			return false
+		}
+	}
+	return true
+}
+
+// Keys gives keys under which the log has events of a table, in the order in which it has them indexed: up to limit of them after a
+// place, which is the two texts that the call before returned, nil at the beginning.
+func (l *Log) Keys(ctx context.Context, r *Relation, after []string, limit int) (keys []Key, next []string, err error) {
+	if err := l.dict.load(ctx); err != nil {
+		return nil, nil, err
+	}
+	var streams, kinds []int32
+	for _, p := range l.dict.allPlaces(r.OID) {
+		streams, kinds = append(streams, p.stream), append(kinds, p.kinds...)
+	}
+	from := int64(-1 << 63)
+	text := ""
+	if len(after) == 2 {
+		if from, err = strconv.ParseInt(after[0], 10, 64); err != nil {
+			return nil, nil, fmt.Errorf("read the keys of %s: %w", r, err)
+		}
+		text = after[1]
+	}
+	rows, err := l.pool.Query(ctx, `SELECT id, id_text FROM backstory.event WHERE stream = ANY ($1) AND kind = ANY ($2) AND id >= $3 AND (id > $3 OR $6 OR coalesce(id_text, '') > $4 COLLATE "C")
+		GROUP BY id, id_text ORDER BY id, coalesce(id_text, '') COLLATE "C" LIMIT $5`, streams, kinds, from, text, limit, len(after) != 2)
+	if err != nil {
+		return nil, nil, Remedy(fmt.Errorf("read the keys of %s: %w", r, err))
+	}
+	keys, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (k Key, err error) { return k, row.Scan(&k.ID, &k.Text) })
+	if err != nil {
+		return nil, nil, Remedy(fmt.Errorf("read the keys of %s: %w", r, err))
+	}
+	for i := range keys {
+		switch k := &keys[i]; {
+		case k.Text == nil:
+			k.Columns = []string{strconv.FormatInt(k.ID, 10)}
+		case len(r.Key) == 1:
+			k.Columns = []string{*k.Text}
+		default:
+			k.Columns = splitKey(*k.Text)
+		}
+	}
+	next = after
+	if n := len(keys); n > 0 {
+		next = []string{strconv.FormatInt(keys[n-1].ID, 10), ""}
+		if t := keys[n-1].Text; t != nil {
+			next[1] = *t
+		}
+	}
+	return keys, next, nil
+}
+
+// splitKey is the reverse of appendKey for several columns.
+func splitKey(s string) []string {
+	var out []string
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] == '\\' && i+1 < len(s):
+			i++
+			b.WriteByte(s[i])
+		case s[i] == ',':
+			out = append(out, b.String())
+			b.Reset()
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return append(out, b.String())
+}
+
+// AddKey appends a key to a chunk of keys that the source does not have.
+func (c *Chunk) AddKey(k *Key) {
+	id := strconv.AppendInt(nil, k.ID, 10)
+	if k.Text == nil {
+		c.Add([][]byte{id, nil})
+	} else {
+		c.Add([][]byte{id, []byte(*k.Text)})
+	}
+}
+
+// oldStates gives the last states that the log has of rows, whatever has been missed since: nil where it has none, or knows the row's end.
+func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey) ([]rowState, error) {
+	if err := w.indexAll(ctx); err != nil {
+		return nil, err
+	}
+	all := w.log.dict.allPlaces(t.rel.OID)
+	found := make([]building, len(keys))
+	for i := range found {
+		found[i] = building{t: t, last: 1<<63 - 1, places: all}
+	}
+	if err := w.find(ctx, false, keys, found); err != nil {
+		return nil, err
+	}
+	out := make([]rowState, len(keys))
+	var ask []int
+	for i := range found {
+		f := &found[i]
+		if f.gone || f.cols == nil {
+			continue
+		}
+		b := beginState(nil, len(f.cols), f.chain)
+		for j, c := range f.cols {
+			b = append(b, c...)
+			endColumn(b, 0, len(f.cols), j)
+		}
+		out[i] = b
+		ask = append(ask, i)
+	}
+	// It may have gone to another key, or with all the others.
+	kinds := map[int32][]int32{}
+	for _, p := range all {
+		kinds[p.stream] = p.kinds
+	}
+	var some []stateKey
+	for _, i := range ask {
+		some = append(some, keys[i])
+	}
+	last, err := w.lastOf(ctx, some, kinds)
+	if err != nil {
+		return nil, err
+	}
+	truncated, err := w.truncated(ctx, t.rel.OID)
+	if err != nil {
+		return nil, err
+	}
+	for n, i := range ask {
+		if l := last[n]; l.old > l.id || l.id < truncated {
+			out[i] = nil
+		}
+	}
+	return out, nil
+}
+
+// truncated is the position of the last TRUNCATE of a table, 0 if there is none.
+func (w *Writer) truncated(ctx context.Context, oid uint32) (Position, error) {
+	var kinds []int32
+	d := w.log.dict
+	d.mu.Lock()
+	for id, k := range d.kinds {
+		if k.relation != nil && k.relation.OID == oid && k.op == OpTruncate {
+			kinds = append(kinds, id)
+		}
+	}
+	d.mu.Unlock()
+	if len(kinds) == 0 {
+		return 0, nil
+	}
+	reads, err := w.reader(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var p Position
+	// Such an event has the empty text for a key, which is indexed as any.
+	err = reads.QueryRow(ctx, `SELECT coalesce(max(position), 0) FROM backstory.event WHERE id = backstory.key_hash('') AND id_text = '' AND kind = ANY ($1)`, kinds).Scan(&p)
+	if err != nil {
+		return 0, fmt.Errorf("look for the last TRUNCATE: %w", err)
+	}
+	return p, nil
+}
+
+// entityKey names a row by the entity that it is.
+func (w *Writer) entityKey(t *table, id int64, text []byte) stateKey {
+	if text != nil {
+		return stateKey{oid: t.rel.OID, id: keyHash(text), text: string(text), isText: true}
+	}
+	return stateKey{oid: t.rel.OID, id: id}
+}
+
+// compare gives the old states of a chunk's rows, by their number, but for those that are judged already.
+func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, judged map[int]rowState) (map[int]rowState, error) {
+	row := make([]Value, len(t.rel.Columns))
+	var keys []stateKey
+	var numbers []int
+	data := c.data
+	for i := range c.Rows {
+		data = c.next(data, row)
+		if _, ok := judged[i]; ok {
+			continue
+		}
+		id, text, buf := w.entity(t, row, w.scratch.key)
+		w.scratch.key = buf
+		keys, numbers = append(keys, w.entityKey(t, id, text)), append(numbers, i)
+	}
+	states, err := w.oldStates(ctx, t, keys)
+	if err != nil {
+		return nil, err
+	}
+	out := map[int]rowState{}
+	for j, st := range states {
+		if st != nil {
+			out[numbers[j]] = st
+		}
+	}
+	return out, nil
+}
+
+// heal makes the event of a row that is not as the log has it; st is nil if the log does not have it.
+func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState) error {
+	if st == nil {
+		return w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.healed)
+	}
+	s := &w.scratch
+	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
+	s.data, s.before, s.rest = append(s.data[:0], '{'), append(s.before[:0], '{'), append(s.rest[:0], '{')
+	any := false
+	for i := range row {
+		start := len(s.frags)
+		s.frags = t.fragment(i, &row[i], s.frags)
+		s.off = append(s.off, len(s.frags))
+		n, o := s.frags[start:], st.frag(i)
+		if isBig(o) && sameAsBig(o, n) || bytes.Equal(n, o) {
+			s.rest = memberRaw(s.rest, t.keys[i], n)
+			continue
+		}
+		any = true
+		s.data = memberRaw(s.data, t.keys[i], n)
+		if isBig(o) {
+			var err error
+			if o, err = w.load(ctx, t, i, o); err != nil {
+				return err
+			}
+		}
+		if len(o) > 0 {
+			s.before = memberRaw(s.before, t.keys[i], o)
+		}
+	}
+	if !any {
+		return nil
+	}
+	e := eventRow{op: OpUpdate, part: t.rules.healed, data: append(s.data, '}'), before: append(s.before, '}'), rest: append(s.rest, '}')}
+	s.data, s.before, s.rest = e.data, e.before, e.rest
+	e.id, e.text, s.key = w.entity(t, row, s.key)
+	if t.byRow {
+		e.hasRow = true
+		e.rowID, e.rowText = w.rowIdentity(t, row)
+	}
+	w.event(t, &e)
+	if t.rel.ReplicaIdentity != 'f' && !t.rel.InsertOnly {
+		key := w.stateKey(t, row)
+		if !w.state.has(&key) {
+			w.uncached = w.pos
+		} else {
+			w.state.put(&key, s.frags, s.off, w.pos, 0)
+		}
+	}
+	return nil
+}
+
+// goneRows makes the events of rows that the source does not have, by their keys.
+func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk) error {
+	pair := make([]Value, 2)
+	var keys, asked []stateKey
+	data := c.data
+	for range c.Rows {
+		data = c.next(data, pair)
+		id, ok := parseInt(pair[0].Text)
+		if !ok {
+			return errNoKey
+		}
+		k := stateKey{oid: t.rel.OID, id: id}
+		if pair[1].State == StateText {
+			k.isText, k.text = true, string(pair[1].Text)
+		}
+		keys = append(keys, k)
+		if w.touched.has(k.oid, k.id) {
+			asked = append(asked, k)
+		}
+	}
+	if err := w.flush(ctx, 0, true); err != nil {
+		return err
+	}
+	if err := w.join(ctx); err != nil {
+		return err
+	}
+	if err := w.indexAll(ctx); err != nil {
+		return err
+	}
+	// What the stream has told of a row since stands above this.
+	told := map[stateKey]bool{}
+	last, err := w.lastOf(ctx, asked, w.log.dict.events(t.rel.OID, w.head.Incarnation))
+	if err != nil {
+		return err
+	}
+	for i, l := range last {
+		told[asked[i]] = l.id > 0 || l.old > 0
+	}
+	states, err := w.oldStates(ctx, t, keys)
+	if err != nil {
+		return err
+	}
+	for i, st := range states {
+		w.tx.change++
+		if st == nil || told[keys[i]] {
+			continue
+		}
+		s := &w.scratch
+		s.before = append(s.before[:0], '{')
+		var unknown []byte
+		for j := range t.rel.Columns {
+			f := st.frag(j)
+			if isBig(f) {
+				if f, err = w.load(ctx, t, j, f); err != nil {
+					return err
+				}
+			}
+			if len(f) == 0 {
+				unknown = appendName(unknown, t.keys[j])
+				continue
+			}
+			s.before = memberRaw(s.before, t.keys[j], f)
+		}
+		s.before = append(s.before, '}')
+		e := eventRow{op: OpDelete, part: t.rules.healed, id: keys[i].id, before: s.before}
+		if keys[i].isText {
+			e.text = []byte(keys[i].text)
+		}
+		if unknown != nil {
+			e.meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
+		}
+		w.event(t, &e)
+		if err := w.relieve(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lastEvent is what the log has last of an entity: the positions of its last event and of the last one that took it to another key, 0 for
+// none, and the identity of the row in the former.
+type lastEvent struct {
+	id, old Position
+	rowID   int64
+	rowText *string
+}
+
+// lastOf looks for the last events of entities, in kinds by stream.
+func (w *Writer) lastOf(ctx context.Context, keys []stateKey, kinds map[int32][]int32) ([]lastEvent, error) {
+	last := make([]lastEvent, len(keys))
+	if len(keys) == 0 {
+		return last, nil
+	}
+	reads, err := w.reader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ids, texts := make([]int64, len(keys)), make([]*string, len(keys))
+	for i := range keys {
+		if ids[i] = keys[i].id; keys[i].isText {
+			texts[i] = &keys[i].text
+		}
+	}
+	for stream, list := range kinds {
+		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
+			LEFT JOIN LATERAL (SELECT e.position, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
+				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ON true
+			LEFT JOIN LATERAL (SELECT e.position FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
+				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) o ON true
+			WHERE e.position IS NOT NULL OR o.position IS NOT NULL`, ids, texts, stream, list)
+		if err != nil {
+			return nil, fmt.Errorf("look for the last events of rows: %w", err)
+		}
+		for rows.Next() {
+			var i int64
+			var e lastEvent
+			var rowID *int64
+			if err := rows.Scan(&i, &e.id, &e.old, &rowID, &e.rowText); err != nil {
+				return nil, fmt.Errorf("look for the last events of rows: %w", err)
+			}
+			l := &last[i-1]
+			if l.old = max(l.old, e.old); e.id > l.id {
+				if l.id, l.rowText = e.id, e.rowText; rowID != nil {
+					l.rowID = *rowID
+				}
+			}
+		}
+		if err := rows.Err(); err != nil {
+			return nil, fmt.Errorf("look for the last events of rows: %w", err)
+		}
+	}
+	return last, nil
+}

@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory"
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// TestGapIsHealed: changes that the log has missed are found by comparing it with the source. Exactly what differs becomes events, each
+// with what the log had before, and then the log has every row again, also of those that somebody changes meanwhile.
+func TestGapIsHealed(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		t.Run(fmt.Sprintf("while somebody writes: %v", busy), func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{})
+			s.cfg.Capture.BaselineChunkBytes = 2000
+			db := s.sql()
+			const plain = "id int PRIMARY KEY, v text, big text, d jsonb"
+			tables := map[string]string{"things": plain, "whole": plain, "by_index": plain + ", u int NOT NULL", "texts": "id text, v text, big text, d jsonb, PRIMARY KEY (v, id)"}
+			for name, columns := range tables {
+				db.do("CREATE TABLE public.%s (%s)", name, columns)
+				db.do("ALTER TABLE public.%s ALTER big SET STORAGE EXTERNAL", name)
+			}
+			db.do(`CREATE SCHEMA audit; CREATE TABLE public.emptied (id int PRIMARY KEY, v text); CREATE TABLE public.same (id int PRIMARY KEY, v text);
+				ALTER TABLE public.whole REPLICA IDENTITY FULL; CREATE UNIQUE INDEX by_u ON public.by_index (u); ALTER TABLE public.by_index REPLICA IDENTITY USING INDEX by_u`)
+			s.init()
+			fill := func(name, id string) {
+				more, value := "", ""
+				if name == "by_index" {
+					more, value = ", u", ", i"
+				}
+				db.do(`INSERT INTO public.%s (id, v, big, d%s) SELECT %s, 'a,' || i %% 7, repeat(md5(i::text), 100), jsonb_build_object('n', i)%s FROM generate_series(1, 200) i`, name, more, id, value)
+			}
+			for name := range tables {
+				id := "i"
+				if name == "texts" {
+					id = `'k\,' || i`
+				}
+				fill(name, id)
+			}
+			db.do(`INSERT INTO public.emptied SELECT i FROM generate_series(1, 50) i; INSERT INTO public.same SELECT i, 'x' FROM generate_series(1, 50) i;
+				UPDATE public.same SET v = 'y' WHERE id < 10; DELETE FROM public.same WHERE id = 50; UPDATE public.things SET id = 1000 WHERE id = 200; TRUNCATE public.emptied; INSERT INTO public.emptied SELECT i FROM generate_series(1, 20) i`)
+			s.once()
+			// What nobody captures, and how much of it there is in the end.
+			for name := range tables {
+				db.do(`CREATE TABLE audit.%[1]s AS SELECT * FROM public.%[1]s`, name)
+			}
+			db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+			for name := range tables {
+				n := "substr(id::text, 1)"
+				if name == "texts" {
+					n = "substr(id, 4)"
+				}
+				db.do(`UPDATE public.%[1]s SET v = v || 'b' WHERE (%[2]s)::int %% 20 = 0; UPDATE public.%[1]s SET big = repeat('new', 900) WHERE (%[2]s)::int %% 50 = 1;
+					UPDATE public.%[1]s SET d = NULL WHERE (%[2]s)::int %% 50 = 2; DELETE FROM public.%[1]s WHERE (%[2]s)::int %% 30 = 3`, name, n)
+			}
+			db.do(`UPDATE public.things SET id = 2000 WHERE id = 4; INSERT INTO public.things VALUES (33, 'again'), (3000, 'new'); UPDATE public.by_index SET u = -u WHERE id = 5; TRUNCATE public.emptied; INSERT INTO public.emptied VALUES (7, 'z')`)
+			s.gapFound("the slot was dropped", "gone")
+			if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+				t.Fatal(err)
+			}
+			l := s.openLog()
+			gap, err := l.Head(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			differ := 0
+			for name := range tables {
+				key := "id"
+				if name == "texts" {
+					key = "v, id"
+				}
+				differ += int(atoi(t, db.one(`SELECT count(*) FROM audit.%[1]s a FULL JOIN public.%[1]s b USING (%[2]s) WHERE a IS DISTINCT FROM b`, name, key)))
+			}
+			differ += 1 + 19 // of emptied
+			if busy {
+				ctx, stop := context.WithCancel(context.Background())
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					conn, err := dial(context.Background(), s.cfg.Capture.URL)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer conn.Close(context.Background())
+					for i := 0; ctx.Err() == nil; i++ {
+						for name := range tables {
+							id := fmt.Sprint(i*7%200 + 1)
+							if name == "texts" {
+								id = fmt.Sprintf(`'k\,%s'`, id)
+							}
+							for _, q := range []string{`UPDATE public.%s SET d = '{"busy": %d}' WHERE id = %s`, `UPDATE public.%s SET v = 'moved %d' WHERE id = %s`, `DELETE FROM public.%s WHERE %[2]d %% 5 = 0 AND id = %[3]s`} {
+								if _, err := conn.Exec(context.Background(), fmt.Sprintf(q, name, i, id)); err != nil {
+									t.Error(err)
+									return
+								}
+							}
+						}
+					}
+				}()
+				r := s.start()
+				time.Sleep(500 * time.Millisecond)
+				s.baselineDone()
+				stop()
+				<-done
+				if err := r.end(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.once()
+			if got := s.complete(); got != "by_index emptied same texts things whole" {
+				t.Errorf("complete: %s", got)
+			}
+			counts := db.one(`SELECT count(*) || ' ' || count(DISTINCT (relation, key)) FROM backstory.events WHERE type LIKE '%%Healed' AND position > %d`, gap.Position)
+			t.Logf("%d rows differed, %s events and rows were healed", differ, counts)
+			if !busy && counts != fmt.Sprintf("%d %[1]d", differ) {
+				t.Errorf("%s events and rows were healed, want %d", counts, differ)
+				for _, r := range db.rows(`SELECT relation, op, count(*) FROM backstory.events WHERE type LIKE '%%Healed' GROUP BY 1, 2 ORDER BY 1, 2`) {
+					t.Log(r)
+				}
+			}
+			if !busy {
+				if n := db.one(`SELECT count(*) FROM backstory.events WHERE type NOT LIKE '%%Healed' AND op <> 'note' AND position > %d`, gap.Position); n != "0" {
+					t.Errorf("%s other events were made", n)
+				}
+			}
+			w := newWorld()
+			w.replay(t, l, func(e *eventlog.Event) error {
+				if e.Position == gap.Position {
+					for name := range w.tables {
+						w.unseen[name], w.healing = true, true
+					}
+				}
+				return nil
+			})
+			w.sameTables(t, db, "n.nspname = 'public'")
+			head, err := l.Head(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			columns := columnsOf(db, "n.nspname = 'public'")
+			s.checkoutOfNow(db, head.Position, columns)
+			// What happens now has its values of before.
+			db.do(`UPDATE public.same SET v = 'after' WHERE id = 20; UPDATE public.things SET v = 'after' WHERE id = 8`)
+			s.once()
+			if got := db.one(`SELECT string_agg(op || ' ' || (before::jsonb ? 'v')::text, ', ') FROM backstory.events WHERE position > %d`, head.Position); got != "update true, update true" {
+				t.Errorf("then: %s", got)
+			}
+		})
+	}
+}
