@@ -128,8 +128,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 				// Somebody's lock on that table holds nothing up.
 				short, cancel := context.WithTimeout(ctx, time.Second)
 				now, err := s.log.Captured(short)
+				head, errHead := s.log.Head(short)
 				cancel()
-				if err == nil && !sameTables(captured, now) {
+				if err == nil && !sameTables(captured, now) || errHead == nil && head.Baseline != w.Head().Baseline {
 					stop(capture.ErrTablesChanged)
 				}
 			}
@@ -151,11 +152,8 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	}
 	s.busy.Store(&step{"ending a stream: the source or the event log hangs", time.Now()})
 	err = <-done
-	if stop(nil); failed == nil { // with the stream, the reading of existing rows ends
-		failed = <-imported
-	} else {
-		<-imported
-	}
+	stop(nil)
+	unread := <-imported // with the stream, the reading of existing rows ends
 	if failed != nil {
 		return failed
 	}
@@ -179,6 +177,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		}
 		return gapProblem(gap.Reason)
 	}
+	if err == nil && s.cfg.Once {
+		return unread
+	}
 	return err
 }
 
@@ -201,7 +202,7 @@ func (s *Sidecar) retake(ctx context.Context, w *eventlog.Writer, stream *captur
 	var later eventlog.LSN
 	for _, c := range captured {
 		switch {
-		case c.InsertOnly:
+		case c.InsertOnly && len(c.Key) == 0:
 		case c.SinceLSN > w.Head().EndLSN:
 			if later == 0 || c.SinceLSN < later {
 				later = c.SinceLSN

@@ -55,14 +55,16 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		}
 	}
 	var out []capture.Existing
+	var resumed []eventlog.Baseline
 	for _, c := range wanted {
 		i := index(c)
 		if i < 0 {
 			return nil, fmt.Errorf("bug: no baseline of %s was begun", c)
 		}
 		out = append(out, capture.Existing{Captured: c, Baseline: begun[i]})
+		resumed = append(resumed, begun[i])
 	}
-	if err := w.Resume(ctx, begun); err != nil {
+	if err := w.Resume(ctx, resumed); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -132,7 +134,7 @@ func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []e
 				s.Tables = append(s.Tables, row)
 			}
 		}
-		if !t.Complete && !(t.InsertOnly && (i < 0 || begun[i].Done)) {
+		if !t.Complete && !(t.InsertOnly && (i < 0 && (len(t.Key) == 0 || !h.Baseline) || i >= 0 && begun[i].Done)) {
 			s.Done = false
 			s.Incomplete = append(s.Incomplete, t.String())
 		}
@@ -164,7 +166,7 @@ func (s *Sidecar) Baseline() *BaselineStatus {
 		b.TotalRows += max(t.TotalRows, t.Rows)
 		all += t.Weight()
 		left += t.Weight() * (1 - t.Share())
-		if !t.Done {
+		if t.Doing != "done" {
 			b.Done = false
 		}
 	}

@@ -292,6 +292,10 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 		}
 		p.NewSlot = true
 	}
+	// What is selected comes first: from then on no sidecar takes in what is left out here.
+	if err := log.Select(ctx, cfg.Capture.Tables, cfg.Capture.Exclude, !cfg.NoBaseline); err != nil {
+		return nil, err
+	}
 	res, err := capture.Apply(ctx, cfg.Capture, p, nil, nil, waiting)
 	if err != nil {
 		return nil, err

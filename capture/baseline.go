@@ -84,8 +84,9 @@ type importing struct {
 	number  int64
 	limit   int
 	done    chan eventlog.Baseline // what the log has taken over
-	ahead   []int64                // bytes of the chunks that are on their way
-	pause   time.Duration          // before the next attempt
+	ahead   []ahead
+	pause   time.Duration // before the next attempt
+	passes  int           // for what rows lack
 	// Guarded by the import's mutex, as is what is embedded:
 	busy, over bool
 	again      time.Time
@@ -148,7 +149,7 @@ func (i *Import) remaining(of *importing, c *eventlog.Chunk) (n int64) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, t := range i.tables {
-		if t.Doing != "done" && t.Pass == 1 && !(t == of && c.Last) {
+		if t.Doing == "reading" && t.Pass == eventlog.PassRows && !(t == of && c.Last) {
 			n += int64(float64(t.TotalBytes) * (1 - t.Share()))
 		}
 	}
@@ -259,7 +260,7 @@ func (t *importing) run(ctx context.Context, once bool) {
 		if t.pause = min(2*t.pause, time.Minute); t.pause == 0 || t.number > before {
 			t.pause = time.Second
 		}
-		pause, over = t.pause, once && !retryable(err) || errors.Is(err, ErrNoOrder)
+		pause, over = t.pause, once && !retryable(err) && !errors.Is(err, errLocked) && !errors.Is(err, errLost) || errors.Is(err, ErrNoOrder)
 	}
 	if news {
 		t.imp.stream.cfg.Logger.Warn("existing rows are not taken over", "relation", t.Table, "err", err, "hint", eventlog.Hint(err), "again_in", pause)
@@ -304,7 +305,11 @@ func (t *importing) attempt(ctx context.Context) error {
 			if err := t.takeOver(ctx, 1); err != nil {
 				return err
 			}
-			t.after = t.AfterKey // none, if there is another pass
+			t.after = t.AfterKey                         // none, if there is another pass
+			if !t.Done && t.Pass == eventlog.PassMoved { // perhaps for a transaction that still has to become visible
+				t.passes++
+				pass(ctx, time.Duration(min(t.passes, 30))*time.Second)
+			}
 		}
 		if err := t.imp.rate.wait(ctx, c.Bytes); err != nil {
 			return err
@@ -317,8 +322,8 @@ func (t *importing) attempt(ctx context.Context) error {
 func (t *importing) takeOver(ctx context.Context, n int) error {
 	for {
 		var bytes int64
-		for _, b := range t.ahead {
-			bytes += b
+		for _, a := range t.ahead {
+			bytes += a.bytes
 		}
 		if len(t.ahead) < n && bytes < 2*t.chunkBytes() {
 			return nil
@@ -329,8 +334,25 @@ func (t *importing) takeOver(ctx context.Context, n int) error {
 			t.set(func(s *ImportState) { s.Baseline, s.Error = b, nil })
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-time.After(time.Second):
+			// What is received beyond the mark of a chunk comes after it. Where the mark did not come, the source has failed over to a
+			// server that never had it: those rows are read again.
+			if a := t.ahead[0]; t.imp.stream.Received() > a.mark && len(t.done) == 0 && t.imp.stream.chunks.withdraw(a.nonce) {
+				for _, a := range t.ahead[1:] {
+					t.imp.stream.chunks.withdraw(a.nonce)
+				}
+				t.ahead, t.number, t.after = nil, t.Chunks, t.AfterKey
+				return errLost
+			}
 		}
 	}
+}
+
+// ahead is a chunk that is on its way.
+type ahead struct {
+	nonce string
+	bytes int64
+	mark  eventlog.LSN // behind its mark
 }
 
 // waitingEvery is how often it is looked whether transactions have ended.
@@ -389,7 +411,7 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 	}
 	r.ReplicaIdentity = identity[0]
 	t.name = eventlog.QuoteQualified(r.Schema, r.Name)
-	if err := conn.QueryRow(ctx, t.fingerprintQuery()).Scan(&t.print); err != nil { // before the rest, lest it be altered meanwhile
+	if err := conn.QueryRow(ctx, t.fingerprintQuery()).Scan(&t.print, new(string)); err != nil { // before the rest, lest it be altered meanwhile
 		return false, fmt.Errorf("read the catalogue: %w", err)
 	}
 	if err := describe(ctx, conn, r, nil); err != nil {
@@ -456,7 +478,7 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 // fingerprintQuery changes whenever a table's columns, indexes or names do.
 func (t *importing) fingerprintQuery() string {
 	return `SELECT concat_ws('/', c.oid, c.xmin, (SELECT string_agg(xmin::text, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0),
-		(SELECT string_agg(xmin::text, ',' ORDER BY indexrelid) FROM pg_index WHERE indrelid = c.oid)) AS ` + fingerprintName + ` FROM pg_class c WHERE c.oid = ` + literal(t.name) + `::regclass`
+		(SELECT string_agg(xmin::text, ',' ORDER BY indexrelid) FROM pg_index WHERE indrelid = c.oid)) AS ` + fingerprintName + `, pg_current_snapshot()::text FROM pg_class c WHERE c.oid = ` + literal(t.name) + `::regclass`
 }
 
 const fingerprintName = "backstory_fingerprint"
@@ -546,12 +568,18 @@ func (t *importing) read(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, 
 		t.done <- b // which has room for all that are on their way
 	}
 	known.offer(name, c)
-	_, err = conn.PgConn().Exec(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, '"+chunkPrefix+"', '"+name+"'); COMMIT").ReadAll()
+	answer, err := conn.PgConn().Exec(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, '"+chunkPrefix+"', '"+name+"'); COMMIT; SELECT pg_current_wal_insert_lsn()").ReadAll()
 	if err != nil && known.withdraw(name) {
 		return nil, fmt.Errorf("mark a chunk of existing rows: %w", err) // the stream will not know the mark, if there is one
 	}
 	t.number, t.after = c.Number, c.AfterKey
-	t.ahead = append(t.ahead, c.Bytes)
+	a := ahead{nonce: name, bytes: c.Bytes, mark: 1<<64 - 1}
+	if err == nil && len(answer) > 0 {
+		if a.mark, err = eventlog.ParseLSN(string(answer[len(answer)-1].Rows[0][0])); err != nil {
+			return nil, err
+		}
+	}
+	t.ahead = append(t.ahead, a)
 	return c, nil
 }
 
@@ -562,6 +590,11 @@ func (t *importing) keyIndexes() []int {
 	}
 	return out
 }
+
+var (
+	errLocked = errors.New("is locked by somebody else's ALTER TABLE or the like")
+	errLost   = errors.New("the source has lost the place of a chunk in its WAL: it has failed over")
+)
 
 var errTooMuch = errors.New("a chunk holds more than expected")
 
@@ -606,7 +639,7 @@ func (t *importing) readGone(ctx context.Context, conn *pgx.Conn) (*eventlog.Chu
 	}
 	there := make([]bool, len(keys))
 	c := &eventlog.Chunk{Last: len(keys) < limit, AfterKey: next}
-	err = t.begin(ctx, conn, query, func(v [][]byte) bool {
+	err = t.begin(ctx, conn, query, &c.Snapshot, func(v [][]byte) bool {
 		n, _ := strconv.Atoi(string(v[0]))
 		there[n] = true
 		return true
@@ -625,7 +658,7 @@ func (t *importing) readGone(ctx context.Context, conn *pgx.Conn) (*eventlog.Chu
 // readRows reads the rows of a chunk, in a transaction that is left open.
 func (t *importing) readRows(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
 	c := &eventlog.Chunk{}
-	return c, t.begin(ctx, conn, t.query(), func(v [][]byte) bool {
+	return c, t.begin(ctx, conn, t.query(), &c.Snapshot, func(v [][]byte) bool {
 		c.Add(v)
 		if c.Bytes > 4*t.chunkBytes() && c.Rows < t.limit {
 			t.limit = max(1, c.Rows/4)
@@ -637,7 +670,7 @@ func (t *importing) readRows(ctx context.Context, conn *pgx.Conn) (*eventlog.Chu
 
 // begin begins a chunk's transaction and reads the rows of a query in it, until take does not want any more: that is errTooMuch. Where there
 // is no error, the transaction is left open.
-func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, take func([][]byte) bool) (err error) {
+func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, snapshot *string, take func([][]byte) bool) (err error) {
 	pc := conn.PgConn()
 	defer func() {
 		if err != nil && !conn.IsClosed() {
@@ -652,8 +685,8 @@ func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, tak
 		names := rows.FieldDescriptions()
 		for rows.NextRow() {
 			v := rows.Values()
-			if len(names) == 1 && names[0].Name == fingerprintName {
-				print = string(v[0])
+			if names[0].Name == fingerprintName {
+				print, *snapshot = string(v[0]), string(v[1])
 				continue
 			}
 			if !take(v) {
@@ -673,7 +706,7 @@ func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, tak
 		case "42P01", "42703": // undefined_table, undefined_column
 			return errShape
 		case "55P03": // lock_not_available
-			return &eventlog.Problem{Err: fmt.Errorf("%s is locked by somebody else's ALTER TABLE or the like", t.name), Hint: "Its existing rows are read when that is over."}
+			return &eventlog.Problem{Err: fmt.Errorf("%s %w", t.name, errLocked), Hint: "Its existing rows are read when that is over."}
 		case "54000", "XX000": // program_limit_exceeded, or what palloc says: text is longer than 1 GB
 			if strings.Contains(e.Error(), "alloc") {
 				return &eventlog.Problem{Err: fmt.Errorf("a row of %s is too large for the source itself to print: %w", t.name, e), Hint: "Make the value smaller, or leave the table out (BACKSTORY_EXCLUDE, backstory init)."}
@@ -681,6 +714,9 @@ func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, tak
 		case "42501": // insufficient_privilege, row security too
 			if strings.Contains(e.Error(), "row-level security") {
 				return &eventlog.Problem{Err: e, Hint: "Let a superuser run: ALTER ROLE " + eventlog.QuoteIdent(conn.Config().User) + " BYPASSRLS;"}
+			}
+			if strings.Contains(e.Error(), "for schema") {
+				return &eventlog.Problem{Err: e, Hint: "Let the schema's owner run: GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(t.rel.Schema) + " TO " + eventlog.QuoteIdent(conn.Config().User) + "; (and for the table: GRANT SELECT ON " + t.name + ")"}
 			}
 			return &eventlog.Problem{Err: e, Hint: "Let the table's owner run: GRANT SELECT ON " + t.name + " TO " + eventlog.QuoteIdent(conn.Config().User) + ";"}
 		}

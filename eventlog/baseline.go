@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -74,8 +75,10 @@ type Chunk struct {
 	Remaining int64
 	// Done is called when the chunk's rows have been made events, or dropped, with how far the table is then. It must not block.
 	Done func(Baseline)
-	data []byte
-	last int // where its last row begins
+	// Snapshot is what it was read in, as pg_current_snapshot prints it.
+	Snapshot string
+	data     []byte
+	last     int // where its last row begins
 }
 
 // Add appends a row: its values as the source prints them, nil for NULL. They are copied.
@@ -121,6 +124,10 @@ func (c *Chunk) next(b []byte, row []Value) (rest []byte) {
 // error costs a look-up, nothing else.
 const touchedBits = 1 << 25
 
+// resumeEvents is how many events a writer that goes on with a baseline looks through, for the rows that were touched so far. Where there
+// are more, it counts all as touched, lest nothing be streamed for minutes.
+const resumeEvents = 10_000_000
+
 // touched is a Bloom filter of rows.
 type touched struct{ bits []uint64 }
 
@@ -140,6 +147,14 @@ func (f *touched) add(oid uint32, id int64) {
 	for i := range uint64(4) {
 		n := (a + i*b) & (touchedBits - 1)
 		f.bits[n>>6] |= 1 << (n & 63)
+	}
+}
+
+// all makes it count every row as touched.
+func (f *touched) all() {
+	f.add(0, 0)
+	for i := range f.bits {
+		f.bits[i] = 1<<64 - 1
 	}
 }
 
@@ -213,6 +228,17 @@ func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
 	if len(kinds) == 0 {
 		return nil
 	}
+	var since Position
+	if err := w.conn.QueryRow(ctx, `SELECT min(sealed_at) FROM backstory.kind WHERE id = ANY ($1)`, kinds).Scan(&since); err != nil {
+		return fmt.Errorf("read which rows were touched: %w", err)
+	}
+	if w.head.Position-since > resumeEvents {
+		w.touched.all()
+		for _, b := range w.baselines {
+			b.again = b.again || b.Pass == PassRows
+		}
+		return nil
+	}
 	// Rows that the stream has touched. Those that chunks have imported do not count: no chunk has them again, and the stream's next event of
 	// them does.
 	conn, err := w.connect(ctx, "backstory baseline")
@@ -229,7 +255,7 @@ func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
 	rows, err := conn.Query(ctx, `SELECT k.relation, e.id, e.row_id, e.old_id, coalesce(e.meta LIKE '%"unknown"%' AND (e.old_id IS NOT NULL OR e.row_id IS NOT NULL), false)
 		FROM backstory.event e JOIN backstory.kind k ON k.id = e.kind
 		WHERE e.kind = ANY ($1) AND NOT (e.kind = ANY ($2) AND e.meta IS NULL)
-		  AND e.position > (SELECT min(sealed_at) - $3 FROM backstory.kind WHERE id = ANY ($1))`, kinds, imports, flushBytes/40) // more than a step has
+		  AND e.position > $3`, kinds, imports, since-flushBytes/40) // more than a step has
 	if err != nil {
 		return fmt.Errorf("read which rows were touched: %w", err)
 	}
@@ -282,7 +308,7 @@ func (w *Writer) touch(t *table, e *eventRow) {
 func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	was := w.baselines[c.Relation.OID]
 	if was == nil || c.Number != was.Chunks+1 {
-		return fmt.Errorf("bug: chunk %d of %s was not expected", c.Number, c.Relation)
+		return fmt.Errorf("chunk %d of %s came where another one was expected", c.Number, c.Relation) // one before it was lost
 	}
 	t, err := w.tableFor(ctx, c.Relation, w.tx.lsn)
 	if err != nil {
@@ -308,9 +334,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	b.Imported += int64(w.pos - made)
 	switch {
 	case !c.Last:
-	case b.again && b.Pass == PassRows:
-		b.Pass, b.AfterKey, b.Rows, b.Bytes = PassMoved, nil, 0, 0
-	case heals && b.Pass < PassGone:
+	case b.again:
+		b.again, b.Pass, b.AfterKey, b.Rows, b.Bytes = false, PassMoved, nil, 0, 0
+	case heals && b.Pass != PassGone:
 		b.Pass, b.AfterKey = PassGone, nil
 	default:
 		b.Done = true
@@ -413,7 +439,7 @@ func (b *Baseline) sql() string {
 	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, updated_at = clock_timestamp()%s WHERE oid = %d; ",
 		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, done, b.OID)
 	if b.Done {
-		q += fmt.Sprintf("UPDATE backstory.captured SET complete = NOT insert_only WHERE oid = %d; ", b.OID)
+		q += fmt.Sprintf("UPDATE backstory.captured c SET complete = NOT insert_only FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND c.oid = %d; ", b.OID)
 	}
 	return q
 }
@@ -453,28 +479,20 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 	if err := w.indexAll(ctx); err != nil {
 		return nil, err
 	}
-	var asked []stateKey
-	for _, k := range keys {
-		if _, ok := w.state.get(&k); !ok {
-			asked = append(asked, k)
-		}
-	}
-	if len(asked) > 0 && !t.rel.InsertOnly {
-		if err := w.fetch(ctx, t.byRow, asked); err != nil {
-			return nil, err
-		}
+	states, err := w.states(ctx, t, keys)
+	if err != nil {
+		return nil, err
 	}
 	hits := map[int]rowState{}
 	var open []int // of which the log's entities have to be asked
-	for j := range keys {
-		st, _ := w.state.get(&keys[j])
+	for j, st := range states {
 		if st.gone() {
 			hits[numbers[j]] = nil
 			continue
 		}
 		if st != nil {
 			hits[numbers[j]] = nil
-			if !st.partial() || t.rel.ReplicaIdentity == 'f' {
+			if !st.partial() {
 				continue
 			}
 			hits[numbers[j]] = append(rowState(nil), st...) // what follows may make the cache forget it
@@ -496,9 +514,76 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 		case l.id == 0 && l.old == 0 && !known: // nothing: the filter was wrong
 		case st == nil, l.old > l.id, t.byRow && (l.rowID != k.id || (l.rowText != nil) != k.isText || k.isText && *l.rowText != k.text):
 			hits[n] = nil // it goes by another name by now
+		case !sees(c.Snapshot, l.xid):
+			// The row that was read under this key may be another one, which has made room since. Once more, then.
+			hits[n], w.baselines[t.rel.OID].again = nil, true
 		}
 	}
 	return hits, nil
+}
+
+// states gives the last states of rows, as of now.
+func (w *Writer) states(ctx context.Context, t *table, keys []stateKey) ([]rowState, error) {
+	out := make([]rowState, len(keys))
+	if t.rel.InsertOnly {
+		return out, nil
+	}
+	if t.rel.ReplicaIdentity == 'f' { // the cache does not follow what happens to these
+		found := make([]building, len(keys))
+		places := w.log.dict.places(t.rel.OID, w.head.Incarnation)
+		for i := range found {
+			found[i] = building{t: t, last: 1<<63 - 1, places: places}
+		}
+		if err := w.find(ctx, t.byRow, keys, found); err != nil {
+			return nil, err
+		}
+		for i := range found {
+			out[i] = found[i].state()
+		}
+		return out, nil
+	}
+	var asked []stateKey
+	for _, k := range keys {
+		if _, ok := w.state.get(&k); !ok {
+			asked = append(asked, k)
+		}
+	}
+	if len(asked) > 0 {
+		if err := w.fetch(ctx, t.byRow, asked); err != nil {
+			return nil, err
+		}
+	}
+	for i := range keys {
+		out[i], _ = w.state.get(&keys[i])
+	}
+	return out, nil
+}
+
+// sees tells whether a snapshot, in the form of pg_current_snapshot (PostgreSQL manual, System Information Functions), sees a transaction
+// that has committed. Transactions of our time lie within 2^31 of each other.
+func sees(snapshot string, xid int64) bool {
+	parts := strings.Split(snapshot, ":")
+	if len(parts) != 3 {
+		return false
+	}
+	before := func(a, b uint32) bool { return int32(a-b) < 0 }
+	number := func(s string) uint32 {
+		n, _ := strconv.ParseUint(s, 10, 64)
+		return uint32(n)
+	}
+	x := uint32(xid)
+	if before(x, number(parts[0])) {
+		return true
+	}
+	if !before(x, number(parts[1])) {
+		return false
+	}
+	for _, s := range strings.Split(parts[2], ",") {
+		if s != "" && number(s) == x {
+			return false
+		}
+	}
+	return true
 }
 
 // reader gives the connection for look-ups.
@@ -550,8 +635,10 @@ func (w *Writer) fill(ctx context.Context, t *table, row []Value, st rowState) e
 		e.rowID, e.rowText = w.rowIdentity(t, row)
 	}
 	w.event(t, &e)
-	key := w.stateKey(t, row)
-	w.state.put(&key, s.frags, s.off, w.pos, 0)
+	if t.rel.ReplicaIdentity != 'f' {
+		key := w.stateKey(t, row)
+		w.state.put(&key, s.frags, s.off, w.pos, 0)
+	}
 	return nil
 }
 

@@ -99,6 +99,12 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 			}
 		}
 	}
+	switch {
+	case chunks:
+		w.lastChunk = time.Now()
+	case w.remaining > 0 && time.Since(w.lastChunk) > time.Second: // nothing of it comes now
+		w.remaining = 0
+	}
 	backlog := max(b.Backlog, w.remaining)
 	behind := b.Backlog >= bulkEndBytes && !b.Final || chunks && backlog >= bulkEndBytes
 	if behind && !w.state.full() && (len(w.rows) < gatherBytes || len(w.rows) < flushBytes && w.flight.busy()) {

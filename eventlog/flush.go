@@ -386,10 +386,13 @@ func (w *Writer) indexBehind(ctx context.Context) {
 	w.index = &indexing{stop: stop, done: make(chan error, 1)}
 	go func(done chan<- error) {
 		defer stop()
-		conn, err := w.log.pool.Acquire(ctx)
+		conn, err := w.connect(ctx, "backstory index")
 		if err == nil {
-			err = w.log.index(ctx, conn.Conn(), p)
-			conn.Release()
+			// Who takes over ends this session, too.
+			if _, err = conn.Exec(ctx, `SELECT pg_try_advisory_lock_shared(`+writerLock+`)`); err == nil {
+				err = w.log.index(ctx, conn, p)
+			}
+			_ = conn.Close(context.WithoutCancel(ctx))
 		}
 		done <- err
 	}(w.index.done)

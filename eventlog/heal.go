@@ -164,17 +164,10 @@ func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey) ([]ro
 	out := make([]rowState, len(keys))
 	var ask []int
 	for i := range found {
-		f := &found[i]
-		if f.gone || f.cols == nil {
-			continue
+		if st := found[i].state(); st != nil && !st.gone() {
+			out[i] = st
+			ask = append(ask, i)
 		}
-		b := beginState(nil, len(f.cols), f.chain)
-		for j, c := range f.cols {
-			b = append(b, c...)
-			endColumn(b, 0, len(f.cols), j)
-		}
-		out[i] = b
-		ask = append(ask, i)
 	}
 	// It may have gone to another key, or with all the others.
 	kinds := map[int32][]int32{}
@@ -399,6 +392,7 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk) error {
 // none, and the identity of the row in the former.
 type lastEvent struct {
 	id, old Position
+	xid     int64 // of the former
 	rowID   int64
 	rowText *string
 }
@@ -420,8 +414,8 @@ func (w *Writer) lastOf(ctx context.Context, keys []stateKey, kinds map[int32][]
 		}
 	}
 	for stream, list := range kinds {
-		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
-			LEFT JOIN LATERAL (SELECT e.position, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
+		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), coalesce(e.xid, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
+			LEFT JOIN LATERAL (SELECT e.position, e.xid, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ON true
 			LEFT JOIN LATERAL (SELECT e.position FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) o ON true
@@ -433,12 +427,12 @@ func (w *Writer) lastOf(ctx context.Context, keys []stateKey, kinds map[int32][]
 			var i int64
 			var e lastEvent
 			var rowID *int64
-			if err := rows.Scan(&i, &e.id, &e.old, &rowID, &e.rowText); err != nil {
+			if err := rows.Scan(&i, &e.id, &e.old, &e.xid, &rowID, &e.rowText); err != nil {
 				return nil, fmt.Errorf("look for the last events of rows: %w", err)
 			}
 			l := &last[i-1]
 			if l.old = max(l.old, e.old); e.id > l.id {
-				if l.id, l.rowText = e.id, e.rowText; rowID != nil {
+				if l.id, l.xid, l.rowText = e.id, e.xid, e.rowText; rowID != nil {
 					l.rowID = *rowID
 				}
 			}

@@ -3,6 +3,7 @@ package eventlog
 import (
 	"context"
 	"fmt"
+	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
@@ -83,6 +84,21 @@ func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Positio
 // index gives a partition its indexes: by position, by entity, by block ranges for times and LSNs; and one per aggregate
 // whose key is not an integer, in the key's own type. The one by position, which becomes visible last, says that all are there.
 func (l *Log) index(ctx context.Context, conn *pgx.Conn, p *partition) error {
+	for try := 0; ; try++ {
+		err := l.makeIndexes(ctx, conn, p)
+		// A server may still be making one for a process that was killed, and it comes to be while this one waits.
+		if c := code(err); c != "23505" && c != "42P07" || try == 20 {
+			return err
+		}
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (l *Log) makeIndexes(ctx context.Context, conn *pgx.Conn, p *partition) error {
 	n := p.name()
 	// The id first, since it is what differs: the sort compares one number. Positions make all entries distinct.
 	byEntity := fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %[1]s_entity ON backstory.%[1]s (id, stream, position) WITH (deduplicate_items = off)`, n)
@@ -103,7 +119,7 @@ func (l *Log) index(ctx context.Context, conn *pgx.Conn, p *partition) error {
 		}
 		g.Go(func() error {
 			for _, q := range []string{
-				fmt.Sprintf(`CREATE UNIQUE INDEX %[1]s_position ON backstory.%[1]s (position)`, n),
+				fmt.Sprintf(`CREATE UNIQUE INDEX IF NOT EXISTS %[1]s_position ON backstory.%[1]s (position)`, n),
 				fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %[1]s_range ON backstory.%[1]s USING brin (position, commit_lsn, occurred_at) WITH (pages_per_range = 32, autosummarize = on)`, n),
 			} {
 				if _, err := tx.Exec(ctx, q); err != nil {

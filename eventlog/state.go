@@ -330,14 +330,30 @@ type building struct {
 
 // keep puts a state into the cache.
 func (w *Writer) keep(k *stateKey, f *building) {
-	b := beginState(w.scratch.state[:0], len(f.cols), f.chain)
+	w.scratch.state = f.append(w.scratch.state[:0])
+	w.state.add(k, w.scratch.state)
+	f.kept = true
+}
+
+// append appends the state.
+func (f *building) append(b []byte) []byte {
+	b = beginState(b, len(f.cols), f.chain)
 	for i, c := range f.cols {
 		b = append(b, c...)
 		endColumn(b, 0, len(f.cols), i)
 	}
-	w.scratch.state = b
-	w.state.add(k, b)
-	f.kept = true
+	return b
+}
+
+// state gives the state; nil: there is no such row.
+func (f *building) state() rowState {
+	switch {
+	case f.gone:
+		return rowGone
+	case f.cols == nil:
+		return nil
+	}
+	return f.append(nil)
 }
 
 // byPlace groups open rows by where they are looked for.
@@ -500,6 +516,9 @@ func (w *Writer) load(ctx context.Context, t *table, col int, big []byte) ([]byt
 		if err := w.flush(ctx, 0, true); err != nil {
 			return nil, err
 		}
+	}
+	if err := w.indexAll(ctx); err != nil {
+		return nil, err
 	}
 	db, err := w.db(ctx)
 	if err != nil {

@@ -70,7 +70,8 @@ type Writer struct {
 	importing bool                 // the event that is made is that of such a row
 	uncached  Position             // of the last such event of a row that the cache does not have
 	remaining LSN                  // about how much of them is still to come, in bytes
-	progress  []byte               // SQL that records how far they are, for the next step that moves the head
+	lastChunk time.Time
+	progress  []byte // SQL that records how far they are, for the next step that moves the head
 
 	rows     []byte   // gathered events in COPY's binary form
 	spare    []byte   // memory for the next ones

@@ -181,7 +181,7 @@ func (g *golden) busySource() *site {
 	s := *g.site
 	s.db = "busy"
 	url := s.server.URL(s.db)
-	s.env = map[string]string{"BACKSTORY_SOURCE_URL": url, "BACKSTORY_HTTP_ADDR": "off", "BACKSTORY_SLOT": "busy", "BACKSTORY_TABLES": "public.*,crm.*"}
+	s.env = map[string]string{"BACKSTORY_SOURCE_URL": url, "BACKSTORY_HTTP_ADDR": "off", "BACKSTORY_SLOT": "busy", "BACKSTORY_TABLES": "public.*,crm.*", "BACKSTORY_BASELINE_TABLES": "1"}
 	s.at(s.server.URL("postgres"), "CREATE DATABASE busy")
 	s.at(url, `CREATE TABLE versions (id bigint PRIMARY KEY, item_type text, item_id bigint, event text, whodunnit text);
 		CREATE SCHEMA crm; CREATE TABLE crm.notes (id bigint PRIMARY KEY DEFERRABLE, text text); ALTER TABLE crm.notes ENABLE ROW LEVEL SECURITY;

