@@ -118,7 +118,7 @@ func TestExistingRows(t *testing.T) {
 func (s *system) baselineDone() {
 	s.t.Helper()
 	l := s.openLog()
-	eventually(s.t, time.Minute, "the existing rows are in the log", func() (bool, error) {
+	eventually(s.t, 3*time.Minute, "the existing rows are in the log", func() (bool, error) {
 		list, err := l.Baselines(context.Background())
 		return err == nil && len(list) > 0 && !slices.ContainsFunc(list, func(b eventlog.Baseline) bool { return !b.Done }), fmt.Errorf("%+v (%w)", list, err)
 	})

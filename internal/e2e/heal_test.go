@@ -17,7 +17,7 @@ func TestGapIsHealed(t *testing.T) {
 		t.Run(fmt.Sprintf("while somebody writes: %v", busy), func(t *testing.T) {
 			t.Parallel()
 			s := newSystem(t, where{})
-			s.cfg.Capture.BaselineChunkBytes = 2000
+			s.cfg.Capture.BaselineChunkBytes = 20000
 			db := s.sql()
 			const plain = "id int PRIMARY KEY, v text, big text, d jsonb"
 			tables := map[string]string{"things": plain, "whole": plain, "by_index": plain + ", u int NOT NULL", "texts": "id text, v text, big text, d jsonb, PRIMARY KEY (v, id)"}
@@ -89,6 +89,7 @@ func TestGapIsHealed(t *testing.T) {
 					}
 					defer conn.Close(context.Background())
 					for i := 0; ctx.Err() == nil; i++ {
+						time.Sleep(5 * time.Millisecond)
 						for name := range tables {
 							id := fmt.Sprint(i*7%200 + 1)
 							if name == "texts" {
