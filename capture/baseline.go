@@ -414,6 +414,9 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 	if err := conn.QueryRow(ctx, t.fingerprintQuery()).Scan(&t.print, new(string)); err != nil { // before the rest, lest it be altered meanwhile
 		return false, fmt.Errorf("read the catalogue: %w", err)
 	}
+	if !strings.HasPrefix(t.print, fmt.Sprintf("%d/", t.OID)) { // another one has its name by now
+		return false, errShape
+	}
 	if err := describe(ctx, conn, r, nil); err != nil {
 		return false, err
 	}
