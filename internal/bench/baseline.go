@@ -38,7 +38,7 @@ func (l *lab) baseline(ctx context.Context, g *group) error {
 		if err != nil {
 			return err
 		}
-		in, err := l.install(ctx, source, log)
+		in, err := l.installWith(ctx, source, log)
 		if err != nil {
 			return errors.Join(err, log.drop(ctx))
 		}

@@ -20,6 +20,8 @@
 //	steady     like full, but the log is in the source's own database and its own WAL is to be passed too
 //	latency    commit → visible, 2 000 transactions a second
 //	app        pgbench TPC-B with the sidecar, with pg_recvlogical, with nothing attached
+//	baseline   5 M existing rows, against COPY FROM of the events that come of them, finished in a file, into a log of the same
+//	           partitions, whose indexes are made afterwards
 //	checkout   1 M rows out of 3 M events
 //	kafka      a log into a topic of a real broker
 //
@@ -47,7 +49,8 @@
 //     generator is open-loop: it does not wait for us; how late it was is printed beside the figure.
 //   - app saturates both cores on purpose. The sidecar may fall behind meanwhile, which would flatter it: how far, and how
 //     long it took to catch up, is printed, and a second ratio counts that time.
-//   - The tables of app hold rows before the history begins, so each row's first change finds nothing in the log.
+//   - The tables of app hold rows before the history begins (init --no-baseline), so each row's first change finds nothing in the log.
+//   - The limit of baseline makes its indexes one after the other, as psql would; the sidecar makes two of them at a time.
 //   - The memory is the peak of the resident set (VmHWM), read every 10 ms: getrusage's figure of a child begins with that
 //     of its parent. It includes the program's own pages.
 //   - The Kafka limit is one broker of one copy on the same cores. Ready messages are sent by the same client through

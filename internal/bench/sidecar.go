@@ -18,12 +18,17 @@ type installation struct {
 	env    []string
 }
 
-// install has `backstory init` set everything up.
+// install has `backstory init` set everything up; rows that exist already are left out.
 func (l *lab) install(ctx context.Context, source, log *database) (*installation, error) {
+	return l.installWith(ctx, source, log, "--no-baseline")
+}
+
+// installWith does so with other flags for init.
+func (l *lab) installWith(ctx context.Context, source, log *database, flags ...string) (*installation, error) {
 	in := &installation{lab: l, source: source, log: log, slot: source.name}
 	in.env = []string{"BACKSTORY_SOURCE_URL=" + source.url, "BACKSTORY_LOG_URL=" + log.url, "BACKSTORY_SLOT=" + in.slot,
 		"BACKSTORY_PUBLICATION=" + publication, "BACKSTORY_HTTP_ADDR=off", "BACKSTORY_LOG_LEVEL=warn"}
-	_, _, err := in.command(ctx, "init", "--yes")
+	_, _, err := in.command(ctx, append([]string{"init", "--yes"}, flags...)...)
 	return in, err
 }
 
