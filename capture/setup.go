@@ -366,17 +366,22 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 	return res, err
 }
 
-// isEmpty tells whether a table is known to be empty: without the right to look, and at all rows, it is not.
+// isEmpty tells whether a table is known to be empty: without the right to look, and at all rows, it is not. Neither is one that was
+// truncated or rewritten after the transaction's snapshot, in which it looks empty whatever it held (PostgreSQL manual, Caveats of
+// concurrency control): its file is another one by now than in the snapshot.
 func isEmpty(ctx context.Context, tx pgx.Tx, t *Table) (bool, error) {
-	var may, some bool
+	var may, some, same bool
 	err := tx.QueryRow(ctx, "SELECT has_table_privilege($1::bigint::oid, 'SELECT') AND NOT row_security_active($1::bigint::oid)", int64(t.OID)).Scan(&may)
 	if err == nil && may {
 		err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM ONLY "+eventlog.QuoteQualified(t.Schema, t.Name)+" LIMIT 1)").Scan(&some)
 	}
+	if err == nil && may && !some {
+		err = tx.QueryRow(ctx, "SELECT relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = $1::bigint::oid", int64(t.OID)).Scan(&same)
+	}
 	if err != nil {
 		return false, fmt.Errorf("look whether %s is empty: %w", t, err)
 	}
-	return may && !some, nil
+	return same, nil
 }
 
 // emptyTables finds the tables that are empty at the moment from which they are published, of those that the log knows nothing of: tx

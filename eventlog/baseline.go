@@ -222,7 +222,7 @@ func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
 		w.baselines[b.OID] = &b
 		w.heals[b.OID] = w.log.dict.before(b.OID, w.head.Incarnation)
 		for _, p := range w.log.dict.events(b.OID, w.head.Incarnation) {
-			kinds = append(kinds, p...)
+			kinds = append(kinds, p.kinds...)
 		}
 	}
 	if len(kinds) == 0 {
@@ -470,13 +470,7 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 		return nil, nil
 	}
 	// The log is asked for the last states of rows, and what is on its way has to be there.
-	if err := w.flush(ctx, 0, true); err != nil {
-		return nil, err
-	}
-	if err := w.join(ctx); err != nil {
-		return nil, err
-	}
-	if err := w.indexAll(ctx); err != nil {
+	if err := w.arrive(ctx); err != nil {
 		return nil, err
 	}
 	states, err := w.states(ctx, t, keys)
@@ -646,12 +640,8 @@ func (w *Writer) fill(ctx context.Context, t *table, row []Value, st rowState) e
 func (d *dictionary) before(oid uint32, incarnation int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	barrier, newest := d.barrier(oid), 0
-	for id, r := range d.relations {
-		if r.OID == oid {
-			newest = max(newest, id)
-		}
-	}
+	barrier := d.barrier(oid)
+	newest, _ := d.newestOf(oid)
 	for _, k := range d.kinds {
 		if k.relation == nil || k.relation.OID != oid {
 			continue
@@ -664,23 +654,14 @@ func (d *dictionary) before(oid uint32, incarnation int) bool {
 	return false
 }
 
-// events gives the kinds of all events of a table that count, and of one of which only inserts are captured all; by stream.
-func (d *dictionary) events(oid uint32, incarnation int) map[int32][]int32 {
-	out := map[int32][]int32{}
-	for _, p := range d.places(oid, incarnation) {
-		out[p.stream] = p.kinds
-	}
-	if len(out) > 0 {
+// events tells where the events of a table are that count, and of one of which only inserts are captured all.
+func (d *dictionary) events(oid uint32, incarnation int) []place {
+	if out := d.places(oid, incarnation); len(out) > 0 {
 		return out
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for id, k := range d.kinds {
-		if k.relation != nil && k.relation.OID == oid && k.relation.InsertOnly && k.source.incarnation == incarnation {
-			out[k.aggregate.id] = append(out[k.aggregate.id], id)
-		}
-	}
-	return out
+	return d.placesOf(oid, func(k *kind) bool { return k.relation.InsertOnly && k.source.incarnation == incarnation })
 }
 
 // version gives a version of a table by its number; nil: there is none.

@@ -135,8 +135,9 @@ func (b *Batch) Reset() {
 	b.size, b.Backlog, b.Final, b.Ignored = 0, 0, false, 0
 }
 
-// SessionSettings are set on every connection that reads or writes values of captured rows, since each of them changes
-// the text that Postgres prints (PostgreSQL manual, Client Connection Defaults).
+// SessionSettings are set on every connection that reads or writes values of captured rows, whatever the role or the database has: each
+// of them changes the text that Postgres prints, how long a session may take, or what a transaction sees (PostgreSQL manual, Client
+// Connection Defaults).
 var SessionSettings = map[string]string{
 	"DateStyle":                           "ISO, YMD",
 	"IntervalStyle":                       "postgres",
@@ -154,4 +155,5 @@ var SessionSettings = map[string]string{
 	"lock_timeout":                        "0",
 	"idle_in_transaction_session_timeout": "0",
 	"idle_session_timeout":                "0",
+	"default_transaction_isolation":       "read committed",
 }

@@ -115,6 +115,11 @@ func (d *dictionary) aggregateNamed(name string) *aggregate {
 func (d *dictionary) newestVersion(oid uint32) (id int, r *Relation) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.newestOf(oid)
+}
+
+// newestOf does so with d.mu held.
+func (d *dictionary) newestOf(oid uint32) (id int, r *Relation) {
 	for n, o := range d.relations {
 		if n > id && o.OID == oid {
 			id, r = n, o

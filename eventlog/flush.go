@@ -194,6 +194,14 @@ func (w *Writer) fly(ctx context.Context, f *flight) error {
 	return nil
 }
 
+// arrive brings to the log what has been made so far, of an open transaction too, and waits for it.
+func (w *Writer) arrive(ctx context.Context) error {
+	if err := w.flush(ctx, 0, true); err != nil {
+		return err
+	}
+	return w.join(ctx)
+}
+
 // join waits until everything that was written is durable. Whoever needs the connection calls it first (see db).
 func (w *Writer) join(ctx context.Context) error {
 	f := w.flight

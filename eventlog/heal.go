@@ -150,9 +150,6 @@ func (c *Chunk) AddKey(k *Key) {
 
 // oldStates gives the last states that the log has of rows, whatever has been missed since: nil where it has none, or knows the row's end.
 func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey) ([]rowState, error) {
-	if err := w.indexAll(ctx); err != nil {
-		return nil, err
-	}
 	all := w.log.dict.allPlaces(t.rel.OID)
 	found := make([]building, len(keys))
 	for i := range found {
@@ -170,15 +167,11 @@ func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey) ([]ro
 		}
 	}
 	// It may have gone to another key, or with all the others.
-	kinds := map[int32][]int32{}
-	for _, p := range all {
-		kinds[p.stream] = p.kinds
-	}
 	var some []stateKey
 	for _, i := range ask {
 		some = append(some, keys[i])
 	}
-	last, err := w.lastOf(ctx, some, kinds)
+	last, err := w.lastOf(ctx, some, all)
 	if err != nil {
 		return nil, err
 	}
@@ -329,13 +322,7 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk) error {
 			asked = append(asked, k)
 		}
 	}
-	if err := w.flush(ctx, 0, true); err != nil {
-		return err
-	}
-	if err := w.join(ctx); err != nil {
-		return err
-	}
-	if err := w.indexAll(ctx); err != nil {
+	if err := w.arrive(ctx); err != nil {
 		return err
 	}
 	// What the stream has told of a row since stands above this.
@@ -397,11 +384,14 @@ type lastEvent struct {
 	rowText *string
 }
 
-// lastOf looks for the last events of entities, in kinds by stream.
-func (w *Writer) lastOf(ctx context.Context, keys []stateKey, kinds map[int32][]int32) ([]lastEvent, error) {
+// lastOf looks for the last events of entities, in some places.
+func (w *Writer) lastOf(ctx context.Context, keys []stateKey, places []place) ([]lastEvent, error) {
 	last := make([]lastEvent, len(keys))
 	if len(keys) == 0 {
 		return last, nil
+	}
+	if err := w.indexAll(ctx); err != nil {
+		return nil, err
 	}
 	reads, err := w.reader(ctx)
 	if err != nil {
@@ -413,13 +403,13 @@ func (w *Writer) lastOf(ctx context.Context, keys []stateKey, kinds map[int32][]
 			texts[i] = &keys[i].text
 		}
 	}
-	for stream, list := range kinds {
+	for _, p := range places {
 		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), coalesce(e.xid, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
 			LEFT JOIN LATERAL (SELECT e.position, e.xid, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ON true
 			LEFT JOIN LATERAL (SELECT e.position FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) o ON true
-			WHERE e.position IS NOT NULL OR o.position IS NOT NULL`, ids, texts, stream, list)
+			WHERE e.position IS NOT NULL OR o.position IS NOT NULL`, ids, texts, p.stream, p.kinds)
 		if err != nil {
 			return nil, fmt.Errorf("look for the last events of rows: %w", err)
 		}

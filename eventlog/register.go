@@ -106,10 +106,7 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 	if t.id == 0 {
 		if last != nil {
 			// What the cache holds is in the shape, or under the identity, of before; from now on it is looked up in the log.
-			if err := w.flush(ctx, 0, true); err != nil {
-				return nil, err
-			}
-			if err := w.join(ctx); err != nil {
+			if err := w.arrive(ctx); err != nil {
 				return nil, err
 			}
 			w.state.clear()

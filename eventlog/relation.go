@@ -33,11 +33,30 @@ type Type struct {
 
 // Column is one column of one version of a relation.
 type Column struct {
-	Name      string `json:"name"`
+	Name string `json:"name"`
+	// Num is pg_attribute.attnum, by which a column is the same under another name; 0 where nobody knows.
+	Num int16 `json:"num,omitempty"`
+	// Missing is the value, as JSON, of the column in rows that were there before it was (pg_attribute.attmissingval, or null); empty where
+	// nobody knows, or where it always was there.
+	Missing   string `json:"missing,omitempty"`
 	Type      Type   `json:"type"`
 	NotNull   bool   `json:"not_null,omitempty"`
 	Identity  bool   `json:"identity,omitempty"`  // part of the replica identity
 	Generated bool   `json:"generated,omitempty"` // GENERATED ALWAYS AS (…): computed by the source
+}
+
+// SameColumn tells whether a column of one version of a table is a column of another one: by its number, where both are known, and by its
+// name otherwise.
+func SameColumn(a, b *Column) bool {
+	if a.Num != 0 && b.Num != 0 {
+		return a.Num == b.Num
+	}
+	return a.Name == b.Name
+}
+
+// column finds the column of r that a column of another version is; -1 if there is none.
+func (r *Relation) column(c *Column) int {
+	return slices.IndexFunc(r.Columns, func(o Column) bool { return SameColumn(&o, c) })
 }
 
 // Generated is a column that Postgres computes from the other columns of its row (PostgreSQL manual, "Generated Columns").

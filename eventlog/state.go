@@ -191,9 +191,6 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 			return err
 		}
 	}
-	if err := w.indexAll(ctx); err != nil { // look-ups need the index; from now on it is kept row by row
-		return err
-	}
 	places := map[uint32][]place{}
 	found := make([]building, len(keys))
 	for i, k := range keys {
@@ -223,6 +220,9 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 
 // find puts the last states of rows together, in the places where they are to be looked for.
 func (w *Writer) find(ctx context.Context, byRow bool, keys []stateKey, found []building) error {
+	if err := w.indexAll(ctx); err != nil { // look-ups need the index; from now on it is kept row by row
+		return err
+	}
 	// The last event of most rows holds all of the row; where it does not, a bounded number of earlier ones does.
 	for n := 1; ; n = 4 * restChain {
 		var open []int
@@ -267,13 +267,8 @@ type place struct {
 func (d *dictionary) places(oid uint32, incarnation int) []place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	inserts, newest := d.barrier(oid), 0
-	for id, r := range d.relations {
-		if r.OID == oid && id > newest {
-			newest = id
-		}
-	}
-	if r := d.relations[newest]; r != nil && r.Complete {
+	inserts := d.barrier(oid)
+	if _, r := d.newestOf(oid); r != nil && r.Complete {
 		return d.placesOf(oid, func(*kind) bool { return true })
 	}
 	return d.placesOf(oid, func(k *kind) bool { return k.source.incarnation == incarnation && k.relationID > inserts })

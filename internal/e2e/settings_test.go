@@ -31,7 +31,7 @@ func TestSettingsChangeNoValue(t *testing.T) {
 	db.do(`CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('so so'); CREATE TABLE public.odd (id int PRIMARY KEY, i interval, m money, b bytea, f float8, t timestamptz, d date, r regclass, q regtype, e app.mood, n numeric, v text)`)
 	for _, set := range []string{`search_path = app, public`, `quote_all_identifiers = on`, `IntervalStyle = 'iso_8601'`, `DateStyle = 'SQL, DMY'`, `TimeZone = 'Asia/Tokyo'`,
 		`extra_float_digits = -5`, `bytea_output = 'escape'`, `synchronous_commit = off`, `statement_timeout = '300ms'`, `lock_timeout = '300ms'`,
-		`idle_in_transaction_session_timeout = '300ms'`, `row_security = on`, `array_nulls = off`, `client_encoding = 'LATIN1'`} {
+		`idle_in_transaction_session_timeout = '300ms'`, `row_security = on`, `array_nulls = off`, `default_transaction_isolation = 'serializable'`, `client_encoding = 'LATIN1'`} {
 		db.do(`ALTER ROLE postgres SET %s`, set)
 		db.do(`ALTER DATABASE %s SET %s`, databaseOf(t, s.cfg.Capture.URL), set)
 	}

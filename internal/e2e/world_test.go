@@ -284,9 +284,12 @@ func (w *world) row(e *eventlog.Event) error {
 		if e.Data != nil || e.Rest != nil {
 			return fmt.Errorf("a delete that sets something")
 		}
-		old, err := t.take(e.AggregateID, before)
 		if unseen {
-			return nil // it need not be there
+			t.complete(e.AggregateID, before)
+		}
+		old, err := t.take(e.AggregateID, before)
+		if unseen && (len(t.rows[e.AggregateID]) == 0 || err != nil && t.rel.Deferrable) {
+			return nil // it need not be there; before a transaction ends, another row may have its key
 		}
 		if err != nil {
 			return err
@@ -341,13 +344,7 @@ func (w *world) row(e *eventlog.Event) error {
 		return fmt.Errorf("the key was %q, but there is no previous id", from)
 	}
 	if unseen {
-		for _, r := range t.rows[from] { // what it lacked may be told by now
-			for c, v := range known {
-				if _, ok := r[c]; !ok && len(t.rows[from]) == 1 {
-					r[c] = v
-				}
-			}
-		}
+		t.complete(from, known)
 	}
 	old, err := t.take(from, known)
 	if err != nil && unseen && t.rel.ReplicaIdentity == 'f' && e.Rest != nil { // it was not known before, and is now
@@ -363,6 +360,19 @@ func (w *world) row(e *eventlog.Event) error {
 	now := maps.Clone(old)
 	maps.Copy(now, data)
 	return t.put(e.AggregateID, now)
+}
+
+// complete adds what a row lacked and is told by now.
+func (t *worldTable) complete(key string, known worldRow) {
+	rows := t.rows[key]
+	if len(rows) != 1 {
+		return
+	}
+	for c, v := range known {
+		if _, ok := rows[0][c]; !ok {
+			rows[0][c] = v
+		}
+	}
 }
 
 // overwrite takes an event for what it says, whatever the log had before.
@@ -470,8 +480,8 @@ func (t *worldTable) take(key string, known worldRow) (worldRow, error) {
 // contents are the printed rows of tables, sorted.
 type contents map[string][]string
 
-const (
-	fieldMark = "\x1f"
+const ( // what no text in Postgres holds
+	fieldMark = "\x00 | "
 	nullMark  = "\x00NULL"
 )
 
