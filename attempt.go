@@ -53,6 +53,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err := capture.SlotFree(ctx, s.cfg.Capture); err != nil {
 		return err
 	}
+	if err := s.alter(ctx); err != nil {
+		return err
+	}
 	captured, err := s.log.Captured(ctx)
 	if err != nil {
 		return err
@@ -188,7 +191,7 @@ const capturedEvery = 3 * time.Second
 
 func sameTables(a, b []eventlog.Captured) bool {
 	return slices.EqualFunc(a, b, func(a, b eventlog.Captured) bool {
-		return a.OID == b.OID && a.Published == b.Published && a.SinceLSN == b.SinceLSN && a.InsertOnly == b.InsertOnly
+		return a.OID == b.OID && a.Published == b.Published && a.SinceLSN == b.SinceLSN && a.InsertOnly == b.InsertOnly && a.Catalogue == b.Catalogue
 	})
 }
 

@@ -12,9 +12,6 @@ import (
 
 // existing finds the tables whose existing rows are still to be taken over, and makes the writer ready for them.
 func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []eventlog.Captured) ([]capture.Existing, error) {
-	if !w.Head().Baseline {
-		return nil, nil
-	}
 	begun, err := s.log.Baselines(ctx)
 	if err != nil {
 		return nil, err
@@ -26,7 +23,14 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 	var fresh []uint32
 	for _, c := range captured {
 		i := index(c)
-		if c.Complete || len(c.Key) == 0 || i >= 0 && begun[i].Done || c.SinceLSN > w.Head().EndLSN { // the last: the stream pauses there
+		if c.SinceLSN > w.Head().EndLSN || i >= 0 && begun[i].Done { // the stream pauses at the one
+			continue
+		}
+		if altered := i >= 0 && (begun[i].Heal || begun[i].Pass == eventlog.PassShape); altered {
+			wanted = append(wanted, c)
+			continue
+		}
+		if c.Complete || len(c.Key) == 0 || !w.Head().Baseline {
 			continue
 		}
 		if old, err := s.log.HasHistory(ctx, c.OID); err != nil {
@@ -93,7 +97,7 @@ type BaselineStatus struct {
 // TableBaseline is how far one table is.
 type TableBaseline struct {
 	Table string `json:"table"`
-	// State is queued, waiting (WaitingFor), reading, interrupted (Error), or, where no sidecar tells, unfinished.
+	// State is queued, waiting (WaitingFor), reading, comparing (with what the log has), interrupted (Error), or, where no sidecar tells, unfinished.
 	State string `json:"state"`
 	Rows  int64  `json:"rows"` // that have been read, of about TotalRows; 0: nobody knows
 	// Pass is 2 while rows that moved to another key meanwhile are looked for once more.
@@ -130,7 +134,7 @@ func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []e
 			s.TotalRows += max(b.TotalRows, b.Rows)
 			all += b.Weight()
 			left += b.Weight() * (1 - b.Share())
-			if !b.Done && h.Baseline {
+			if !b.Done && (h.Baseline || b.Heal) {
 				s.Tables = append(s.Tables, row)
 			}
 		}
@@ -162,6 +166,9 @@ func (s *Sidecar) Baseline() *BaselineStatus {
 	states, rate := r.rows.State()
 	var left, all float64
 	for _, t := range states {
+		if t.Pass == eventlog.PassShape && !t.Heal {
+			continue
+		}
 		b.Rows += t.Rows
 		b.TotalRows += max(t.TotalRows, t.Rows)
 		all += t.Weight()

@@ -21,6 +21,27 @@ func oidsOf(versions []eventlog.RelationVersion) []uint32 {
 	return out
 }
 
+// alter records which captured tables were altered since that was last looked for.
+func (s *Sidecar) alter(ctx context.Context) error {
+	var altered []eventlog.Alteration
+	err := s.log.Exclusive(ctx, func() error {
+		captured, err := s.log.Captured(ctx)
+		if err != nil {
+			return err
+		}
+		if altered, err = capture.Altered(ctx, s.cfg.Capture, captured); err != nil || len(altered) == 0 {
+			return err
+		}
+		return s.log.Alter(ctx, altered)
+	})
+	for _, a := range altered {
+		if a.Heal && err == nil {
+			s.cfg.Logger.Info(a.String()+" was altered: its rows are compared with the log's", "reason", a.Why)
+		}
+	}
+	return err
+}
+
 // takeIn publishes tables that were made since init, and that it would have selected, until ctx ends. What the role may not publish is
 // said, once for each: those that were there at the first look are what doctor finds, too.
 func (s *Sidecar) takeIn(ctx context.Context) {
@@ -31,6 +52,9 @@ func (s *Sidecar) takeIn(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if err := s.alter(ctx); err != nil && ctx.Err() == nil && !passes(err) {
+			s.cfg.Logger.Warn("it could not be looked for altered tables; trying again", "err", err, "hint", eventlog.Hint(err))
 		}
 		var taken []eventlog.Captured
 		var left []string

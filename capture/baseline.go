@@ -64,7 +64,7 @@ type rateMark struct {
 type ImportState struct {
 	eventlog.Baseline
 	Table string
-	// Doing is queued, waiting (for transactions of the source, see For), reading, interrupted (by Error) or done.
+	// Doing is queued, waiting (for transactions of the source, see For), reading, comparing (with what the log has), interrupted (by Error) or done.
 	Doing string
 	For   []string
 	Error error
@@ -149,7 +149,7 @@ func (i *Import) remaining(of *importing, c *eventlog.Chunk) (n int64) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, t := range i.tables {
-		if t.Doing == "reading" && t.Pass == eventlog.PassRows && !(t == of && c.Last) {
+		if (t.Doing == "reading" || t.Doing == "comparing") && t.Pass == eventlog.PassRows && !(t == of && c.Last) {
 			n += int64(float64(t.TotalBytes) * (1 - t.Share()))
 		}
 	}
@@ -281,7 +281,12 @@ func (t *importing) attempt(ctx context.Context) error {
 	if err := t.othersEnded(ctx, conn); err != nil {
 		return err
 	}
-	t.set(func(s *ImportState) { s.Doing, s.For = "reading", nil })
+	t.set(func(s *ImportState) {
+		s.Doing, s.For = "reading", nil
+		if s.Heal {
+			s.Doing = "comparing"
+		}
+	})
 	for t.rel = nil; !t.Done; {
 		if t.rel == nil {
 			gone, err := t.describe(ctx, conn)
@@ -292,6 +297,7 @@ func (t *importing) attempt(ctx context.Context) error {
 		if err := t.takeOver(ctx, chunksAhead); err != nil {
 			return err
 		}
+		which := t.Pass
 		c, err := t.read(ctx, conn)
 		if errors.Is(err, errShape) {
 			t.rel = nil
@@ -305,8 +311,11 @@ func (t *importing) attempt(ctx context.Context) error {
 			if err := t.takeOver(ctx, 1); err != nil {
 				return err
 			}
-			t.after = t.AfterKey                         // none, if there is another pass
-			if !t.Done && t.Pass == eventlog.PassMoved { // perhaps for a transaction that still has to become visible
+			t.after = t.AfterKey // none, if there is another pass
+			if which == eventlog.PassShape && !t.Done {
+				t.rel = nil // it has to have an order now
+			}
+			if !t.Done && (t.Pass == eventlog.PassMoved || t.Pass == which) { // perhaps for a transaction that still has to become visible
 				t.passes++
 				pass(ctx, time.Duration(min(t.passes, 30))*time.Second)
 			}
@@ -417,10 +426,12 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 	if !strings.HasPrefix(t.print, fmt.Sprintf("%d/", t.OID)) { // another one has its name by now
 		return false, errShape
 	}
-	if err := describe(ctx, conn, r, nil); err != nil {
+	if err := describe(ctx, conn, r, nil, 0); err != nil {
 		return false, err
 	}
-	r.InsertOnly = t.imp.stream.captured[t.OID].InsertOnly
+	was := t.imp.stream.captured[t.OID]
+	r.InsertOnly, r.Complete = was.InsertOnly, was.Complete
+	knownMissing(r, was.Relation, false)
 	rows, err := conn.Query(ctx, `
 		SELECT a.attname, format_type(a.atttypid, a.atttypmod), n.nspname, o.amopstrategy, p.oprname, k.option & 1
 		FROM (SELECT i.* FROM pg_index i WHERE i.indrelid = $1::bigint::oid AND i.indisunique AND (i.indisprimary OR i.indisreplident) ORDER BY i.indisprimary DESC LIMIT 1) i
@@ -442,6 +453,9 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 			return false, fmt.Errorf("read the key of %s: %w", r, err)
 		}
 		i := slices.IndexFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == name })
+		if i < 0 && t.Pass == eventlog.PassShape {
+			continue
+		}
 		if i < 0 { // generated, and not in the stream: neither is it in the log
 			return false, ErrNoOrder
 		}
@@ -461,7 +475,7 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 	if err := rows.Err(); err != nil {
 		return false, fmt.Errorf("read the key of %s: %w", r, err)
 	}
-	if len(t.order) == 0 {
+	if len(t.order) == 0 && t.Pass != eventlog.PassShape {
 		return false, ErrNoOrder
 	}
 	var names []string
@@ -544,9 +558,13 @@ func (t *importing) query() string {
 func (t *importing) read(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
 	var c *eventlog.Chunk
 	var err error
-	if t.Pass == eventlog.PassGone {
+	switch t.Pass {
+	case eventlog.PassShape:
+		c = &eventlog.Chunk{Last: true}
+		err = t.begin(ctx, conn, "SELECT 0 WHERE false", &c.Snapshot, func([][]byte) bool { return true })
+	case eventlog.PassGone:
 		c, err = t.readGone(ctx, conn)
-	} else {
+	default:
 		c, err = t.readRows(ctx, conn)
 		for errors.Is(err, errTooMuch) {
 			c, err = t.readRows(ctx, conn)

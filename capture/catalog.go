@@ -30,6 +30,8 @@ type Table struct {
 	ToFull bool
 	// PerDay is what the server counted; Prepare asks.
 	PerDay Activity
+
+	catalogue string // see alter.go
 }
 
 // Activity counts row changes of a day: the average since the server's statistics began. 0: none, or not known.
@@ -165,8 +167,17 @@ func (c Config) tables(ctx context.Context, q *pgx.Conn) ([]*Table, error) {
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("list the source's tables: %w", err)
 	}
+	var oids []uint32
 	for _, t := range out {
-		if err := describe(ctx, q, t.Relation, nil); err != nil {
+		oids = append(oids, t.OID)
+	}
+	catalogues, err := catalogues(ctx, q, oids) // before the rest: what changes meanwhile is found later
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range out {
+		t.catalogue = catalogues[t.OID].String()
+		if err := describe(ctx, q, t.Relation, nil, 0); err != nil {
 			return nil, err
 		}
 	}
@@ -176,11 +187,17 @@ func (c Config) tables(ctx context.Context, q *pgx.Conn) ([]*Table, error) {
 // errGone means that the catalogue does not have the table any more.
 var errGone = errors.New("the table is gone from the catalogue")
 
+// queryer is a connection or a transaction.
+type queryer interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
 // describe fills in what the catalogue says of a relation: its columns (or, if the stream named them, their types), and
-// its key. The catalogue may be newer than the stream: columns that it does not have any more are read as text.
-func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []relationColumn) error {
+// its key. The catalogue may be newer than the stream, which is at transaction xid: columns that it does not have any more are read as
+// text, and of those that were changed since it is not known which ones they are.
+func describe(ctx context.Context, q queryer, r *eventlog.Relation, stream []relationColumn, xid uint32) error {
 	rows, err := q.Query(ctx, `
-		SELECT a.attname, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+		SELECT a.attname, a.attnum, CASE WHEN a.atthasmissing THEN a.attmissingval::text ELSE '' END, $2::bigint <> 0 AND age(a.xmin) BETWEEN 0 AND age($2::text::xid) - 1, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull,
 		       a.attgenerated <> '', coalesce((SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''), ''),
 		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
 		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
@@ -201,7 +218,7 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		         coalesce((SELECT t.typdelim FROM pg_type t WHERE t.oid = b.typelem), ',') AS delim, b.typcategory AS category
 		  FROM b
 		) b
-		WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, int64(r.OID))
+		WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, int64(r.OID), int64(xid))
 	if err != nil {
 		return fmt.Errorf("read the columns of %s: %w", r, err)
 	}
@@ -213,9 +230,10 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 	for rows.Next() {
 		var col eventlog.Column
 		var oid, base, elem, elembase int64
-		var expression, delim, category string
+		var missing, expression, delim, category string
 		var keyPos int
-		if err := rows.Scan(&col.Name, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &expression, &base, &elem, &elembase, &delim, &category, &keyPos, &r.Deferrable, &col.Identity); err != nil {
+		var newer bool
+		if err := rows.Scan(&col.Name, &col.Num, &missing, &newer, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &expression, &base, &elem, &elembase, &delim, &category, &keyPos, &r.Deferrable, &col.Identity); err != nil {
 			return fmt.Errorf("read the columns of %s: %w", r, err)
 		}
 		t := &col.Type
@@ -231,6 +249,12 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 			}
 		}
 		t.OID = uint32(oid)
+		switch {
+		case newer:
+			col.Num = 0
+		case missing != "":
+			col.Missing = string(eventlog.AppendJSON(nil, t, oneElement(missing)))
+		}
 		byName[col.Name], expressions[col.Name] = col, expression
 		if keyPos > 0 {
 			keyOrder[col.Name] = keyPos
@@ -291,6 +315,23 @@ func describe(ctx context.Context, q *pgx.Conn, r *eventlog.Relation, stream []r
 		r.Key = identityColumnsOf(r)
 	}
 	return nil
+}
+
+// oneElement gives the element of a one-dimensional array that has one, not NULL, as Postgres prints it (PostgreSQL manual, Arrays, Array
+// Input and Output Syntax).
+func oneElement(array string) []byte {
+	s := strings.TrimSuffix(strings.TrimPrefix(array, "{"), "}")
+	if !strings.HasPrefix(s, `"`) {
+		return []byte(s)
+	}
+	out := []byte{}
+	for i := 1; i < len(s)-1; i++ {
+		if s[i] == '\\' {
+			i++
+		}
+		out = append(out, s[i])
+	}
+	return out
 }
 
 // identityColumnsOf are the columns of a table's replica identity.

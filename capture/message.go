@@ -71,7 +71,7 @@ func (x *session) message(b []byte) error {
 			x.skipped = max(x.skipped, e.at)
 			return e.err
 		}
-		x.inTx = true
+		x.inTx, x.xid = true, xid
 		x.batch.Add(eventlog.Item{Kind: eventlog.ItemBegin, CommitLSN: lsn, Time: at, XID: xid, Timeline: x.server.timelineOf(lsn)})
 	case 'C':
 		c.u8()
@@ -207,7 +207,27 @@ func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) err
 	if err := x.ask(); err != nil {
 		return err
 	}
-	return describe(x.ctx, x.sql, r, stream)
+	if err := describe(x.ctx, x.sql, r, stream, x.xid); err != nil {
+		return err
+	}
+	was, ok := x.captured[r.OID]
+	if !ok || was.Catalogue == "" {
+		return nil
+	}
+	// A column that was not there when the table was last looked at has a value in the rows of before all the same.
+	list, err := catalogues(x.ctx, x.sql, []uint32{r.OID})
+	if err != nil {
+		return err
+	}
+	is, before := list[r.OID], parseCatalogue(was.Catalogue)
+	if is == nil {
+		return errGone
+	}
+	knownMissing(r, was.Relation, before.File == is.File)
+	if whyHeal(was.Relation, r, &before, is) != "" { // which the sidecar is about to see
+		r.Complete = false
+	}
+	return nil
 }
 
 // ask makes sure that there is a connection for the catalogue.

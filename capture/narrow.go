@@ -135,7 +135,7 @@ func (c Config) narrowed(ctx context.Context, conn *pgx.Conn, tables []eventlog.
 		}
 		r := *t.Relation
 		r.InsertOnly, r.Complete = true, false
-		n.Tables = append(n.Tables, NarrowedTable{eventlog.Captured{Relation: &r, SinceLSN: t.SinceLSN, Published: now.of(c, t.OID, true)}, why})
+		n.Tables = append(n.Tables, NarrowedTable{eventlog.Captured{Relation: &r, SinceLSN: t.SinceLSN, Published: now.of(c, t.OID, true), Catalogue: t.Catalogue}, why})
 	}
 	return n, nil
 }

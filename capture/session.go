@@ -34,6 +34,7 @@ type session struct {
 	describe  func(*eventlog.Relation, []relationColumn) error // what the catalogue says of a relation
 	send      func([]byte) error                               // a message to the source
 	inTx      bool
+	xid       uint32       // of the transaction
 	skipped   eventlog.LSN // a keepalive's position, not yet in a batch
 	lastEnd   eventlog.LSN // of the last commit or progress handed over
 	lastHand  time.Time

@@ -318,13 +318,18 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 	res := &Result{}
 	record := func(start eventlog.LSN) {
 		for _, t := range p.Tables {
-			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly), Rows: t.Rows, Bytes: t.Bytes}
+			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly), Rows: t.Rows, Bytes: t.Bytes, Catalogue: t.catalogue}
 			if b, ok := was[t.OID]; ok {
 				if t.InsertOnly && !b.InsertOnly { // the sidecar notes that, in its place (see Narrowed)
 					res.Tables = append(res.Tables, b)
 					continue
 				}
 				cap.SinceLSN, cap.Complete = b.SinceLSN, b.Complete
+				if b.Catalogue != "" { // that it was altered since is found, and taken care of, by the sidecar (see Altered)
+					r := *t.Relation
+					r.Schema, r.Name, r.Columns, r.Key, r.Deferrable, r.Generated = b.Schema, b.Name, b.Columns, b.Key, b.Deferrable, b.Generated
+					cap.Relation, cap.Catalogue = &r, b.Catalogue
+				}
 				if b.InsertOnly && !t.InsertOnly { // those of before are missing (eventlog.Log.Retaken)
 					cap.SinceLSN, cap.Complete = max(start, eventlog.LSN(widened)), false
 				}

@@ -91,5 +91,5 @@ func (c Config) takeIn(ctx context.Context, conn *pgx.Conn, sv *Server, t *Table
 		return e, err
 	}
 	t.Relation.Complete = empty[t.OID] && !t.InsertOnly
-	return eventlog.Captured{Relation: t.Relation, SinceLSN: sv.FlushLSN, Published: published.of(c, t.OID, t.InsertOnly)}, nil
+	return eventlog.Captured{Relation: t.Relation, SinceLSN: sv.FlushLSN, Published: published.of(c, t.OID, t.InsertOnly), Catalogue: t.catalogue}, nil
 }

@@ -33,7 +33,7 @@ type Baseline struct {
 	WaitFor    int64    // transactions of the source below this one had begun when the table was taken in: they have to end first; 0: none
 	Chunks     int64    // that are in the log
 	AfterKey   []string // of the last row taken over, as the source prints it; nil before the first
-	Pass       int      // 1; 2 where what rows lack that moved to another key is filled in; 3 where the log's own rows are looked for in the source
+	Pass       int      // PassShape, PassRows, PassMoved or PassGone
 	Rows       int64    // read, in this pass
 	Bytes      int64    // of these rows as text
 	Imported   int64    // events made of them
@@ -42,7 +42,10 @@ type Baseline struct {
 	BeganAt    time.Time
 	UpdatedAt  time.Time
 	Done       bool
-	again      bool
+	// Heal: the table was altered, and rows of before may have other values now, which no row change told: all are compared.
+	Heal  bool
+	again bool
+	began Position // of the log
 }
 
 // Share is about how much of the table has been taken over, from 0 to 1.
@@ -174,14 +177,14 @@ func (f *touched) has(oid uint32, id int64) bool {
 // Baselines tells how far the existing rows of the captured tables have been taken over: of those that the log does not have whole
 // or did not have whole once. begun is false where nothing has been done yet.
 func (l *Log) Baselines(ctx context.Context) ([]Baseline, error) {
-	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at IS NOT NULL
+	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at IS NOT NULL, b.heal, b.began_position
 		FROM backstory.baseline b JOIN backstory.captured c USING (oid) WHERE b.since_lsn = c.since_lsn ORDER BY c.schema, c.name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read how far the existing rows are: %w", err))
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Baseline, err error) {
 		var oid int64
-		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done)
+		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done, &b.Heal, &b.began)
 		b.OID = uint32(oid)
 		return b, err
 	})
@@ -201,7 +204,7 @@ func (l *Log) BeginBaseline(ctx context.Context, b Baseline) error {
 		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes)
 		SELECT oid, since_lsn, $2, $3, $4 FROM backstory.captured WHERE oid = $1::bigint::oid
 		ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = excluded.wait_for, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
-			chunks = 0, after_key = NULL, again = false, pass = 1, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
+			chunks = 0, after_key = NULL, again = false, pass = 1, heal = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
 		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes)
 	}
 	if err != nil {
@@ -221,6 +224,9 @@ func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
 		}
 		w.baselines[b.OID] = &b
 		w.heals[b.OID] = w.log.dict.before(b.OID, w.head.Incarnation)
+		if (b.Heal || b.Pass == PassShape) && !w.heals[b.OID] {
+			continue // each row is looked up
+		}
 		for _, p := range w.log.dict.events(b.OID, w.head.Incarnation) {
 			kinds = append(kinds, p.kinds...)
 		}
@@ -310,6 +316,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	if was == nil || c.Number != was.Chunks+1 {
 		return fmt.Errorf("chunk %d of %s came where another one was expected", c.Number, c.Relation) // one before it was lost
 	}
+	before := w.log.dict.shapes(c.Relation.OID)
 	t, err := w.tableFor(ctx, c.Relation, w.tx.lsn)
 	if err != nil {
 		return err
@@ -317,16 +324,22 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	w.importing = true
 	defer func() { w.importing = false }()
 	heals, made := w.heals[t.rel.OID], w.pos
-	if was.Pass == PassGone {
+	switch was.Pass {
+	case PassShape:
+		err = w.altered(t, before)
+	case PassGone:
 		err = w.goneRows(ctx, t, c)
-	} else {
-		err = w.existing(ctx, t, c, was.Pass, heals)
+	default:
+		err = w.existing(ctx, t, c, was, heals)
 	}
 	if err != nil {
 		return err
 	}
 	b := *was // which holds until the transaction is whole
 	b.Chunks, b.UpdatedAt, b.AfterKey = c.Number, time.Now(), c.AfterKey
+	if was.Pass == PassShape {
+		made = w.pos
+	}
 	if was.Pass != PassGone {
 		b.Rows += int64(c.Rows)
 		b.Bytes += c.Bytes
@@ -334,6 +347,12 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	b.Imported += int64(w.pos - made)
 	switch {
 	case !c.Last:
+	case b.Pass == PassShape && b.Heal:
+		b.Pass = PassRows
+	case b.Pass == PassShape:
+		b.Done = true
+	case b.again && b.Heal:
+		b.again, b.AfterKey, b.Rows, b.Bytes = false, nil, 0, 0
 	case b.again:
 		b.again, b.Pass, b.AfterKey, b.Rows, b.Bytes = false, PassMoved, nil, 0, 0
 	case heals && b.Pass != PassGone:
@@ -355,16 +374,18 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 }
 
 // existing takes over the rows of a chunk.
-func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, pass int, heals bool) error {
-	hits, err := w.judge(ctx, t, c)
+func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, heals bool) error {
+	pass := b.Pass
+	var hits, old map[int]rowState
+	var err error
+	if b.Heal && pass == PassRows {
+		heals = true
+		hits, old, err = w.compareAll(ctx, t, c, b)
+	} else if hits, err = w.judge(ctx, t, c); err == nil && heals && pass == PassRows {
+		old, err = w.compare(ctx, t, c, hits)
+	}
 	if err != nil {
 		return err
-	}
-	var old map[int]rowState
-	if heals && pass == PassRows {
-		if old, err = w.compare(ctx, t, c, hits); err != nil {
-			return err
-		}
 	}
 	row := make([]Value, len(t.rel.Columns))
 	data := c.data
@@ -397,7 +418,7 @@ func (w *Writer) commitChunk() {
 	w.baselines[b.OID] = b
 	if b.Done {
 		delete(w.baselines, b.OID)
-		w.completed[b.OID] = true
+		w.completed[b.OID] = w.completed[b.OID] || b.Pass != PassShape
 		for r := range w.tables {
 			if r.OID == b.OID && !r.Complete {
 				delete(w.tables, r)
@@ -412,14 +433,33 @@ func (w *Writer) commitChunk() {
 	}
 }
 
-// actual gives a relation as it is by now: the source's stream, which described it earlier, does not know that the log has all of it.
+// actual gives a relation as it is by now: the source's stream, which described it earlier, does not know that the log has all of it; and
+// what the catalogue does not tell of its columns any more, because it is newer than the stream or the table was rewritten, is as it was.
 func (w *Writer) actual(r *Relation) *Relation {
-	if r.Complete || r.InsertOnly || !w.completed[r.OID] {
+	out := *r
+	changed := false
+	if !r.Complete && !r.InsertOnly && w.completed[r.OID] {
+		out.Complete, changed = true, true
+	}
+	if _, last := w.log.dict.newestVersion(r.OID); last != nil {
+		out.Columns = slices.Clone(r.Columns)
+		for i := range out.Columns {
+			c := &out.Columns[i]
+			if c.Num == 0 {
+				o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 })
+				if o >= 0 && !slices.ContainsFunc(out.Columns, func(c Column) bool { return c.Num == last.Columns[o].Num }) {
+					c.Num, changed = last.Columns[o].Num, true
+				}
+			}
+			if o := last.column(c); o >= 0 && c.Num != 0 && c.Missing == "" && last.Columns[o].Missing != "" {
+				c.Missing, changed = last.Columns[o].Missing, true
+			}
+		}
+	}
+	if !changed {
 		return r
 	}
-	whole := *r
-	whole.Complete = true
-	return &whole
+	return &out
 }
 
 // sql records how far the baseline is.
@@ -438,6 +478,9 @@ func (b *Baseline) sql() string {
 	}
 	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, updated_at = clock_timestamp()%s WHERE oid = %d; ",
 		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, done, b.OID)
+	if b.Done && b.Pass == PassShape { // nothing was read; whether there is something to read is another question
+		return q + fmt.Sprintf("DELETE FROM backstory.baseline b USING backstory.captured c WHERE c.oid = b.oid AND NOT c.complete AND NOT c.insert_only AND c.oid = %d; ", b.OID)
+	}
 	if b.Done {
 		q += fmt.Sprintf("UPDATE backstory.captured c SET complete = NOT insert_only FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND c.oid = %d; ", b.OID)
 	}

@@ -15,13 +15,16 @@ type Captured struct {
 	// Published says which rows of the source's catalogue publish it, and in which version (package capture writes and reads
 	// it): if they are others, changes may be missing. Empty: not recorded.
 	Published string
+	// Catalogue is what the source's catalogue said of its columns and its file (package capture writes and reads it): if it says something
+	// else, the table was altered. Empty: not recorded.
+	Catalogue string
 	// Rows and Bytes are about how large it was when it was taken in. They are for what is recorded of its existing rows, and not read back.
 	Rows, Bytes int64
 }
 
 // Captured gives the tables that are captured, by name.
 func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
-	rows, err := l.pool.Query(ctx, `SELECT `+relationColumns+`, (since_lsn - '0/0')::bigint, published
+	rows, err := l.pool.Query(ctx, `SELECT `+relationColumns+`, (since_lsn - '0/0')::bigint, published, catalogue
 		FROM backstory.captured ORDER BY schema, name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
@@ -31,15 +34,15 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 	for rows.Next() {
 		var stored storedRelation
 		var since int64
-		var published string
-		if err := rows.Scan(append(stored.scan(), &since, &published)...); err != nil {
+		var published, catalogue string
+		if err := rows.Scan(append(stored.scan(), &since, &published, &catalogue)...); err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
 		r, err := stored.relation()
 		if err != nil {
 			return nil, fmt.Errorf("read the captured tables: %w", err)
 		}
-		out = append(out, Captured{Relation: r, SinceLSN: LSN(since), Published: published})
+		out = append(out, Captured{Relation: r, SinceLSN: LSN(since), Published: published, Catalogue: catalogue})
 	}
 	return out, rows.Err()
 }
@@ -79,7 +82,7 @@ func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 	for _, c := range tables {
 		oids = append(oids, int64(c.OID))
 		if err := putCaptured(ctx, tx, c, `DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
-				complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12`); err != nil {
+				complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12, catalogue = $13`); err != nil {
 			return err
 		}
 	}
@@ -92,9 +95,9 @@ func putCaptured(ctx context.Context, tx pgx.Tx, c Captured, conflict string) er
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated)
-		VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (oid) `+conflict,
-		int64(c.OID), c.Schema, c.Name, columns, key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, generated)
+	_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated, catalogue)
+		VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (oid) `+conflict,
+		int64(c.OID), c.Schema, c.Name, columns, key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, generated, c.Catalogue)
 	return err
 }
 
@@ -178,6 +181,49 @@ func (l *Log) AddCaptured(ctx context.Context, tables []Captured) error {
 	})
 	if err != nil {
 		return fmt.Errorf("record the captured tables: %w", err)
+	}
+	return nil
+}
+
+// Alteration is a captured table as it is since its columns, its key or its name were changed.
+type Alteration struct {
+	Captured
+	// Heal tells that the values of its rows may have changed without a row change in the stream, and Why.
+	Heal bool
+	Why  string
+	// Next is above every transaction of the source that had begun when this was seen.
+	Next int64
+}
+
+// Alter records that tables were altered. Their new shape gets its place in the log with an …Altered event, made by an empty chunk (see
+// Baseline); where rows may have changed without an event, all of them are compared then, and until that is done the log does not have all
+// of the table.
+func (l *Log) Alter(ctx context.Context, list []Alteration) error {
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		for _, a := range list {
+			columns, generated, key, err := a.marshal()
+			if err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, `UPDATE backstory.captured SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, generated = $7, catalogue = $8, complete = complete AND NOT $9
+				WHERE oid = $1::bigint::oid`, int64(a.OID), a.Schema, a.Name, columns, key, a.Deferrable, generated, a.Catalogue, a.Heal); err != nil {
+				return err
+			}
+			// One that is under way goes on, as the rows that it has still to come to are read in the new shape, unless all have to be.
+			if _, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, pass, heal, began_position, total_rows, total_bytes)
+				SELECT c.oid, c.since_lsn, CASE WHEN $2 AND h.baseline THEN $3::bigint ELSE 0 END, 0, $2 AND h.baseline, h.position, $4, $5 FROM backstory.captured c, backstory.head h WHERE c.oid = $1::bigint::oid
+				ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = greatest(excluded.wait_for, baseline.wait_for), pass = 0,
+					heal = excluded.heal OR baseline.heal AND baseline.done_at IS NULL, began_position = excluded.began_position, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
+					chunks = 0, after_key = NULL, again = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
+				WHERE baseline.done_at IS NOT NULL OR baseline.pass = 0 OR excluded.heal OR baseline.since_lsn <> excluded.since_lsn`,
+				int64(a.OID), a.Heal && len(a.Key) > 0 && !a.InsertOnly, a.Next, a.Rows, a.Bytes); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record that tables were altered: %w", err)
 	}
 	return nil
 }

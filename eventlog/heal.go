@@ -3,8 +3,10 @@ package eventlog
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,8 +19,14 @@ import (
 // the log has and the source does not are looked for by their keys, in chunks as well: at their place it is known that they are gone.
 // Then the table is complete again, and everything that the log ever said of it counts.
 
+// A table that was altered is compared in the same way, where the source may have given its rows other values without a row change: ALTER
+// TABLE that rewrites it, a column added with a default that is not constant, another label of an enum type. All that the log has of
+// its rows counts, then, except in these columns: each row is looked up, and what the chunk has of it is newer unless the
+// row's last change is one that the chunk's snapshot does not see.
+
 // Passes of a baseline.
 const (
+	PassShape = 0 // an empty chunk: from its place on, the table has another shape
 	PassRows  = 1 // all rows of the table
 	PassMoved = 2 // once more, for what rows lack that moved to another key meanwhile
 	PassGone  = 3 // rows that the log has, and the source perhaps not
@@ -29,6 +37,84 @@ type Key struct {
 	ID      int64
 	Text    *string // nil where the key is an integer
 	Columns []string
+}
+
+// shapes gives the versions of a table, newest first.
+func (d *dictionary) shapes(oid uint32) []*Relation {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var ids []int
+	for id, r := range d.relations {
+		if r.OID == oid {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b int) int { return b - a })
+	var out []*Relation
+	for _, id := range ids {
+		out = append(out, d.relations[id])
+	}
+	return out
+}
+
+// altered makes the event that says where a table has got another shape at the latest. before are its versions, newest first; it may be that
+// the stream has told of the last one already.
+func (w *Writer) altered(t *table, before []*Relation) error {
+	i := slices.IndexFunc(before, func(r *Relation) bool { return !sameDefinition(r, t.rel) })
+	var what struct {
+		Table   string            `json:"renamed_from,omitempty"`
+		Added   []string          `json:"added,omitempty"`
+		Dropped []string          `json:"dropped,omitempty"`
+		Renamed map[string]string `json:"renamed,omitempty"`
+		Retyped map[string]string `json:"retyped,omitempty"`
+		Key     []string          `json:"key,omitempty"`
+	}
+	if i >= 0 {
+		old := before[i]
+		if old.String() != t.rel.String() {
+			what.Table = old.String()
+		}
+		what.Renamed, what.Retyped = map[string]string{}, map[string]string{}
+		for n := range t.rel.Columns {
+			c := &t.rel.Columns[n]
+			switch o := old.column(c); {
+			case o < 0:
+				what.Added = append(what.Added, c.Name)
+			default:
+				if was := &old.Columns[o]; was.Name != c.Name {
+					what.Renamed[was.Name] = c.Name
+				}
+				if old.Columns[o].Type != c.Type {
+					what.Retyped[c.Name] = c.Type.Name
+				}
+			}
+		}
+		for n := range old.Columns {
+			if t.rel.column(&old.Columns[n]) < 0 {
+				what.Dropped = append(what.Dropped, old.Columns[n].Name)
+			}
+		}
+		if !sameKey(old, t.rel) {
+			what.Key = []string{}
+			for _, k := range t.rel.Key {
+				what.Key = append(what.Key, t.rel.Columns[k].Name)
+			}
+		}
+	}
+	data, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	w.tx.change++
+	w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "Altered"}, text: []byte{}, data: data})
+	return nil
+}
+
+// sameDefinition tells whether two versions of a table have the same name, columns and key.
+func sameDefinition(a, b *Relation) bool {
+	x, y := *a, *b
+	x.Complete, x.InsertOnly, x.ReplicaIdentity = y.Complete, y.InsertOnly, y.ReplicaIdentity
+	return x.SameShape(&y)
 }
 
 // HasHistory tells whether the log holds events of a table from before a gap, or from before it was left out for a while: what it says of a
@@ -65,7 +151,7 @@ func sameKey(a, b *Relation) bool {
 		return false
 	}
 	for i := range a.Key {
-		if a.Columns[a.Key[i]].Name != b.Columns[b.Key[i]].Name {
+		if !SameColumn(&a.Columns[a.Key[i]], &b.Columns[b.Key[i]]) {
 			return false
 		}
 	}
@@ -150,21 +236,29 @@ func (c *Chunk) AddKey(k *Key) {
 
 // oldStates gives the last states that the log has of rows, whatever has been missed since: nil where it has none, or knows the row's end.
 func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey) ([]rowState, error) {
+	out, _, err := w.oldStatesAnd(ctx, t, keys, false)
+	return out, err
+}
+
+// oldStatesAnd gives the last events, too, of all of them where every is set.
+func (w *Writer) oldStatesAnd(ctx context.Context, t *table, keys []stateKey, every bool) ([]rowState, []lastEvent, error) {
 	all := w.log.dict.allPlaces(t.rel.OID)
 	found := make([]building, len(keys))
 	for i := range found {
 		found[i] = building{t: t, last: 1<<63 - 1, places: all}
 	}
 	if err := w.find(ctx, false, keys, found); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	out := make([]rowState, len(keys))
 	var ask []int
 	for i := range found {
 		if st := found[i].state(); st != nil && !st.gone() {
 			out[i] = st
-			ask = append(ask, i)
+		} else if !every {
+			continue
 		}
+		ask = append(ask, i)
 	}
 	// It may have gone to another key, or with all the others.
 	var some []stateKey
@@ -173,18 +267,18 @@ func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey) ([]ro
 	}
 	last, err := w.lastOf(ctx, some, all)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	truncated, err := w.truncated(ctx, t.rel.OID)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for n, i := range ask {
 		if l := last[n]; l.old > l.id || l.id < truncated {
 			out[i] = nil
 		}
 	}
-	return out, nil
+	return out, last, nil
 }
 
 // truncated is the position of the last TRUNCATE of a table, 0 if there is none.
@@ -249,6 +343,55 @@ func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, judged map[int
 	}
 	return out, nil
 }
+
+// compareAll judges all rows of a chunk of a table that was altered: those that yield, as nil, and the states of the others, by their number.
+// Where a row yields of which the stream need not have told everything since, another pass has to follow.
+func (w *Writer) compareAll(ctx context.Context, t *table, c *Chunk, b *Baseline) (yield, old map[int]rowState, err error) {
+	if c.Rows == 0 {
+		return nil, nil, nil
+	}
+	row := make([]Value, len(t.rel.Columns))
+	var keys []stateKey
+	data := c.data
+	for range c.Rows {
+		data = c.next(data, row)
+		id, text, buf := w.entity(t, row, w.scratch.key)
+		w.scratch.key = buf
+		keys = append(keys, w.entityKey(t, id, text))
+	}
+	if err := w.arrive(ctx); err != nil {
+		return nil, nil, err
+	}
+	states, last, err := w.oldStatesAnd(ctx, t, keys, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	yield, old = map[int]rowState{}, map[int]rowState{}
+	for i, st := range states {
+		l := last[i]
+		unseen := l.old > l.id || l.id > b.began && !sees(c.Snapshot, l.xid)
+		if !unseen {
+			if st != nil {
+				old[i] = st
+			}
+			continue
+		}
+		yield[i] = nil
+		if st == nil {
+			continue
+		}
+		for n := range st.columns() {
+			// It may have been left out of the change as unchanged TOAST, and not be what it was before the table was altered.
+			if f := st.frag(n); len(f) == 0 || isBig(f) || len(f) > minToast {
+				b.again = true
+			}
+		}
+	}
+	return yield, old, nil
+}
+
+// minToast is the shortest value that Postgres stores out of line (toast_tuple_target is 128 bytes at least, for the whole row).
+const minToast = 32
 
 // heal makes the event of a row that is not as the log has it; st is nil if the log does not have it.
 func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState) error {

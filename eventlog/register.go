@@ -23,7 +23,7 @@ type table struct {
 	byRow    bool     // identity is not the key: state is looked up by row_id
 	intKey   bool
 	kinds    map[kindKey]int32
-	since    map[int][]bool // see columnsSince
+	since    map[int]*olderColumns // see columnsSince
 }
 
 type kindKey struct {

@@ -409,15 +409,20 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys [
 			f.cols = append(w.scratch.cols[:0], make([][]byte, len(f.t.rel.Columns))...)
 			w.scratch.cols = f.cols
 		}
-		same := w.columnsSince(f.t, k.relationID)
-		if err := f.add(v[3], pos, same); err != nil {
+		from := w.columnsSince(f.t, k.relationID, k.relation)
+		if err := f.add(v[3], pos, from); err != nil {
 			return err
 		}
-		if err := f.add(v[4], pos, same); err != nil {
+		if err := f.add(v[4], pos, from); err != nil {
 			return err
 		}
-		f.done = v[4] != nil || k.op == OpInsert || k.op == OpImport
-		if !f.done {
+		if f.done = v[4] != nil || k.op == OpInsert || k.op == OpImport; f.done {
+			for _, i := range from.added {
+				if m := f.t.rel.Columns[i].Missing; f.cols[i] == nil && m != "" && len(m) <= bigBytes {
+					f.cols[i] = []byte(m)
+				}
+			}
+		} else {
 			f.chain++
 			f.done = true
 			for _, c := range f.cols {
@@ -443,58 +448,73 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys [
 	return nil
 }
 
-// columnsSince tells which columns of a table are those of an older version: they have been there, by their names, in every
-// version since. A column that was dropped and added again is another one.
-func (w *Writer) columnsSince(t *table, version int) []bool {
-	if same := t.since[version]; same != nil {
-		return same
+// olderColumns tells what the columns of an older version of a table are by now.
+type olderColumns struct {
+	rel   *Relation
+	now   []int // by column of the older version: the present column, -1 if it is gone
+	added []int // present columns that it had not
+}
+
+// columnsSince tells which columns of a table are those of an older version. Where the number of one is not known, it has been there, by
+// its name, in every version since.
+func (w *Writer) columnsSince(t *table, version int, rel *Relation) *olderColumns {
+	if o := t.since[version]; o != nil {
+		return o
 	}
 	d := w.log.dict
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	same := make([]bool, len(t.rel.Columns))
-	for i := range same {
-		same[i] = true
+	o := &olderColumns{rel: rel}
+	had := make([]bool, len(t.rel.Columns))
+	for n := range rel.Columns {
+		c := &rel.Columns[n]
+		i := t.rel.column(c)
+		if i >= 0 {
+			had[i] = true
+			if c.Num == 0 || t.rel.Columns[i].Num == 0 {
+				for id, r := range d.relations {
+					if r.OID == t.rel.OID && id > version && id < t.id && r.column(c) < 0 {
+						i = -1
+						break
+					}
+				}
+			}
+		}
+		o.now = append(o.now, i)
 	}
-	for id, r := range d.relations {
-		if r.OID != t.rel.OID || id < version || id >= t.id {
-			continue
-		}
-		has := map[string]bool{}
-		for _, c := range r.Columns {
-			has[c.Name] = true
-		}
-		for i := range same {
-			same[i] = same[i] && has[t.rel.Columns[i].Name]
+	for i := range had {
+		if !had[i] {
+			o.added = append(o.added, i)
 		}
 	}
 	if t.since == nil {
-		t.since = map[int][]bool{}
+		t.since = map[int]*olderColumns{}
 	}
-	t.since[version] = same
-	return same
+	t.since[version] = o
+	return o
 }
 
-// add takes the columns that are not known yet, and are the same as now, from a JSON object of an event. They lie in it.
-func (f *building) add(object []byte, at Position, same []bool) error {
+// add takes the columns that are not known yet, and are there now, from a JSON object of an event. They lie in it.
+func (f *building) add(object []byte, at Position, from *olderColumns) error {
 	if object == nil {
 		return nil
 	}
-	next, columns := 0, f.t.rel.Columns
+	next, columns := 0, from.rel.Columns
 	return EachMember(object, func(name, value []byte) error {
-		i := next // members come in the order of columns
-		for i < len(columns) && columns[i].Name != string(name) {
-			i++
+		n := next // members come in the order of columns
+		for n < len(columns) && columns[n].Name != string(name) {
+			n++
 		}
-		if i == len(columns) {
-			for i = 0; i < next && columns[i].Name != string(name); i++ {
+		if n == len(columns) {
+			for n = 0; n < next && columns[n].Name != string(name); n++ {
 			}
-			if i == next {
+			if n == next {
 				return nil
 			}
 		}
-		next = i + 1
-		if f.cols[i] != nil || !same[i] {
+		next = n + 1
+		i := from.now[n]
+		if i < 0 || f.cols[i] != nil {
 			return nil
 		}
 		if f.cols[i] = value; len(value) > bigBytes {
@@ -520,17 +540,24 @@ func (w *Writer) load(ctx context.Context, t *table, col int, big []byte) ([]byt
 		return nil, err
 	}
 	var data, rest []byte
-	err = db.QueryRow(ctx, `SELECT data, rest FROM backstory.event WHERE position = $1`, at).Scan(&data, &rest)
+	var kind int32
+	err = db.QueryRow(ctx, `SELECT data, rest, kind FROM backstory.event WHERE position = $1`, at).Scan(&data, &rest, &kind)
 	if err != nil {
 		return nil, fmt.Errorf("read a value of event %d: %w", at, err)
+	}
+	name := t.rel.Columns[col].Name // that it had there
+	if k := w.log.dict.cached(kind); k != nil && k.relation != nil {
+		if i := k.relation.column(&t.rel.Columns[col]); i >= 0 {
+			name = k.relation.Columns[i].Name
+		}
 	}
 	var found []byte
 	for _, o := range [][]byte{data, rest} {
 		if o == nil {
 			continue
 		}
-		if err := EachMember(o, func(name, value []byte) error {
-			if t.rel.Columns[col].Name == string(name) {
+		if err := EachMember(o, func(member, value []byte) error {
+			if name == string(member) {
 				found = append(found[:0:0], value...)
 			}
 			return nil

@@ -173,13 +173,13 @@ func (c *Rows) step(to *Router, v *version, kind byte, e *eventlog.Event, data, 
 }
 
 // rekey puts the rows that a table has so far under the keys that a version of it has. A row of which the new key is not
-// known keeps its old one: the key's column has only another name, or the source filled it in without an event.
+// known, since the source filled it in without an event, is left out: all rows are compared with the source then, and it comes with its key.
 func (c *Rows) rekey(v *version, to *Router) error {
 	f := &rowFolder{calc: c}
 	values := make([][]byte, len(v.names))
 	var rows []storedRow
 	var object, payload []byte
-	return to.Rekey(v.table, func(key, state []byte) error {
+	return to.Rekey(v.table, func(_, state []byte) error {
 		var err error
 		if rows, err = parseRows(rows[:0], state); err != nil {
 			return err
@@ -204,7 +204,7 @@ func (c *Rows) rekey(v *version, to *Router) error {
 				}
 				c.key = append(c.key[:0], id...)
 			default:
-				c.key = append(c.key[:0], key...)
+				continue
 			}
 			if len(v.rel.Key) > 0 && r.flags&flagCounted != 0 {
 				r.flags, r.number = r.flags&^flagCounted, 0
@@ -281,6 +281,7 @@ type rowFolder struct {
 	text    []byte
 	extra   []byte
 	merged  []byte
+	placed  map[[2]int][]int // see places
 	objects [][]byte
 }
 
@@ -470,6 +471,19 @@ func (f *rowFolder) which(rows []storedRow, s *rowStep) (int, error) {
 	return -1, nil
 }
 
+// places tells where the columns of a version are in another one of the same table.
+func (f *rowFolder) places(from, to *version) []int {
+	key := [2]int{from.id, to.id}
+	p := f.placed[key]
+	if p == nil {
+		if p = from.placesIn(to.rel.Columns); f.placed == nil {
+			f.placed = map[[2]int][]int{}
+		}
+		f.placed[key] = p
+	}
+	return p
+}
+
 // valuesIn fills in the values of a row, by column of a version.
 func (f *rowFolder) valuesIn(v *version, r storedRow, values [][]byte) error {
 	for b := r.fragments; len(b) > 0; {
@@ -479,8 +493,9 @@ func (f *rowFolder) valuesIn(v *version, r storedRow, values [][]byte) error {
 		}
 		b = rest
 		from := f.calc.versions[n]
+		place := f.places(from, v)
 		if err := from.each(object, func(column int, value []byte) {
-			if i := v.column(from.names[column], column); i >= 0 {
+			if i := place[column]; i >= 0 {
 				values[i] = value
 			}
 		}); err != nil {

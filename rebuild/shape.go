@@ -78,7 +78,7 @@ func sameIdentity(a, b *version) bool {
 		return false
 	}
 	for i, k := range a.rel.Key {
-		if !bytes.Equal(a.names[k], b.names[b.rel.Key[i]]) {
+		if !eventlog.SameColumn(&a.rel.Columns[k], &b.rel.Columns[b.rel.Key[i]]) {
 			return false
 		}
 	}
@@ -95,8 +95,13 @@ func (v *version) keyKnown(values [][]byte) bool {
 	return true
 }
 
-// missing gives the value of a column in rows from before it was added, in the form of the log.
-func missing(*eventlog.Column) []byte { return jsonNull }
+// missing gives the value of a column in rows from before it was added, in the form of the log. Where nobody knows it, it is NULL.
+func missing(c *eventlog.Column) []byte {
+	if c.Missing == "" {
+		return jsonNull
+	}
+	return []byte(c.Missing)
+}
 
 // object appends a row as the log writes it. A column that came later has the value with which it came.
 func (v *version) object(dst []byte, values [][]byte) []byte {
@@ -114,20 +119,14 @@ func (v *version) object(dst []byte, values [][]byte) []byte {
 	return append(dst, '}')
 }
 
-// sameColumn tells whether a column of one version of a table is a column of another one. Columns are known by their
-// names: a renamed one is another one, and one that was dropped and added again is the same.
-func sameColumn(a, b *eventlog.Column) bool { return a.Name == b.Name }
-
 // mapTo finds the version's columns in the table's final shape.
-func (v *version) mapTo(columns []eventlog.Column) {
-	v.final = make([]int, len(v.rel.Columns))
+func (v *version) mapTo(columns []eventlog.Column) { v.final = v.placesIn(columns) }
+
+// placesIn finds its columns among others, -1 where there is none.
+func (v *version) placesIn(columns []eventlog.Column) []int {
+	places := make([]int, len(v.rel.Columns))
 	for i := range v.rel.Columns {
-		v.final[i] = -1
-		for j := range columns {
-			if sameColumn(&v.rel.Columns[i], &columns[j]) {
-				v.final[i] = j
-				break
-			}
-		}
+		places[i] = slices.IndexFunc(columns, func(c eventlog.Column) bool { return eventlog.SameColumn(&v.rel.Columns[i], &c) })
 	}
+	return places
 }

@@ -131,7 +131,8 @@ CREATE TABLE backstory.captured (
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,
   since_lsn   pg_lsn NOT NULL,
-  published   text NOT NULL DEFAULT ''  -- which rows of the source's catalogue publish it, in which version
+  published   text NOT NULL DEFAULT '', -- which rows of the source's catalogue publish it, in which version
+  catalogue   text NOT NULL DEFAULT ''  -- what describes its columns and its file there
 );
 
 -- How far the rows that existed before their table was captured have been taken over, in the order of its key. Moved in the
@@ -144,6 +145,8 @@ CREATE TABLE backstory.baseline (
   after_key   text[],            -- of the last row of the last chunk, as the source prints it
   again       boolean NOT NULL DEFAULT false, -- what rows lack that moved to another key meanwhile takes a second pass
   pass        int NOT NULL DEFAULT 1,
+  heal        boolean NOT NULL DEFAULT false, -- the table was altered, and all of its rows are compared with the log's
+  began_position bigint NOT NULL DEFAULT 0,   -- of the log, when it began
   rows        bigint NOT NULL DEFAULT 0,      -- read, in this pass
   bytes       bigint NOT NULL DEFAULT 0,      -- of these rows, as text
   imported    bigint NOT NULL DEFAULT 0,      -- events made of them; of the others the stream had told more by then

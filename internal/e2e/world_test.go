@@ -43,6 +43,8 @@ type worldTable struct {
 	// rows by key. There can be several under one key inside a transaction, where the key is DEFERRABLE, and of tables
 	// without a key.
 	rows map[string][]worldRow
+	// compared: it was altered, and its rows are being compared with the source.
+	compared bool
 }
 
 // worldRow has the JSON of each column.
@@ -94,14 +96,19 @@ func (w *world) apply(e *eventlog.Event) error {
 
 // baselineEnded: from here on the log has all of a table's rows, and all of each.
 func (w *world) baselineEnded(e *eventlog.Event) error {
+	if strings.HasSuffix(e.Type, "Altered") {
+		w.table(e.Relation)
+		return nil
+	}
 	if !strings.HasSuffix(e.Type, "BaselineEnded") {
 		return fmt.Errorf("event %d: a note %s", e.Position, e.Type)
 	}
 	t := w.table(e.Relation)
-	if !w.unseen[t.name] && !e.Relation.InsertOnly {
+	if !w.unseen[t.name] && !t.compared && !e.Relation.InsertOnly {
 		return fmt.Errorf("event %d: the baseline of %s ends, but there was none to come", e.Position, t.name)
 	}
 	delete(w.unseen, t.name)
+	t.compared = false
 	if e.Relation.InsertOnly {
 		return nil
 	}
@@ -186,22 +193,42 @@ func (w *world) table(r *eventlog.Relation) *worldTable {
 		t = &worldTable{name: name, rows: map[string][]worldRow{}}
 		w.tables[name] = t
 	}
-	if t.rel != nil && t.rel != r {
+	t.compared = t.compared || t.rel != nil && t.rel.Complete && !r.Complete && !r.InsertOnly
+	old := t.rel
+	if old != nil && old != r {
 		t.reshape(r)
 	}
-	t.rel = r
+	if t.rel = r; old != nil && len(r.Key) > 0 && !slices.EqualFunc(old.Key, r.Key, func(a, b int) bool { return eventlog.SameColumn(&old.Columns[a], &r.Columns[b]) }) {
+		was := t.rows
+		t.rows = map[string][]worldRow{}
+		for _, rows := range was {
+			for _, row := range rows {
+				if now, err := t.key(row); err == nil { // the others come again
+					t.rows[now] = append(t.rows[now], row)
+				}
+			}
+		}
+	}
 	return t
 }
 
-// reshape takes away what another version of the table has no columns for. What is added is not known yet.
+// reshape gives the rows the columns of another version of the table. What is added has the value that the catalogue had for it.
 func (t *worldTable) reshape(r *eventlog.Relation) {
-	has := map[string]bool{}
-	for _, c := range r.Columns {
-		has[c.Name] = true
-	}
 	for _, rows := range t.rows {
-		for _, row := range rows {
-			maps.DeleteFunc(row, func(name, _ string) bool { return !has[name] })
+		for n, row := range rows {
+			now := worldRow{}
+			for i := range r.Columns {
+				c := &r.Columns[i]
+				o := slices.IndexFunc(t.rel.Columns, func(o eventlog.Column) bool { return eventlog.SameColumn(&o, c) })
+				if o >= 0 {
+					if v, ok := row[t.rel.Columns[o].Name]; ok {
+						now[c.Name] = v
+					}
+				} else if c.Missing != "" {
+					now[c.Name] = c.Missing
+				}
+			}
+			rows[n] = now
 		}
 	}
 }
@@ -237,20 +264,20 @@ func (w *world) row(e *eventlog.Event) error {
 	if err != nil {
 		return fmt.Errorf("rest: %w", err)
 	}
-	unseen, lacks := w.unseen[t.name], unknown(e)
+	unseen, lacks := w.unseen[t.name] || t.compared, unknown(e)
 	if !unseen && bytes.Contains(e.Metadata, []byte(`"first_seen":`)) {
 		return fmt.Errorf("a row is new although the log has the table's whole life")
 	}
 	// Only of a column that was added after the row nobody may know.
 	added := func(old worldRow) error {
 		for _, c := range lacks {
-			if _, ok := old[c]; ok {
+			if v, ok := old[c]; ok && len(v) <= 1024 { // a long default is known by the version of the table alone
 				return fmt.Errorf("%s is unknown although the log has it", c)
 			}
 		}
 		return nil
 	}
-	if w.healing && unseen {
+	if w.healing && unseen || t.compared && (strings.HasSuffix(e.Type, "Healed") || bytes.Contains(e.Metadata, []byte(`"first_seen":`))) { // by its new key, which the log had not
 		return t.overwrite(e, data, rest)
 	}
 	switch e.Op {

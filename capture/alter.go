@@ -1,0 +1,233 @@
+package capture
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// Schema changes. The stream describes a table before its next row change, and not at all what ALTER TABLE did to the rows that it has. So
+// the catalogue is looked at now and then: it tells which columns, keys, names and types have changed, and, by the table's file, whether it
+// was rewritten. Where the rows of before may print otherwise than they did, all of them are compared with the log (package eventlog,
+// Alter); a constant default and a new name need no event. (PostgreSQL manual, pg_attribute, attmissingval.)
+
+// catalogue is what is remembered of a table's description.
+type catalogue struct {
+	File       int64  `json:"file"`       // pg_class.relfilenode: another one when the table was rewritten
+	Name       string `json:"name"`       // schema and name
+	Attributes string `json:"attributes"` // a digest of the versions of its rows in pg_attribute
+	Key        string `json:"key"`        // the same, of the indexes that tell its rows apart
+	// Types are the elements of the user-defined types that its columns are made of: labels of enum types by their OIDs, attributes of
+	// composite types.
+	Types []string `json:"types,omitempty"`
+}
+
+func (c *catalogue) String() string {
+	if c == nil {
+		return ""
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+func parseCatalogue(s string) (c catalogue) {
+	_ = json.Unmarshal([]byte(s), &c) // what is not readable differs, and the table is described anew
+	return c
+}
+
+// catalogues reads those of some tables. One that is gone has none.
+func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*catalogue, error) {
+	list := make([]int64, len(oids))
+	for i, o := range oids {
+		list[i] = int64(o)
+	}
+	out := map[uint32]*catalogue{}
+	rows, err := q.Query(ctx, `
+		SELECT c.oid::bigint, c.relfilenode::bigint, n.nspname || '.' || c.relname,
+		       coalesce((SELECT md5(string_agg(a.attnum || ':' || a.xmin, ' ' ORDER BY a.attnum)) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), ''),
+		       coalesce((SELECT md5(string_agg(i.indexrelid || ':' || i.xmin, ' ' ORDER BY i.indexrelid)) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)), '')
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1::bigint[]::oid[])`, list)
+	if err != nil {
+		return nil, fmt.Errorf("look at the captured tables: %w", err)
+	}
+	var oid int64
+	var file int64
+	var name, attributes, key string
+	if _, err := pgx.ForEachRow(rows, []any{&oid, &file, &name, &attributes, &key}, func() error {
+		out[uint32(oid)] = &catalogue{File: file, Name: name, Attributes: attributes, Key: key}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("look at the captured tables: %w", err)
+	}
+	rows, err = q.Query(ctx, `
+		WITH RECURSIVE t(rel, typ) AS (
+		  SELECT DISTINCT a.attrelid, a.atttypid FROM pg_attribute a WHERE a.attrelid = ANY ($1::bigint[]::oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= 16384
+		  UNION
+		  SELECT t.rel, x.typ FROM t JOIN pg_type p ON p.oid = t.typ CROSS JOIN LATERAL (
+		    SELECT p.typelem UNION ALL SELECT p.typbasetype
+		    UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = p.typrelid AND p.typrelid <> 0 AND a.attnum > 0 AND NOT a.attisdropped
+		    UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE r.rngtypid = p.oid OR r.rngmultitypid = p.oid
+		  ) x(typ) WHERE x.typ >= 16384
+		)
+		SELECT t.rel::bigint, e.element FROM t CROSS JOIN LATERAL (
+		  SELECT 'label ' || n.oid || ' ' || n.enumlabel FROM pg_enum n WHERE n.enumtypid = t.typ
+		  UNION ALL
+		  SELECT 'attribute ' || t.typ || ' ' || a.attnum || ' ' || a.atttypid FROM pg_type p JOIN pg_attribute a ON a.attrelid = p.typrelid
+		  WHERE p.oid = t.typ AND p.typrelid <> 0 AND a.attnum > 0 AND NOT a.attisdropped
+		) e(element) ORDER BY 1, 2`, list)
+	if err != nil {
+		return nil, fmt.Errorf("look at the types of the captured tables: %w", err)
+	}
+	if _, err := pgx.ForEachRow(rows, []any{&oid, &name}, func() error {
+		if c := out[uint32(oid)]; c != nil {
+			c.Types = append(c.Types, name)
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("look at the types of the captured tables: %w", err)
+	}
+	return out, nil
+}
+
+// Altered finds the captured tables that are not in the catalogue as they were recorded, and describes them as they are to be recorded from now
+// on.
+func Altered(ctx context.Context, c Config, captured []eventlog.Captured) ([]eventlog.Alteration, error) {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var oids []uint32
+	for _, t := range captured {
+		oids = append(oids, t.OID)
+	}
+	var out []eventlog.Alteration
+	// In one snapshot, as far as the catalogue has one. What is printed newer than that is found again next time.
+	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		now, err := catalogues(ctx, tx, oids)
+		if err != nil {
+			return err
+		}
+		for _, t := range captured {
+			is := now[t.OID]
+			if is == nil || is.String() == t.Catalogue {
+				continue
+			}
+			a, err := c.altered(ctx, tx, &t, is)
+			if errors.Is(err, errGone) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			out = append(out, *a)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// altered describes one.
+func (c Config) altered(ctx context.Context, tx pgx.Tx, was *eventlog.Captured, is *catalogue) (*eventlog.Alteration, error) {
+	r := &eventlog.Relation{OID: was.OID, Complete: was.Complete, InsertOnly: was.InsertOnly}
+	a := &eventlog.Alteration{Captured: eventlog.Captured{Relation: r, SinceLSN: was.SinceLSN, Published: was.Published, Catalogue: is.String()}}
+	var identity string
+	err := tx.QueryRow(ctx, `SELECT n.nspname, c.relname, c.relreplident::text, `+estimatedRows+`, coalesce(pg_table_size(c.oid), 0), pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1::bigint::oid`, int64(was.OID)).Scan(&r.Schema, &r.Name, &identity, &a.Rows, &a.Bytes, &a.Next)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, errGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at the captured tables: %w", err)
+	}
+	r.ReplicaIdentity = identity[0]
+	if err := describe(ctx, tx, r, nil, 0); err != nil {
+		return nil, err
+	}
+	before := parseCatalogue(was.Catalogue)
+	knownMissing(r, was.Relation, before.File == is.File)
+	a.Why = whyHeal(was.Relation, r, &before, is)
+	a.Heal = a.Why != "" && was.Catalogue != ""
+	return a, nil
+}
+
+// knownMissing completes what is known of the values that columns have in rows from before they were added: was is how the table was before. A
+// constant default is in the catalogue until the table is rewritten; without one, and without a rewrite, it is NULL.
+func knownMissing(r, was *eventlog.Relation, sameFile bool) {
+	for i := range r.Columns {
+		c := &r.Columns[i]
+		if c.Num == 0 || c.Missing != "" {
+			continue
+		}
+		o := slices.IndexFunc(was.Columns, func(o eventlog.Column) bool { return o.Num == c.Num })
+		computed := slices.ContainsFunc(was.Generated, func(g eventlog.Generated) bool { return g.Name == c.Name })
+		switch {
+		case o >= 0:
+			c.Missing = was.Columns[o].Missing
+		case sameFile && !computed:
+			c.Missing = "null"
+		}
+	}
+}
+
+// whyHeal tells why rows of a table may have other values than the log has, although no row change told; "" if they cannot.
+func whyHeal(was, now *eventlog.Relation, before, is *catalogue) string {
+	if before.File != is.File && before.Attributes != is.Attributes {
+		return "ALTER TABLE rewrote its rows"
+	}
+	for i := range now.Columns {
+		c := &now.Columns[i]
+		if c.Num == 0 {
+			continue // the stream is behind the catalogue
+		}
+		o := slices.IndexFunc(was.Columns, func(o eventlog.Column) bool { return o.Num == c.Num })
+		switch {
+		case o < 0 && c.Missing == "":
+			return fmt.Sprintf("what column %s was in rows of before is not in the catalogue", c.Name)
+		case o >= 0 && was.Columns[o].Type.OID != c.Type.OID && !(isText(&c.Type) && isText(&was.Columns[o].Type)):
+			return fmt.Sprintf("column %s has another type", c.Name)
+		case o < 0 && slices.ContainsFunc(was.Columns, func(o eventlog.Column) bool { return o.Name == c.Name }):
+			return fmt.Sprintf("column %s is another one than before", c.Name) // rows of in between may have been taken for rows with the new one
+		}
+	}
+	numbers := func(r *eventlog.Relation) (list []int16) {
+		for _, k := range r.Key {
+			list = append(list, r.Columns[k].Num)
+		}
+		return list
+	}
+	if k := numbers(now); !slices.Equal(numbers(was), k) && !slices.Contains(k, 0) {
+		return "it has another key"
+	}
+	for _, e := range before.Types {
+		if !slices.Contains(is.Types, e) {
+			return "a type of its columns prints otherwise than before"
+		}
+	}
+	attributes := func(list []string) (n int) {
+		for _, e := range list {
+			if strings.HasPrefix(e, "attribute ") {
+				n++
+			}
+		}
+		return n
+	}
+	if len(before.Types) > 0 && attributes(before.Types) != attributes(is.Types) {
+		return "a composite type of its columns has got another attribute"
+	}
+	return ""
+}
+
+// isText tells whether a type prints its text as it is: text and varchar.
+func isText(t *eventlog.Type) bool { return t.OID == 25 || t.OID == 1043 }
