@@ -20,6 +20,9 @@ type Config struct {
 	Revision eventlog.Revision
 	// Tables are names or patterns: orders, public.orders, billing.*, public.order_*. Empty: all tables that there are at the revision.
 	Tables []string
+	// ShapeOfNow gives the tables the names, columns and keys that they have now, instead of those of the revision. A column that came later
+	// has the value that it gave to the rows of before, or NULL.
+	ShapeOfNow bool
 	// Partial allows tables of which the log does not have all rows.
 	Partial bool
 	// Into is where the tables go: Schema, Files, a Memory. Required.
@@ -99,7 +102,11 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 	var versions [][]eventlog.RelationVersion
 	var shape []int
 	for _, t := range tables {
-		versions, shape = append(versions, t.versions), append(shape, t.shape)
+		at := t.shape
+		if cfg.ShapeOfNow {
+			at = len(t.versions) - 1
+		}
+		versions, shape = append(versions, t.versions), append(shape, at)
 		for _, v := range t.versions {
 			if n := v.Relation.String(); !slices.Contains(f.Selection.Relations, n) {
 				f.Selection.Relations = append(f.Selection.Relations, n)
@@ -110,6 +117,9 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 		f.Source = nothing{}
 	}
 	calc := RowsOf(versions, shape)
+	if err := distinct(calc.Tables()); err != nil {
+		return nil, err
+	}
 	f.Calculator, f.Selection.NoBefore = calc, !calc.needsBefore()
 	result, err := f.Run(ctx)
 	if err != nil {
@@ -118,6 +128,18 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 	r := report(result, calc, tables, cfg)
 	r.Seconds = time.Since(began).Seconds()
 	return r, nil
+}
+
+// distinct makes sure that no two tables have one name: today one may have the name that another one had.
+func distinct(tables []*Table) error {
+	seen := map[string]bool{}
+	for _, t := range tables {
+		if seen[t.String()] {
+			return &eventlog.Problem{Err: fmt.Errorf("two of the tables are called %s in the shape that they have now", t), Hint: "Name one of them, or take the shape of then."}
+		}
+		seen[t.String()] = true
+	}
+	return nil
 }
 
 // nothing is a source without events.
@@ -371,6 +393,9 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 	warn := func(format string, args ...any) { r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...)) }
 	for i, t := range res.Tables {
 		rel := calc.Relation(i)
+		if cfg.ShapeOfNow {
+			rel = tables[i].relation()
+		}
 		tr := TableReport{Table: t.String(), Rows: t.Rows, Incomplete: !rel.Complete, Orphans: t.Tally.Orphans}
 		if placer != nil {
 			tr.Into = placer.Place(t.Table)

@@ -63,6 +63,9 @@ func (c *Rows) Tables() []*Table {
 	for i, id := range c.newest {
 		r := c.versions[id].rel
 		*c.tables[i] = Table{Schema: r.Schema, Name: r.Name, Columns: r.Columns, Key: r.Key, Generated: r.Generated}
+		if now := c.current[i]; now != nil && !sameIdentity(now, c.versions[id]) { // it has got another key since
+			c.tables[i].Key = nil
+		}
 	}
 	for _, v := range c.versions {
 		if v != nil {
@@ -179,7 +182,7 @@ func (c *Rows) rekey(v *version, to *Router) error {
 	values := make([][]byte, len(v.names))
 	var rows []storedRow
 	var object, payload []byte
-	return to.Rekey(v.table, func(_, state []byte) error {
+	return to.Rekey(v.table, func(key, state []byte) error {
 		var err error
 		if rows, err = parseRows(rows[:0], state); err != nil {
 			return err
@@ -203,6 +206,8 @@ func (c *Rows) rekey(v *version, to *Router) error {
 					return err
 				}
 				c.key = append(c.key[:0], id...)
+			case slices.ContainsFunc(v.rel.Key, func(k int) bool { return v.rel.Columns[k].Num == 0 }):
+				c.key = append(c.key[:0], key...) // perhaps the column has only got another name
 			default:
 				continue
 			}

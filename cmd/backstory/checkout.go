@@ -31,6 +31,7 @@ func gapUntil(ctx context.Context, l *eventlog.Log, p eventlog.Position) (gap *e
 func newCheckout() *cobra.Command {
 	var o struct {
 		at, schema, database, csv, jsonl string
+		shape                            string
 		partial, replace, json           bool
 		memory                           int64
 		workers                          int
@@ -42,6 +43,9 @@ func newCheckout() *cobra.Command {
 			ctx := cmd.Context()
 			if o.at == "" {
 				return usage("For instance --at '1 hour ago', --at yesterday, --at HEAD, --at 1234.", "--at is missing")
+			}
+			if o.shape != "then" && o.shape != "now" {
+				return usage("Use --shape then, or --shape now.", "--shape %s is unknown", o.shape)
 			}
 			targets := 0
 			for _, t := range []string{o.schema, o.csv, o.jsonl} {
@@ -86,7 +90,7 @@ func newCheckout() *cobra.Command {
 				into = rebuild.Schema(rebuild.SchemaConfig{URL: url, Schema: o.schema, Replace: o.replace, Revision: rev})
 			}
 			bar := newProgress()
-			rep, err := rebuild.Checkout(ctx, rebuild.Config{Log: l, Revision: rev, Tables: tables, Partial: o.partial, Into: into,
+			rep, err := rebuild.Checkout(ctx, rebuild.Config{Log: l, Revision: rev, Tables: tables, Partial: o.partial, ShapeOfNow: o.shape == "now", Into: into,
 				MaxMemoryBytes: o.memory << 20, Workers: o.workers,
 				Progress: func(p rebuild.Progress) { bar.update(time.Now(), p.Phase, p.Done, p.Total) }})
 			bar.end()
@@ -121,6 +125,7 @@ func newCheckout() *cobra.Command {
 	f.StringVar(&o.database, "database", "", "build the tables in this database (URL), each in the schema of its own name, or in --schema")
 	f.StringVar(&o.csv, "csv", "", "write a CSV file for each table into this directory")
 	f.StringVar(&o.jsonl, "jsonl", "", "write a file of JSON lines for each table into this directory")
+	f.StringVar(&o.shape, "shape", "then", "with the names, columns and keys of then, or of now")
 	f.BoolVar(&o.partial, "partial", false, "also tables of which the log does not have all rows")
 	f.BoolVar(&o.replace, "replace", false, "replace an earlier checkout in the same place")
 	f.BoolVar(&o.json, "json", false, "report as one JSON object")
