@@ -119,7 +119,7 @@ func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []e
 	var left, all float64
 	for _, t := range captured {
 		i := slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == t.OID })
-		if i >= 0 {
+		if i >= 0 && (begun[i].Pass != eventlog.PassShape || begun[i].Heal) {
 			b := &begun[i]
 			row := TableBaseline{Table: t.String(), State: "unfinished"}
 			if j := slices.IndexFunc(states, func(st capture.ImportState) bool { return st.OID == t.OID }); j >= 0 && states[j].Chunks >= b.Chunks {
@@ -134,7 +134,7 @@ func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []e
 			s.TotalRows += max(b.TotalRows, b.Rows)
 			all += b.Weight()
 			left += b.Weight() * (1 - b.Share())
-			if !b.Done && (h.Baseline || b.Heal) {
+			if !b.Done && h.Baseline {
 				s.Tables = append(s.Tables, row)
 			}
 		}

@@ -24,7 +24,13 @@ func oidsOf(versions []eventlog.RelationVersion) []uint32 {
 // alter records which captured tables were altered since that was last looked for.
 func (s *Sidecar) alter(ctx context.Context) error {
 	var altered []eventlog.Alteration
+	compared := true
 	err := s.log.Exclusive(ctx, func() error {
+		head, err := s.log.Head(ctx)
+		if err != nil {
+			return err
+		}
+		compared = head.Baseline
 		captured, err := s.log.Captured(ctx)
 		if err != nil {
 			return err
@@ -35,8 +41,14 @@ func (s *Sidecar) alter(ctx context.Context) error {
 		return s.log.Alter(ctx, altered)
 	})
 	for _, a := range altered {
-		if a.Heal && err == nil {
+		switch {
+		case !a.Heal || err != nil:
+		case len(a.Key) == 0 || a.InsertOnly:
+			s.cfg.Logger.Warn(a.String()+" was altered; rows without a key cannot be compared with the log's", "reason", a.Why, "risk", "rows that have not changed since are in the log as they were before")
+		case compared:
 			s.cfg.Logger.Info(a.String()+" was altered: its rows are compared with the log's", "reason", a.Why)
+		default:
+			s.cfg.Logger.Warn(a.String()+" was altered; its rows are not compared with the log's, since init --no-baseline", "reason", a.Why, "risk", "rows that have not changed since are in the log as they were before")
 		}
 	}
 	return err

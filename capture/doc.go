@@ -74,6 +74,11 @@
 // types; key, type names and domains come from the catalogue, which may be newer than the stream: what it does not know any
 // more is taken as text.
 //
+// What ALTER TABLE does to the rows that are there is in no stream, and the description of a table comes with its next row change. So the catalogue
+// is looked at, by digests of the versions of its rows (alter.go): columns that were changed and a table file that is another one together mean a
+// rewrite; a file alone is VACUUM FULL, CLUSTER or TRUNCATE. Attributes whose catalogue rows are newer than the transaction that the stream
+// is at may be others than they were: their numbers are not taken.
+//
 // # Not obvious
 //
 //   - A table without a primary key whose replica identity is an index is known by the columns of that index: they are its key in

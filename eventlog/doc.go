@@ -52,6 +52,16 @@
 // Where the log has a history of the table that may be outdated (a gap, a time in which it was left out), the same chunks are compared with
 // the last state that it ever had of their rows, and then its own keys are looked for in the source (heal.go).
 //
+// # Altered tables
+//
+// A version of a table in the schema history says which columns it has, by number, and what value a column has in rows from before it was
+// added (Column.Missing), so neither a new name nor a constant default needs an event: who puts a row's state together from events of
+// several versions maps them by number (columnsSince). What the catalogue, which may be newer than the stream, does not tell of a version
+// is taken from the version before (Writer.actual). Rows that ALTER TABLE may have changed are compared: unlike after a gap, everything that the
+// log has of them counts, so each row of a chunk is looked up, and yields only to a change that the chunk's snapshot does not see
+// (compareAll). The log's position when the comparison began tells old changes from new ones: transaction ids of before it may have been
+// used again.
+//
 // # Physical shape
 //
 // One row per event in backstory.event, partitioned by position. What events have in common (source, table version,

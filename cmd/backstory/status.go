@@ -247,7 +247,7 @@ func printBaseline(s *screen, b *backstory.BaselineStatus, running bool) {
 			}
 			fmt.Fprintf(s, indent+"%-32s %-11s %12s of about %s\n", t.Table, t.State, countText(t.Rows), counted(t.TotalRows, "row"))
 			if len(t.WaitingFor) > 0 {
-				fmt.Fprintf(s, indent+"  waits for the transactions that were open when it was taken in: %s\n", strings.Join(t.WaitingFor, "; "))
+				fmt.Fprintf(s, indent+"  waits for the transactions that were open when it was taken in or altered: %s\n", strings.Join(t.WaitingFor, "; "))
 			}
 			if t.Error != "" {
 				fmt.Fprintf(s, indent+"  %s\n", s.red(t.Error))

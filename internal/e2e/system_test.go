@@ -53,6 +53,7 @@ type where struct {
 	settings map[string]string // more settings of the source
 	logs     map[string]string // more settings of the log's server, if that is its own
 	tables   []string
+	version  string // of servers of its own; empty: that of all tests
 }
 
 // newSystem makes databases, not yet a log.
@@ -60,7 +61,9 @@ func newSystem(t testing.TB, w where) *system {
 	t.Helper()
 	s := &system{t: t}
 	if w.own {
-		s.src = pgservertest.Start(t, quick(w.settings))
+		cfg := quick(w.settings)
+		cfg.Version = w.version
+		s.src = pgservertest.Start(t, cfg)
 	} else {
 		s.src = pgservertest.ForTest(t, quick(w.settings))
 	}
