@@ -53,6 +53,7 @@ type where struct {
 	settings map[string]string // more settings of the source
 	logs     map[string]string // more settings of the log's server, if that is its own
 	tables   []string
+	hba      []string
 	version  string // of servers of its own; empty: that of all tests
 }
 
@@ -62,7 +63,7 @@ func newSystem(t testing.TB, w where) *system {
 	s := &system{t: t}
 	if w.own {
 		cfg := quick(w.settings)
-		cfg.Version = w.version
+		cfg.Version, cfg.HBA = w.version, w.hba
 		s.src = pgservertest.Start(t, cfg)
 	} else {
 		s.src = pgservertest.ForTest(t, quick(w.settings))
