@@ -53,7 +53,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err := capture.SlotFree(ctx, s.cfg.Capture); err != nil {
 		return err
 	}
-	if err := s.alter(ctx); err != nil {
+	if _, err := s.alter(ctx); err != nil {
 		return err
 	}
 	captured, err := s.log.Captured(ctx)
@@ -78,6 +78,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	start := w.Head().EndLSN
 	stream := capture.NewStream(s.cfg.Capture, captured, start)
 	stream.Remember(&s.memory)
+	stream.Recorded(s.log.CapturedTable)
 	if err := s.retake(ctx, w, stream, captured); err != nil {
 		return err
 	}
@@ -92,7 +93,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	var looking sync.WaitGroup
 	defer looking.Wait()
 	defer stop(nil)
-	looking.Go(func() { s.takeIn(streamCtx) })
+	looking.Go(func() { s.takeIn(streamCtx, func() { stop(capture.ErrTablesChanged) }) })
 	imported := make(chan error, 1)
 	go func() { imported <- imp.Run(streamCtx, s.cfg.Once) }()
 	// Appending goes on after ctx has ended, until what was received is in the log; an operator's second signal ends the process.
@@ -191,7 +192,7 @@ const capturedEvery = 3 * time.Second
 
 func sameTables(a, b []eventlog.Captured) bool {
 	return slices.EqualFunc(a, b, func(a, b eventlog.Captured) bool {
-		return a.OID == b.OID && a.Published == b.Published && a.SinceLSN == b.SinceLSN && a.InsertOnly == b.InsertOnly && a.Catalogue == b.Catalogue
+		return a.OID == b.OID && a.Published == b.Published && a.SinceLSN == b.SinceLSN && a.InsertOnly == b.InsertOnly
 	})
 }
 

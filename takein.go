@@ -21,11 +21,11 @@ func oidsOf(versions []eventlog.RelationVersion) []uint32 {
 	return out
 }
 
-// alter records which captured tables were altered since that was last looked for.
-func (s *Sidecar) alter(ctx context.Context) error {
+// alter records which captured tables were altered since that was last looked for, and tells whether that matters to what is captured.
+func (s *Sidecar) alter(ctx context.Context) (matters bool, err error) {
 	var altered []eventlog.Alteration
 	compared := true
-	err := s.log.Exclusive(ctx, func() error {
+	err = s.log.Exclusive(ctx, func() error {
 		head, err := s.log.Head(ctx)
 		if err != nil {
 			return err
@@ -41,6 +41,7 @@ func (s *Sidecar) alter(ctx context.Context) error {
 		return s.log.Alter(ctx, altered)
 	})
 	for _, a := range altered {
+		matters = matters || a.Matters()
 		switch {
 		case !a.Heal || err != nil:
 		case len(a.Key) == 0 || a.InsertOnly:
@@ -51,12 +52,13 @@ func (s *Sidecar) alter(ctx context.Context) error {
 			s.cfg.Logger.Warn(a.String()+" was altered; its rows are not compared with the log's, since init --no-baseline", "reason", a.Why, "risk", "rows that have not changed since are in the log as they were before")
 		}
 	}
-	return err
+	return matters && err == nil, err
 }
 
 // takeIn publishes tables that were made since init, and that it would have selected, until ctx ends. What the role may not publish is
-// said, once for each: those that were there at the first look are what doctor finds, too.
-func (s *Sidecar) takeIn(ctx context.Context) {
+// said, once for each: those that were there at the first look are what doctor finds, too. Where a table was altered in a way that matters,
+// it calls again and ends.
+func (s *Sidecar) takeIn(ctx context.Context, again func()) {
 	tick := time.NewTicker(takeInEvery)
 	defer tick.Stop()
 	for {
@@ -65,12 +67,17 @@ func (s *Sidecar) takeIn(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := s.alter(ctx); err != nil && ctx.Err() == nil && !passes(err) {
+		matters, err := s.alter(ctx)
+		if matters {
+			again()
+			return
+		}
+		if err != nil && ctx.Err() == nil && !passes(err) {
 			s.cfg.Logger.Warn("it could not be looked for altered tables; trying again", "err", err, "hint", eventlog.Hint(err))
 		}
 		var taken []eventlog.Captured
 		var left []string
-		err := s.log.Exclusive(ctx, func() (err error) { // not while init is at work
+		err = s.log.Exclusive(ctx, func() (err error) { // not while init is at work
 			head, err := s.log.Head(ctx)
 			if err != nil {
 				return err

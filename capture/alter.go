@@ -159,6 +159,7 @@ func (c Config) altered(ctx context.Context, tx pgx.Tx, was *eventlog.Captured, 
 	knownMissing(r, was.Relation, before.File == is.File)
 	a.Why = whyHeal(was.Relation, r, &before, is)
 	a.Heal = a.Why != "" && was.Catalogue != ""
+	a.Defined = !r.SameDefinition(was.Relation)
 	return a, nil
 }
 

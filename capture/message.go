@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/backstory-dev/backstory/eventlog"
 )
 
@@ -210,10 +212,17 @@ func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) err
 	if err := describe(x.ctx, x.sql, r, stream, x.xid); err != nil {
 		return err
 	}
-	was, ok := x.captured[r.OID]
-	if !ok || was.Catalogue == "" {
+	if _, ok := x.captured[r.OID]; !ok || x.recorded == nil {
 		return nil
 	}
+	was, err := x.recorded(x.ctx, r.OID)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && was.Catalogue == "" {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.Complete = was.Complete
 	// A column that was not there when the table was last looked at has a value in the rows of before all the same.
 	list, err := catalogues(x.ctx, x.sql, []uint32{r.OID})
 	if err != nil {

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,7 @@ type Stream struct {
 
 	// Captured tells of a table whether the log has all its rows and whether it is insert-only.
 	captured map[uint32]eventlog.Captured
+	recorded func(ctx context.Context, oid uint32) (eventlog.Captured, error) // nil: nobody knows
 	// out takes batches; its receiver releases them. It has no room: what was taken from it has been dealt with when the next one is
 	// (see session.end).
 	out  chan *eventlog.Batch
@@ -95,6 +97,12 @@ type Memory struct {
 
 // Remember gives the stream its memory, before Run.
 func (s *Stream) Remember(m *Memory) { s.memory = m }
+
+// Recorded gives the stream a way to ask how a table is recorded as captured by now: since it began, the table may have been found altered. It
+// is called before Run.
+func (s *Stream) Recorded(f func(ctx context.Context, oid uint32) (eventlog.Captured, error)) {
+	s.recorded = f
+}
 
 // PauseAt makes Run end with ErrTablesChanged when everything before a place in the WAL, where a table is captured anew, has been handed
 // over. It is called before Run.

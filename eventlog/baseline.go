@@ -293,10 +293,10 @@ func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
 
 // touch notes the rows of an event whose table's existing rows are being taken over.
 func (w *Writer) touch(t *table, e *eventRow) {
-	b := w.baselines[t.rel.OID]
-	if b == nil || w.importing {
+	if t.rel == nil || w.importing || w.baselines[t.rel.OID] == nil {
 		return
 	}
+	b := w.baselines[t.rel.OID]
 	w.touched.add(t.rel.OID, e.id)
 	if e.hasRow {
 		w.touched.add(t.rel.OID, e.rowID)

@@ -47,6 +47,23 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 	return out, rows.Err()
 }
 
+// CapturedTable gives a captured table by its OID; it is an error wrapping pgx.ErrNoRows if there is none.
+func (l *Log) CapturedTable(ctx context.Context, oid uint32) (Captured, error) {
+	var stored storedRelation
+	var since int64
+	c := Captured{}
+	err := l.pool.QueryRow(ctx, `SELECT `+relationColumns+`, (since_lsn - '0/0')::bigint, published, catalogue FROM backstory.captured WHERE oid = $1::bigint::oid`, int64(oid)).
+		Scan(append(stored.scan(), &since, &c.Published, &c.Catalogue)...)
+	if err == nil {
+		c.SinceLSN = LSN(since)
+		c.Relation, err = stored.relation()
+	}
+	if err != nil {
+		return c, Remedy(fmt.Errorf("read how a table is captured: %w", err))
+	}
+	return c, nil
+}
+
 // Retaken gives the OIDs of those captured tables with a history that were not captured, or only their inserts, for a while, as long as that is not recorded
 // (Writer.Retaken): no version of them is as new as their SinceLSN. Of tables of which only inserts are captured that is not known.
 func (l *Log) Retaken(ctx context.Context) ([]uint32, error) {
@@ -185,15 +202,20 @@ func (l *Log) AddCaptured(ctx context.Context, tables []Captured) error {
 	return nil
 }
 
-// Alteration is a captured table as it is since its columns, its key or its name were changed.
+// Alteration is a captured table as it is since its description in the source's catalogue was changed.
 type Alteration struct {
 	Captured
+	// Defined tells that it has other columns, another key or another name.
+	Defined bool
 	// Heal tells that the values of its rows may have changed without a row change in the stream, and Why.
 	Heal bool
 	Why  string
 	// Next is above every transaction of the source that had begun when this was seen.
 	Next int64
 }
+
+// Matters tells whether there is something to do, beside taking a note.
+func (a *Alteration) Matters() bool { return a.Defined || a.Heal }
 
 // Alter records that tables were altered. Their new shape gets its place in the log with an …Altered event, made by an empty chunk (see
 // Baseline); where rows may have changed without an event, all of them are compared then, and until that is done the log does not have all
@@ -208,6 +230,9 @@ func (l *Log) Alter(ctx context.Context, list []Alteration) error {
 			if _, err := tx.Exec(ctx, `UPDATE backstory.captured SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, generated = $7, catalogue = $8, complete = complete AND NOT $9
 				WHERE oid = $1::bigint::oid`, int64(a.OID), a.Schema, a.Name, columns, key, a.Deferrable, generated, a.Catalogue, a.Heal); err != nil {
 				return err
+			}
+			if !a.Matters() {
+				continue
 			}
 			// One that is under way goes on, as the rows that it has still to come to are read in the new shape, unless all have to be.
 			if _, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, pass, heal, began_position, total_rows, total_bytes)

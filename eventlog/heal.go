@@ -60,14 +60,14 @@ func (d *dictionary) shapes(oid uint32) []*Relation {
 // altered makes the event that says where a table has got another shape at the latest. before are its versions, newest first; it may be that
 // the stream has told of the last one already.
 func (w *Writer) altered(t *table, before []*Relation) error {
-	i := slices.IndexFunc(before, func(r *Relation) bool { return !sameDefinition(r, t.rel) })
+	i := slices.IndexFunc(before, func(r *Relation) bool { return !r.SameDefinition(t.rel) })
 	var what struct {
 		Table   string            `json:"renamed_from,omitempty"`
 		Added   []string          `json:"added,omitempty"`
 		Dropped []string          `json:"dropped,omitempty"`
 		Renamed map[string]string `json:"renamed,omitempty"`
 		Retyped map[string]string `json:"retyped,omitempty"`
-		Key     []string          `json:"key,omitempty"`
+		Key     *[]string         `json:"key,omitempty"`
 	}
 	if i >= 0 {
 		old := before[i]
@@ -95,9 +95,9 @@ func (w *Writer) altered(t *table, before []*Relation) error {
 			}
 		}
 		if !sameKey(old, t.rel) {
-			what.Key = []string{}
+			what.Key = &[]string{}
 			for _, k := range t.rel.Key {
-				what.Key = append(what.Key, t.rel.Columns[k].Name)
+				*what.Key = append(*what.Key, t.rel.Columns[k].Name)
 			}
 		}
 	}
@@ -108,13 +108,6 @@ func (w *Writer) altered(t *table, before []*Relation) error {
 	w.tx.change++
 	w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "Altered"}, text: []byte{}, data: data})
 	return nil
-}
-
-// sameDefinition tells whether two versions of a table have the same name, columns and key.
-func sameDefinition(a, b *Relation) bool {
-	x, y := *a, *b
-	x.Complete, x.InsertOnly, x.ReplicaIdentity = y.Complete, y.InsertOnly, y.ReplicaIdentity
-	return x.SameShape(&y)
 }
 
 // HasHistory tells whether the log holds events of a table from before a gap, or from before it was left out for a while: what it says of a

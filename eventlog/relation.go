@@ -111,6 +111,19 @@ func (r *Relation) SameShape(o *Relation) bool {
 	return true
 }
 
+// SameDefinition tells whether two versions of a table have the same name, columns and key, however it is captured.
+func (r *Relation) SameDefinition(o *Relation) bool {
+	same := *o
+	same.Complete, same.InsertOnly, same.ReplicaIdentity = r.Complete, r.InsertOnly, r.ReplicaIdentity
+	if len(r.Columns) == len(o.Columns) {
+		same.Columns = slices.Clone(o.Columns)
+		for i := range same.Columns {
+			same.Columns[i].Identity = r.Columns[i].Identity
+		}
+	}
+	return r.SameShape(&same)
+}
+
 // marshal gives what the log's tables hold as lists.
 func (r *Relation) marshal() (columns, generated string, key []int32, err error) {
 	c, err := json.Marshal(r.Columns)

@@ -125,7 +125,7 @@ func newCheckout() *cobra.Command {
 	f.StringVar(&o.database, "database", "", "build the tables in this database (URL), each in the schema of its own name, or in --schema")
 	f.StringVar(&o.csv, "csv", "", "write a CSV file for each table into this directory")
 	f.StringVar(&o.jsonl, "jsonl", "", "write a file of JSON lines for each table into this directory")
-	f.StringVar(&o.shape, "shape", "then", "with the names, columns and keys of then, or of now")
+	f.StringVar(&o.shape, "shape", "then", "names, columns and keys of the tables: then or now")
 	f.BoolVar(&o.partial, "partial", false, "also tables of which the log does not have all rows")
 	f.BoolVar(&o.replace, "replace", false, "replace an earlier checkout in the same place")
 	f.BoolVar(&o.json, "json", false, "report as one JSON object")

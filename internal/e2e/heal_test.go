@@ -10,6 +10,23 @@ import (
 	"github.com/backstory-dev/backstory/eventlog"
 )
 
+// TestGapWhileExistingRowsAreUnfinished: a gap is recorded as at any other time.
+func TestGapWhileExistingRowsAreUnfinished(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things SELECT i, 'a' FROM generate_series(1, 10) i`)
+	s.init()
+	db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	db.do(`UPDATE public.things SET v = 'b' WHERE id = 1`)
+	s.gapFound("the slot was dropped", "gone")
+	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	checkLog(t, s.openLog(), "public.things").sameTables(t, db, "n.nspname = 'public'")
+}
+
 // TestGapIsHealed: changes that the log has missed are found by comparing it with the source. Exactly what differs becomes events, each
 // with what the log had before, and then the log has every row again, also of those that somebody changes meanwhile.
 func TestGapIsHealed(t *testing.T) {

@@ -71,7 +71,7 @@ func TestKeyDroppedLater(t *testing.T) {
 	whole()
 	for _, k := range keyless {
 		var kinds []string
-		for _, row := range l.ask(fmt.Sprintf(`SELECT op FROM backstory.events WHERE relation = 'public.%s' ORDER BY position`, k.table)) {
+		for _, row := range l.ask(fmt.Sprintf(`SELECT op FROM backstory.events WHERE relation = 'public.%s' AND op <> 'note' ORDER BY position`, k.table)) {
 			kinds = append(kinds, row[0])
 		}
 		got := strings.Join(kinds, ", ")
@@ -111,7 +111,7 @@ func TestKeyDroppedLater(t *testing.T) {
 	}
 	whole()
 	for _, k := range keyless {
-		for _, row := range l.ask(fmt.Sprintf(`SELECT type, data, before, metadata FROM backstory.events WHERE relation = 'public.%s' AND position > (SELECT max(position) FROM backstory.events WHERE op = 'gap') AND op <> 'insert'`, k.table)) {
+		for _, row := range l.ask(fmt.Sprintf(`SELECT type, data, before, metadata FROM backstory.events WHERE relation = 'public.%s' AND position > (SELECT max(position) FROM backstory.events WHERE op = 'gap') AND op NOT IN ('insert', 'note')`, k.table)) {
 			if strings.Contains(fmt.Sprint(row), "uno") || strings.Contains(fmt.Sprint(row), "two") || strings.Contains(fmt.Sprint(row), "unseen") || !strings.Contains(row[3], "first_seen") {
 				t.Errorf("%s: after the gap the log claims to know %q", k.table, row)
 			}
@@ -161,6 +161,9 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 	s.once()
 	var got []string
 	for _, e := range s.allEvents() {
+		if e.Op == eventlog.OpNote { // OrdersAltered: it has no key any more
+			continue
+		}
 		got = append(got, fmt.Sprint(e.Op, " ", string(e.Data)))
 	}
 	if len(got) != 3 || got[1] != `update {"v":"two"}` || !strings.HasPrefix(got[2], "gap ") {

@@ -31,7 +31,7 @@ func (s *system) gapFound(what string, words ...string) {
 	}
 	for _, w := range append(words, "--accept-gap") {
 		if !strings.Contains(p.out.String(), w) {
-			s.t.Errorf("%s: the sidecar does not speak of %q:\n%s", what, w, p.out.tail(20))
+			s.t.Errorf("%s: the sidecar does not speak of %q:\n%s", what, w, p.out.tail(60))
 		}
 	}
 	h, err := l.Head(within(s.t, time.Minute))
