@@ -176,6 +176,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		if gap.Publication && s.recorded(appendCtx, captured) {
 			return fmt.Errorf("%w: %s", capture.ErrTablesChanged, gap.Reason)
 		}
+		if n := s.dropped.Swap(nil); n != nil {
+			gap.Reason += fmt.Sprintf(": the sidecar dropped it, since the source kept %d MB of WAL for it (BACKSTORY_WAL_LIMIT)", *n/1e6)
+		}
 		if e := w.Gap(appendCtx, gap.Reason, gap.From, gap.To); e != nil {
 			return fmt.Errorf("record a gap (%s): %w", gap.Reason, e)
 		}

@@ -22,6 +22,11 @@ type Config struct {
 	Once bool
 	// NoBaseline makes Init record that rows that existed before their table was captured are not to be taken over.
 	NoBaseline bool
+	// WALAlarmBytes is how much WAL the source may keep for the slot before that is said, once a minute; 0: it never is.
+	WALAlarmBytes int64
+	// WALLimitBytes is how much the source may keep for the slot before the slot is dropped, lest the source's disk fill up: a gap; 0: it is
+	// never dropped.
+	WALLimitBytes int64
 	// Reactors, if not nil, tells the dispatcher which reactor gets which events.
 	Reactors func(*sinks.Dispatcher) error
 	// Logger is told of changes of state. Default: none.
@@ -59,8 +64,10 @@ type Sidecar struct {
 	told   eventlog.Counts // the counts of context messages that were last complained of
 	toldAt time.Time
 
-	left       map[string]bool // tables that the role may not publish, of which that was said; nil before the first look
-	baselineAt time.Time       // when it was last said how far existing rows are; zero: none are taken over
+	left       map[string]bool       // tables that the role may not publish, of which that was said; nil before the first look
+	dropped    atomic.Pointer[int64] // how much WAL the slot kept when the guard dropped it
+	alarmed    time.Time             // when the guard last said how much that is
+	baselineAt time.Time             // when it was last said how far existing rows are; zero: none are taken over
 
 	unprotected   string // what protect said last, owned by capture as well
 	unprotectedAt time.Time
@@ -300,7 +307,9 @@ func (s *Sidecar) trouble(err error) {
 	t.times++
 	if t.times == 1 || now.Sub(t.said) >= time.Minute {
 		t.said = now
-		if errors.Is(err, capture.ErrSlotInUse) {
+		if errors.Is(err, capture.ErrTablesChanged) && t.times == 1 {
+			s.cfg.Logger.Info("what is captured has changed; the stream begins anew", "reason", err)
+		} else if errors.Is(err, capture.ErrSlotInUse) {
 			s.cfg.Logger.Info("another process captures this source; waiting to take over", "err", err, "hint", eventlog.Hint(err), "attempts", t.times)
 		} else {
 			s.cfg.Logger.Warn("capture is interrupted; trying again", "err", err, "hint", eventlog.Hint(err), "attempts", t.times)

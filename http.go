@@ -128,13 +128,14 @@ var (
 	descSeen         = prometheus.NewDesc("backstory_source_seen_timestamp_seconds", "When the source was last heard, in Unix time: what is said of it is as of then.", nil, nil)
 	descIgnored      = prometheus.NewDesc("backstory_context_ignored_total", "Context messages that were not emitted as transactional, and so belong to no transaction.", nil, nil)
 	descRetained     = prometheus.NewDesc("backstory_slot_retained_bytes", "WAL that the source keeps for the replication slot.", nil, nil)
+	descConfirmed    = prometheus.NewDesc("backstory_slot_confirmed_bytes_behind", "WAL of the source after the slot's confirmed_flush_lsn: what the log has not taken.", nil, nil)
 	descSafe         = prometheus.NewDesc("backstory_slot_safe_bytes", "WAL that may still be written before the slot is lost; -1 without limit.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descEvents, descTransactions, descFlushes, descBytes, descUnattributed, descFirstSeen, descMalformed,
-		descIgnored, descLookups, descPosition, descSize, descStreaming, descLagBytes, descLagSeconds, descSeen, descRetained, descSafe} {
+		descIgnored, descLookups, descPosition, descSize, descStreaming, descLagBytes, descLagSeconds, descSeen, descRetained, descConfirmed, descSafe} {
 		ch <- d
 	}
 }
@@ -176,6 +177,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	if sl := s.lag.slot; sl != nil {
 		gauge(descRetained, float64(sl.RetainedBytes))
+		gauge(descConfirmed, float64(max(0, int64(s.lag.wal)-int64(sl.ConfirmedFlush))))
 		gauge(descSafe, float64(sl.SafeBytes))
 	}
 }

@@ -3,6 +3,7 @@ package backstory
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -79,21 +80,26 @@ func (l *lag) lastHead() eventlog.Head {
 
 // lookEvery is how often the source is asked while nothing is streamed; a stream knows by itself.
 const (
-	noteEvery = time.Second
-	lookEvery = 5 * time.Second
-	sizeEvery = time.Minute
+	noteEvery  = time.Second
+	lookEvery  = 5 * time.Second
+	sizeEvery  = time.Minute
+	guardEvery = 5 * time.Second
 )
 
 // watch keeps the lag known until ctx ends.
 func (s *Sidecar) watch(ctx context.Context) {
 	tick := time.NewTicker(noteEvery)
 	defer tick.Stop()
-	var asked, sized time.Time
+	var asked, sized, guarded time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
+			if now.Sub(guarded) >= guardEvery {
+				guarded = now
+				s.guard(ctx)
+			}
 			if now.Sub(sized) >= sizeEvery {
 				if n, err := s.log.Size(ctx); err == nil {
 					sized = now
@@ -128,4 +134,34 @@ func (s *Sidecar) note(now time.Time) bool {
 	}
 	s.lag.look(now, r.stream.Source(), r.stream.Progress(), r.stream.SlotSeen())
 	return true
+}
+
+// guard keeps the slot from filling the source's disk: above the alarm it says so, once a minute, above the limit it drops the slot. That is a gap,
+// which the next attempt finds.
+func (s *Sidecar) guard(ctx context.Context) {
+	if limit := s.cfg.WALLimitBytes; limit > 0 {
+		short, cancel := context.WithTimeout(ctx, 15*time.Second)
+		retained, err := capture.DropSlotAbove(short, s.cfg.Capture, limit)
+		cancel()
+		switch {
+		case retained > 0:
+			s.dropped.Store(&retained)
+			s.cfg.Logger.Error("the replication slot was dropped, so that the source's disk does not fill up", "slot", s.cfg.Capture.Slot, "retained_bytes", retained, "limit_bytes", limit,
+				"risk", "changes from here on are missing in the log", "hint", eventlog.GapHint)
+		case err != nil && ctx.Err() == nil && !passes(err):
+			s.cfg.Logger.Error("the replication slot keeps too much WAL, and cannot be dropped", "err", err)
+		}
+	}
+	s.lag.mu.Lock()
+	slot := s.lag.slot
+	s.lag.mu.Unlock()
+	if slot == nil || s.cfg.WALAlarmBytes <= 0 || slot.RetainedBytes < s.cfg.WALAlarmBytes || time.Since(s.alarmed) < time.Minute {
+		return
+	}
+	s.alarmed = time.Now()
+	var why []string
+	if src, err := capture.Glance(ctx, s.cfg.Capture); err == nil {
+		why = src.HeldBack
+	}
+	s.cfg.Logger.Warn("the source keeps much WAL for the replication slot", "slot", s.cfg.Capture.Slot, "retained_bytes", slot.RetainedBytes, "safe_bytes", slot.SafeBytes, "why", strings.Join(why, "; "))
 }

@@ -48,6 +48,8 @@ type SourceStatus struct {
 	RetainedBytes int64   `json:"retained_bytes"` // of WAL that the source keeps for the slot
 	SafeBytes     int64   `json:"safe_bytes"`     // that may still be written before the slot is lost; -1: without limit
 	WALStatus     string  `json:"wal_status"`
+	// HeldBack tells why the source keeps so much WAL, where it is much: open transactions, what is not in the log yet.
+	HeldBack []string `json:"held_back,omitempty"`
 	// NotCaptured are tables that are selected, but that backstory init has not seen yet: made since, or it had no right to publish them.
 	NotCaptured []string `json:"not_captured,omitempty"`
 	// Refused are tables whose UPDATEs and DELETEs Postgres refuses since they are published and have lost their key, and why. A sidecar
@@ -170,7 +172,7 @@ func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, 
 	s.WALLSN, s.ConfirmedLSN, s.RestartLSN = src.WAL.String(), src.Slot.ConfirmedFlush.String(), src.Slot.Restart.String()
 	s.ReceivedLSN = max(src.Received, h.EndLSN).String()
 	s.SlotActive, s.RetainedBytes, s.SafeBytes, s.WALStatus = src.Slot.Active, src.Slot.RetainedBytes, src.Slot.SafeBytes, src.Slot.WALStatus
-	s.NotCaptured, s.Refused = src.NotCaptured, src.Refused
+	s.NotCaptured, s.Refused, s.HeldBack = src.NotCaptured, src.Refused, src.HeldBack
 	if !src.Slot.Exists {
 		s.Error, s.Hint = "the replication slot "+s.Slot+" does not exist", eventlog.GapHint
 	}

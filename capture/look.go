@@ -20,6 +20,9 @@ type Sight struct {
 	Idle bool
 	// Oldest is the commit time of the oldest captured change that the slot holds; zero if there is none, or nobody knows.
 	Oldest time.Time
+	// HeldBack tells why the slot keeps as much WAL as it does, where that is much: which transactions of the source are open, what the log
+	// has not taken yet.
+	HeldBack []string
 	// NotCaptured are tables that the configuration selects, public.orders, but no publication of ours holds.
 	NotCaptured []string
 	// Refused are tables whose UPDATEs and DELETEs Postgres refuses since our publication has them, and why; a sidecar that may mends
@@ -54,6 +57,9 @@ func (c Config) glance(ctx context.Context, conn *pgx.Conn) (*Sight, error) {
 	}
 	s.Received = eventlog.LSN(received)
 	if s.Slot.Exists {
+		if s.HeldBack, err = holders(ctx, conn, s.Slot, s.WAL); err != nil {
+			return nil, err
+		}
 		if s.NotCaptured, err = c.notCaptured(ctx, conn); err != nil {
 			return nil, err
 		}

@@ -53,7 +53,9 @@ type settings struct {
 	MaxBatchBytes   int    `split_words:"true" default:"1048576"`
 	MaxCacheBytes   int    `split_words:"true" default:"16777216"`
 	PartitionEvents int64  `split_words:"true" default:"8388608"`
-	BaselineRate    int64  `split_words:"true"` // bytes of existing rows, as text, that are read in a second; 0: as fast as it goes
+	WALAlarm        int64  `split_words:"true" default:"10000000000"` // bytes of WAL that the source may keep for the slot before that is said; 0: never
+	WALLimit        int64  `split_words:"true"`                       // … before the slot is dropped; 0: never
+	BaselineRate    int64  `split_words:"true"`                       // bytes of existing rows, as text, that are read in a second; 0: as fast as it goes
 	BaselineTables  int    `split_words:"true" default:"2"`
 
 	location *time.Location // see zone
@@ -114,6 +116,9 @@ func readSettings() (*settings, error) {
 		if n.value <= 0 {
 			return nil, usage(defaultHint(n.name), "%s has to be more than 0", n.name)
 		}
+	}
+	if s.WALAlarm < 0 || s.WALLimit < 0 {
+		return nil, usage("They are numbers of bytes; 0 means never.", "BACKSTORY_WAL_ALARM and BACKSTORY_WAL_LIMIT must not be negative")
 	}
 	if s.BaselineRate < 0 {
 		return nil, usage("It is a number of bytes in a second; 0 means no bound.", "BACKSTORY_BASELINE_RATE must not be negative")
@@ -181,7 +186,8 @@ func (s *settings) config(log *slog.Logger) backstory.Config {
 	return backstory.Config{
 		Capture: capture.Config{URL: s.SourceURL, Slot: s.Slot, Publication: s.Publication, Tables: s.Tables, Exclude: s.Exclude, MaxBatchBytes: s.MaxBatchBytes,
 			BaselineTables: s.BaselineTables, BaselineBytesPerSecond: s.BaselineRate},
-		Log:    eventlog.Config{URL: s.LogURL, PartitionEvents: s.PartitionEvents, MaxCacheBytes: s.MaxCacheBytes},
+		Log:           eventlog.Config{URL: s.LogURL, PartitionEvents: s.PartitionEvents, MaxCacheBytes: s.MaxCacheBytes},
+		WALAlarmBytes: s.WALAlarm, WALLimitBytes: s.WALLimit,
 		Logger: log,
 	}
 }

@@ -161,6 +161,9 @@ func printStatus(s *screen, st *backstory.Status) {
 				fmt.Fprintf(s, " and may keep %s more", bytesText(st.Source.SafeBytes))
 			}
 			fmt.Fprintln(s)
+			for _, why := range st.Source.HeldBack {
+				fmt.Fprintf(s, "         %s\n", s.yellow(why))
+			}
 		}
 	}
 	if len(st.Source.Refused) > 0 {

@@ -184,11 +184,11 @@ func TestTransactionsOpenWhenATableIsTakenIn(t *testing.T) {
 	r := s.start()
 	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
 	writer := s.sql()
+	pid := writer.one(`SELECT pg_backend_pid()`)
 	writer.do(`BEGIN; INSERT INTO public.later VALUES (200, 'early'); UPDATE public.later SET v = 'early' WHERE id IN (1, 2); DELETE FROM public.later WHERE id = 3`)
 	db.do(`BEGIN; UPDATE public.later SET v = 'prepared' WHERE id = 4; PREPARE TRANSACTION '%s'`, s.cfg.Capture.Slot)
 	s.cfg.Capture.Tables = []string{"public.*"}
 	s.init()
-	pid := db.one(`SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()`)
 	eventually(t, 30*time.Second, "it is said who is waited for", func() (bool, error) {
 		st, err := r.sc.Status(context.Background())
 		if err != nil {

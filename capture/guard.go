@@ -1,0 +1,76 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// holdersBytes of WAL have to be kept for a slot before it is asked who keeps it from moving.
+const holdersBytes = 64 << 20
+
+// holders tells why a slot keeps so much WAL: decoding begins where the oldest transaction began that was open when the last confirmed one
+// ended, so one that stays open holds restart_lsn back; everything after confirmed_flush_lsn waits for the log. (PostgreSQL manual,
+// pg_replication_slots.)
+func holders(ctx context.Context, q *pgx.Conn, s *Slot, end eventlog.LSN) (list []string, err error) {
+	if s.RetainedBytes < holdersBytes {
+		return nil, nil
+	}
+	if behind := int64(end - s.ConfirmedFlush); end > s.ConfirmedFlush && behind > s.RetainedBytes/2 {
+		list = append(list, fmt.Sprintf("%s of it is not in the log yet", megabytes(behind)))
+	}
+	rows, err := q.Query(ctx, `
+		SELECT format('pid %s (%s, %s) has had a transaction open for %s', pid, usename, coalesce(nullif(application_name, ''), 'no application name'), date_trunc('second', clock_timestamp() - xact_start))
+		FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start < clock_timestamp() - interval '10 seconds' ORDER BY age(backend_xid) DESC LIMIT 3) a
+		UNION ALL
+		SELECT format('prepared transaction %L has been open for %s', gid, date_trunc('second', clock_timestamp() - prepared))
+		FROM (SELECT * FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '10 seconds' ORDER BY age(transaction) DESC LIMIT 3) p`)
+	if err != nil {
+		return nil, fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	open, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	return append(list, open...), nil
+}
+
+func megabytes(n int64) string { return fmt.Sprintf("%d MB", n/1e6) }
+
+// DropSlotAbove removes the slot from the source if it keeps more than limit bytes of WAL, whoever streams from it, and tells how many those were;
+// 0 if it did not.
+func DropSlotAbove(ctx context.Context, c Config, limit int64) (retained int64, err error) {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	for range 50 {
+		s, err := c.ReadSlot(ctx, conn)
+		if err != nil || !s.Exists || s.RetainedBytes <= limit {
+			return 0, err
+		}
+		_, err = conn.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL`, c.Slot)
+		if err == nil {
+			_, err = conn.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, c.Slot)
+		}
+		if err == nil {
+			return s.RetainedBytes, nil
+		}
+		if eventlog.SQLState(err) != "55006" { // object_in_use: it goes in a moment
+			return 0, fmt.Errorf("drop replication slot %s, which keeps %s of WAL: %w", c.Slot, megabytes(s.RetainedBytes), err)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	return 0, errors.New("drop replication slot " + c.Slot + ": somebody streams from it again and again")
+}

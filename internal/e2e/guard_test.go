@@ -1,0 +1,81 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory"
+	"github.com/backstory-dev/backstory/internal/pgserver"
+)
+
+// TestWALGuard: while the log's server is down, the source keeps its WAL, up to the limit: then the slot is dropped, and somebody streaming from it
+// does not prevent that. When the log is back it says why changes are missing, and is compared with the source.
+func TestWALGuard(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true, settings: map[string]string{"max_wal_size": "1GB"}})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); CREATE TABLE public.noise (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text)`)
+	s.cfg.WALLimitBytes = 100 << 20
+	s.init()
+	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
+	r := s.start()
+	eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
+	if err := s.log.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	slots := func() string { return db.one(`SELECT count(*) FROM pg_replication_slots`) }
+	fill := func(mb int) {
+		for range mb / 10 {
+			db.do(`INSERT INTO public.noise (v) SELECT repeat(md5(i::text), 30) FROM generate_series(1, 10000) i`)
+		}
+	}
+	fill(70)
+	time.Sleep(6 * time.Second)
+	if slots() != "1" {
+		t.Fatal("the slot was dropped below the limit")
+	}
+	fill(70)
+	eventually(t, time.Minute, "the slot is dropped", func() (bool, error) { return slots() == "0", nil })
+	db.do(`UPDATE public.things SET v = 'unseen'`)
+	if err := s.log.Restart(t.Context(), pgserver.Immediate); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	select {
+	case err = <-r.done:
+		r.done <- err
+	case <-time.After(time.Minute):
+		t.Fatal("the sidecar goes on without a slot")
+	}
+	if err == nil || !strings.Contains(err.Error(), "the sidecar dropped it, since the source kept") {
+		t.Fatalf("the sidecar ended with %v", err)
+	}
+	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	s.says(0, "", "checkout", "--at", "HEAD", "--schema", "of_now", "things")
+	if got := s.logSQL().one(`SELECT string_agg(id || ' ' || v, ', ') FROM of_now.things`); got != "1 unseen" {
+		t.Errorf("the log has %s", got)
+	}
+}
+
+// TestWhoHoldsWAL: status names the transaction for which the source keeps its WAL.
+func TestWhoHoldsWAL(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true, settings: map[string]string{"max_wal_size": "1GB"}})
+	db := s.sql()
+	db.do(simple)
+	s.init()
+	other := s.sql()
+	pid := other.one(`SELECT pg_backend_pid()`)
+	other.do(`BEGIN; INSERT INTO public.things VALUES (1, 'open')`)
+	db.do(`CREATE TABLE public.noise AS SELECT repeat(md5(i::text), 30) AS v FROM generate_series(1, 100000) i`)
+	s.once()
+	eventually(t, 2*time.Minute, "it is said who holds the WAL", func() (bool, error) {
+		st, err := backstory.ReadStatus(t.Context(), s.cfg)
+		return err == nil && strings.Contains(strings.Join(st.Source.HeldBack, " "), "pid "+pid), err
+	})
+	other.do(`COMMIT`)
+}
