@@ -53,7 +53,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err := capture.SlotFree(ctx, s.cfg.Capture); err != nil {
 		return err
 	}
-	if _, err := s.alter(ctx); err != nil {
+	if err := s.alter(ctx); err != nil {
 		return err
 	}
 	captured, err := s.log.Captured(ctx)
@@ -93,7 +93,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	var looking sync.WaitGroup
 	defer looking.Wait()
 	defer stop(nil)
-	looking.Go(func() { s.takeIn(streamCtx, func() { stop(capture.ErrTablesChanged) }) })
+	looking.Go(func() { s.takeIn(streamCtx) })
 	imported := make(chan error, 1)
 	go func() { imported <- imp.Run(streamCtx, s.cfg.Once) }()
 	// Appending goes on after ctx has ended, until what was received is in the log; an operator's second signal ends the process.
@@ -133,8 +133,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 				short, cancel := context.WithTimeout(ctx, time.Second)
 				now, err := s.log.Captured(short)
 				head, errHead := s.log.Head(short)
+				altered := err == nil && errHead == nil && s.alteredSince(short)
 				cancel()
-				if err == nil && !sameTables(captured, now) || errHead == nil && head.Baseline != w.Head().Baseline {
+				if altered || err == nil && !sameTables(captured, now) || errHead == nil && head.Baseline != w.Head().Baseline {
 					stop(capture.ErrTablesChanged)
 				}
 			}

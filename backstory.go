@@ -64,7 +64,11 @@ type Sidecar struct {
 	told   eventlog.Counts // the counts of context messages that were last complained of
 	toldAt time.Time
 
-	left       map[string]bool       // tables that the role may not publish, of which that was said; nil before the first look
+	left         map[string]bool  // tables that the role may not publish, of which that was said; nil before the first look
+	generations  map[uint32]int64 // of what was to be done with altered tables when the attempt began; owned by capture, as the next
+	restartAt    time.Time        // before then an attempt is not ended for such a table
+	restartEvery time.Duration
+
 	dropped    atomic.Pointer[int64] // how much WAL the slot kept when the guard dropped it
 	alarmed    time.Time             // when the guard last said how much that is
 	baselineAt time.Time             // when it was last said how far existing rows are; zero: none are taken over

@@ -16,6 +16,7 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 	if err != nil {
 		return nil, err
 	}
+	s.generations = generations(begun)
 	index := func(c eventlog.Captured) int {
 		return slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == c.OID })
 	}
@@ -27,7 +28,9 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 			continue
 		}
 		if altered := i >= 0 && (begun[i].Heal || begun[i].Pass == eventlog.PassShape); altered {
-			wanted = append(wanted, c)
+			if begun[i].Pass == eventlog.PassShape || w.Head().Baseline {
+				wanted = append(wanted, c)
+			}
 			continue
 		}
 		if c.Complete || len(c.Key) == 0 || !w.Head().Baseline {
@@ -65,13 +68,49 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		if i < 0 {
 			return nil, fmt.Errorf("bug: no baseline of %s was begun", c)
 		}
-		out = append(out, capture.Existing{Captured: c, Baseline: begun[i]})
+		out = append(out, capture.Existing{Captured: c, Baseline: begun[i], ShapeOnly: begun[i].Pass == eventlog.PassShape && !w.Head().Baseline})
 		resumed = append(resumed, begun[i])
 	}
 	if err := w.Resume(ctx, resumed); err != nil {
 		return nil, err
 	}
 	return out, nil
+}
+
+// generations tells which tables are to be compared, or to get another shape in the log, since they were altered, and since when.
+func generations(begun []eventlog.Baseline) map[uint32]int64 {
+	out := map[uint32]int64{}
+	for _, b := range begun {
+		if !b.Done && (b.Heal || b.Pass == eventlog.PassShape) {
+			out[b.OID] = b.Generation
+		}
+	}
+	return out
+}
+
+// altered tells whether something was recorded to be done since the attempt began, with a table that was altered. An attempt is not ended for
+// that more often than every few seconds, and up to a minute, as long as tables are altered one after the other.
+func (s *Sidecar) alteredSince(ctx context.Context) bool {
+	begun, err := s.log.Baselines(ctx)
+	if err != nil {
+		return false
+	}
+	fresh := false
+	for oid, g := range generations(begun) {
+		if had, ok := s.generations[oid]; !ok || had < g {
+			fresh = true
+		}
+	}
+	now := time.Now()
+	switch {
+	case !fresh || now.Before(s.restartAt):
+		return false
+	case now.Sub(s.restartAt) > 5*time.Minute:
+		s.restartEvery = 0
+	}
+	s.restartEvery = min(max(2*s.restartEvery, 3*time.Second), time.Minute)
+	s.restartAt = now.Add(s.restartEvery)
+	return true
 }
 
 // BaselineStatus tells about rows that existed before their table was captured.

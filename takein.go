@@ -21,11 +21,11 @@ func oidsOf(versions []eventlog.RelationVersion) []uint32 {
 	return out
 }
 
-// alter records which captured tables were altered since that was last looked for, and tells whether that matters to what is captured.
-func (s *Sidecar) alter(ctx context.Context) (matters bool, err error) {
+// alter records which captured tables were altered since that was last looked for.
+func (s *Sidecar) alter(ctx context.Context) error {
 	var altered []eventlog.Alteration
 	compared := true
-	err = s.log.Exclusive(ctx, func() error {
+	err := s.log.Exclusive(ctx, func() error {
 		head, err := s.log.Head(ctx)
 		if err != nil {
 			return err
@@ -41,7 +41,6 @@ func (s *Sidecar) alter(ctx context.Context) (matters bool, err error) {
 		return s.log.Alter(ctx, altered)
 	})
 	for _, a := range altered {
-		matters = matters || a.Matters()
 		switch {
 		case !a.Heal || err != nil:
 		case len(a.Key) == 0 || a.InsertOnly:
@@ -52,13 +51,12 @@ func (s *Sidecar) alter(ctx context.Context) (matters bool, err error) {
 			s.cfg.Logger.Warn(a.String()+" was altered; its rows are not compared with the log's, since init --no-baseline", "reason", a.Why, "risk", "rows that have not changed since are in the log as they were before")
 		}
 	}
-	return matters && err == nil, err
+	return err
 }
 
 // takeIn publishes tables that were made since init, and that it would have selected, until ctx ends. What the role may not publish is
-// said, once for each: those that were there at the first look are what doctor finds, too. Where a table was altered in a way that matters,
-// it calls again and ends.
-func (s *Sidecar) takeIn(ctx context.Context, again func()) {
+// said, once for each: those that were there at the first look are what doctor finds, too.
+func (s *Sidecar) takeIn(ctx context.Context) {
 	tick := time.NewTicker(takeInEvery)
 	defer tick.Stop()
 	for {
@@ -67,11 +65,7 @@ func (s *Sidecar) takeIn(ctx context.Context, again func()) {
 			return
 		case <-tick.C:
 		}
-		matters, err := s.alter(ctx)
-		if matters {
-			again()
-			return
-		}
+		err := s.alter(ctx)
 		if err != nil && ctx.Err() == nil && !passes(err) {
 			s.cfg.Logger.Warn("it could not be looked for altered tables; trying again", "err", err, "hint", eventlog.Hint(err))
 		}

@@ -22,7 +22,7 @@ import (
 type catalogue struct {
 	File       int64  `json:"file"`       // pg_class.relfilenode: another one when the table was rewritten
 	Name       string `json:"name"`       // schema and name
-	Attributes string `json:"attributes"` // a digest of the versions of its rows in pg_attribute
+	Attributes string `json:"attributes"` // its rows in pg_attribute: number, version (xmin), and m where it has a missing value
 	Key        string `json:"key"`        // the same, of the indexes that tell its rows apart
 	// Types are the elements of the user-defined types that its columns are made of: labels of enum types by their OIDs, attributes of
 	// composite types.
@@ -54,7 +54,7 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 	out := map[uint32]*catalogue{}
 	rows, err := q.Query(ctx, `
 		SELECT c.oid::bigint, c.relfilenode::bigint, n.nspname || '.' || c.relname,
-		       coalesce((SELECT md5(string_agg(a.attnum || ':' || a.xmin, ' ' ORDER BY a.attnum)) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), ''),
+		       coalesce((SELECT string_agg(a.attnum || ':' || a.xmin || CASE WHEN a.atthasmissing THEN ':m' ELSE '' END, ' ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), ''),
 		       coalesce((SELECT md5(string_agg(i.indexrelid || ':' || i.xmin, ' ' ORDER BY i.indexrelid)) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)), '')
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1::bigint[]::oid[])`, list)
 	if err != nil {
@@ -80,7 +80,7 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 		  ) x(typ) WHERE x.typ >= 16384
 		)
 		SELECT t.rel::bigint, e.element FROM t CROSS JOIN LATERAL (
-		  SELECT 'label ' || n.oid || ' ' || n.enumlabel FROM pg_enum n WHERE n.enumtypid = t.typ
+		  SELECT 'label ' || t.typ || ' ' || n.oid || ' ' || n.enumlabel FROM pg_enum n WHERE n.enumtypid = t.typ
 		  UNION ALL
 		  SELECT 'attribute ' || t.typ || ' ' || a.attnum || ' ' || a.atttypid FROM pg_type p JOIN pg_attribute a ON a.attrelid = p.typrelid
 		  WHERE p.oid = t.typ AND p.typrelid <> 0 AND a.attnum > 0 AND NOT a.attisdropped
@@ -115,6 +115,9 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured) ([]eve
 	var out []eventlog.Alteration
 	// In one snapshot, as far as the catalogue has one. What is printed newer than that is found again next time.
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '"+protectLock+"'"); err != nil {
+			return err
+		}
 		now, err := catalogues(ctx, tx, oids)
 		if err != nil {
 			return err
@@ -135,6 +138,9 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured) ([]eve
 		}
 		return nil
 	})
+	if eventlog.SQLState(err) == "55P03" { // lock_not_available: an ALTER TABLE is at work, and is seen when it is done
+		return nil, nil
+	}
 	return out, err
 }
 
@@ -143,7 +149,7 @@ func (c Config) altered(ctx context.Context, tx pgx.Tx, was *eventlog.Captured, 
 	r := &eventlog.Relation{OID: was.OID, Complete: was.Complete, InsertOnly: was.InsertOnly}
 	a := &eventlog.Alteration{Captured: eventlog.Captured{Relation: r, SinceLSN: was.SinceLSN, Published: was.Published, Catalogue: is.String()}}
 	var identity string
-	err := tx.QueryRow(ctx, `SELECT n.nspname, c.relname, c.relreplident::text, `+estimatedRows+`, coalesce(pg_table_size(c.oid), 0), pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+	err := tx.QueryRow(ctx, `SELECT n.nspname, c.relname, c.relreplident::text, greatest(c.reltuples, 0)::bigint, c.relpages * current_setting('block_size')::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1::bigint::oid`, int64(was.OID)).Scan(&r.Schema, &r.Name, &identity, &a.Rows, &a.Bytes, &a.Next)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, errGone
@@ -172,7 +178,7 @@ func knownMissing(r, was *eventlog.Relation, sameFile bool) {
 			continue
 		}
 		o := slices.IndexFunc(was.Columns, func(o eventlog.Column) bool { return o.Num == c.Num })
-		computed := slices.ContainsFunc(was.Generated, func(g eventlog.Generated) bool { return g.Name == c.Name })
+		computed := slices.ContainsFunc(was.Generated, func(g eventlog.Generated) bool { return g.Num == c.Num || g.Num == 0 && g.Name == c.Name })
 		switch {
 		case o >= 0:
 			c.Missing = was.Columns[o].Missing
@@ -184,7 +190,7 @@ func knownMissing(r, was *eventlog.Relation, sameFile bool) {
 
 // whyHeal tells why rows of a table may have other values than the log has, although no row change told; "" if they cannot.
 func whyHeal(was, now *eventlog.Relation, before, is *catalogue) string {
-	if before.File != is.File && before.Attributes != is.Attributes {
+	if before.File != is.File && rewritten(before.Attributes, is.Attributes, len(now.Key) == 0) {
 		return "ALTER TABLE rewrote its rows"
 	}
 	for i := range now.Columns {
@@ -211,23 +217,67 @@ func whyHeal(was, now *eventlog.Relation, before, is *catalogue) string {
 	if k := numbers(now); !slices.Equal(numbers(was), k) && !slices.Contains(k, 0) {
 		return "it has another key"
 	}
-	for _, e := range before.Types {
-		if !slices.Contains(is.Types, e) {
-			return "a type of its columns prints otherwise than before"
-		}
-	}
-	attributes := func(list []string) (n int) {
-		for _, e := range list {
-			if strings.HasPrefix(e, "attribute ") {
-				n++
-			}
-		}
-		return n
-	}
-	if len(before.Types) > 0 && attributes(before.Types) != attributes(is.Types) {
-		return "a composite type of its columns has got another attribute"
+	if printsOtherwise(before.Types, is.Types) {
+		return "a type of its columns prints otherwise than before"
 	}
 	return ""
+}
+
+// printsOtherwise tells whether a type that is still in use has lost a label, or has other attributes.
+func printsOtherwise(before, now []string) bool {
+	of := func(list []string) map[string][]string {
+		out := map[string][]string{}
+		for _, e := range list {
+			if kind, rest, ok := strings.Cut(e, " "); ok {
+				typ, element, _ := strings.Cut(rest, " ")
+				out[kind+" "+typ] = append(out[kind+" "+typ], element)
+			}
+		}
+		return out
+	}
+	was, is := of(before), of(now)
+	for typ, elements := range was {
+		have, ok := is[typ]
+		if !ok {
+			continue
+		}
+		for _, e := range elements {
+			if !slices.Contains(have, e) {
+				return true
+			}
+		}
+		if strings.HasPrefix(typ, "attribute ") && len(have) != len(elements) {
+			return true
+		}
+	}
+	return false
+}
+
+// rewritten tells whether ALTER TABLE may have changed values, of a table that has another file, by its attributes before and after. VACUUM FULL
+// and CLUSTER write each attribute anew that had a missing value, and so does ALTER TABLE beside those that it alters: where a single one was,
+// it may have been either, and is taken for the latter, unless the rows cannot be compared anyway.
+func rewritten(before, after string, keyless bool) bool {
+	is := map[string]string{}
+	for _, a := range strings.Fields(after) {
+		number, version, _ := strings.Cut(a, ":")
+		is[number] = version
+	}
+	cleared, others := 0, len(is)
+	for _, a := range strings.Fields(before) {
+		number, version, _ := strings.Cut(a, ":")
+		now, ok := is[number]
+		switch {
+		case !ok:
+			return true
+		case now == version:
+		case strings.HasSuffix(version, ":m") && !strings.HasSuffix(now, ":m"):
+			cleared++
+		default:
+			return true
+		}
+		others--
+	}
+	return others > 0 || cleared == 1 && !keyless
 }
 
 // isText tells whether a type prints its text as it is: text and varchar.

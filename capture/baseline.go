@@ -32,6 +32,8 @@ const (
 type Existing struct {
 	eventlog.Captured
 	eventlog.Baseline
+	// ShapeOnly tells that nothing is to be read of it: only its new shape is to get a place in the log.
+	ShapeOnly bool
 }
 
 // Import is the taking over of the existing rows of some tables. See package eventlog, Baseline, for how their places among the row
@@ -87,6 +89,7 @@ type importing struct {
 	ahead   []ahead
 	pause   time.Duration // before the next attempt
 	passes  int           // for what rows lack
+	shape   bool          // only its new shape is to get a place in the log
 	// Guarded by the import's mutex, as is what is embedded:
 	busy, over bool
 	again      time.Time
@@ -108,7 +111,7 @@ type keyColumn struct {
 func (s *Stream) Import(tables []Existing, known Known) *Import {
 	i := &Import{stream: s, known: known, rate: limiter{perSecond: s.cfg.BaselineBytesPerSecond}}
 	for _, t := range tables {
-		i.tables = append(i.tables, &importing{imp: i, ImportState: ImportState{Baseline: t.Baseline, Table: t.Captured.String(), Doing: "queued", Since: time.Now()},
+		i.tables = append(i.tables, &importing{imp: i, ImportState: ImportState{Baseline: t.Baseline, Table: t.Captured.String(), Doing: "queued", Since: time.Now()}, shape: t.ShapeOnly,
 			after: t.AfterKey, number: t.Chunks, done: make(chan eventlog.Baseline, chunksAhead+1)})
 	}
 	s.importing.Store(len(tables) > 0)
@@ -312,6 +315,9 @@ func (t *importing) attempt(ctx context.Context) error {
 				return err
 			}
 			t.after = t.AfterKey // none, if there is another pass
+			if which == eventlog.PassShape && t.shape {
+				return nil
+			}
 			if which == eventlog.PassShape && !t.Done {
 				t.rel = nil // it has to have an order now
 			}
@@ -626,45 +632,25 @@ func (t *importing) readGone(ctx context.Context, conn *pgx.Conn) (*eventlog.Chu
 	if err != nil {
 		return nil, err
 	}
-	query := "SELECT 0 WHERE false"
-	if len(keys) > 0 {
-		var b strings.Builder
-		b.WriteString("SELECT v.n FROM (VALUES ")
-		for n, k := range keys {
-			if len(k.Columns) != len(t.rel.Key) {
-				return nil, fmt.Errorf("the log has a row of %s under a key of %d columns, its key has %d", t.name, len(k.Columns), len(t.rel.Key))
-			}
-			if n > 0 {
-				b.WriteString(", ")
-			}
-			fmt.Fprintf(&b, "(%d", n)
-			for i, v := range k.Columns {
-				b.WriteString("," + literal(v) + "::" + t.rel.Columns[t.rel.Key[i]].Type.Name)
-			}
-			b.WriteString(")")
-		}
-		b.WriteString(") v(n")
-		for i := range t.rel.Key {
-			fmt.Fprintf(&b, ", k%d", i)
-		}
-		b.WriteString(") WHERE EXISTS (SELECT FROM ONLY " + t.name + " t WHERE ")
-		for i, c := range t.rel.Key {
-			if i > 0 {
-				b.WriteString(" AND ")
-			}
-			o := t.order[slices.IndexFunc(t.order, func(k keyColumn) bool { return k.index == c })]
-			fmt.Fprintf(&b, "t.%s OPERATOR(%s.%s) v.k%d", o.name, o.schema, o.eq, i)
-		}
-		b.WriteString(")")
-		query = b.String()
-	}
-	there := make([]bool, len(keys))
 	c := &eventlog.Chunk{Last: len(keys) < limit, AfterKey: next}
-	err = t.begin(ctx, conn, query, &c.Snapshot, func(v [][]byte) bool {
-		n, _ := strconv.Atoi(string(v[0]))
-		there[n] = true
-		return true
-	})
+	there := make([]bool, len(keys))
+	for _, byText := range []bool{false, true} {
+		query := "SELECT 0 WHERE false"
+		if len(keys) > 0 {
+			if query, err = t.goneQuery(keys, byText); err != nil {
+				return nil, err
+			}
+		}
+		clear(there)
+		err = t.begin(ctx, conn, query, &c.Snapshot, func(v [][]byte) bool {
+			n, _ := strconv.Atoi(string(v[0]))
+			there[n] = true
+			return true
+		})
+		if err == nil || !strings.HasPrefix(eventlog.SQLState(err), "22") { // data exception: a key of before is none of the type that it has now
+			break
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -674,6 +660,48 @@ func (t *importing) readGone(ctx context.Context, conn *pgx.Conn) (*eventlog.Chu
 		}
 	}
 	return c, nil
+}
+
+// goneQuery asks which of the keys are there: found by the key's own operators, unless byText is set, and printed as the log has them.
+func (t *importing) goneQuery(keys []eventlog.Key, byText bool) (string, error) {
+	var b strings.Builder
+	b.WriteString("SELECT v.n FROM (VALUES ")
+	for n, k := range keys {
+		if len(k.Columns) != len(t.rel.Key) {
+			return "", fmt.Errorf("the log has a row of %s under a key of %d columns, its key has %d", t.name, len(k.Columns), len(t.rel.Key))
+		}
+		if n > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "(%d", n)
+		for i, v := range k.Columns {
+			b.WriteString("," + literal(v) + "::pg_catalog.text")
+			if !byText {
+				b.WriteString("," + literal(v) + "::" + t.rel.Columns[t.rel.Key[i]].Type.Name)
+			}
+		}
+		b.WriteString(")")
+	}
+	b.WriteString(") v(n")
+	for i := range t.rel.Key {
+		fmt.Fprintf(&b, ", t%d", i)
+		if !byText {
+			fmt.Fprintf(&b, ", k%d", i)
+		}
+	}
+	b.WriteString(") WHERE EXISTS (SELECT FROM ONLY " + t.name + " t WHERE ")
+	for i, c := range t.rel.Key {
+		if i > 0 {
+			b.WriteString(" AND ")
+		}
+		o := t.order[slices.IndexFunc(t.order, func(k keyColumn) bool { return k.index == c })]
+		if !byText {
+			fmt.Fprintf(&b, "t.%s OPERATOR(%s.%s) v.k%d AND ", o.name, o.schema, o.eq, i)
+		}
+		fmt.Fprintf(&b, "pg_catalog.format('%%s', t.%s) OPERATOR(pg_catalog.=) v.t%d", o.name, i)
+	}
+	b.WriteString(")")
+	return b.String(), nil
 }
 
 // readRows reads the rows of a chunk, in a transaction that is left open.
@@ -698,8 +726,11 @@ func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, sna
 			_, _ = pc.Exec(context.WithoutCancel(ctx), "ROLLBACK").ReadAll()
 		}
 	}()
-	results := pc.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL synchronous_commit = local; SET LOCAL lock_timeout = '"+chunkLock+"'; LOCK TABLE ONLY "+t.name+
-		" IN ACCESS SHARE MODE; "+t.fingerprintQuery()+"; "+query)
+	lock := "LOCK TABLE ONLY " + t.name + " IN ACCESS SHARE MODE; "
+	if t.Pass == eventlog.PassShape { // no row is read, which needs a right; what is altered meanwhile is found by the next look
+		lock = ""
+	}
+	results := pc.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL synchronous_commit = local; SET LOCAL lock_timeout = '"+chunkLock+"'; "+lock+t.fingerprintQuery()+"; "+query)
 	var print string
 	for results.NextResult() {
 		rows := results.ResultReader()

@@ -293,7 +293,7 @@ func describe(ctx context.Context, q queryer, r *eventlog.Relation, stream []rel
 		if i := slices.IndexFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == n }); i >= 0 {
 			before = i + 1
 		} else if byName[n].Generated {
-			r.Generated = append(r.Generated, eventlog.Generated{Name: n, Type: byName[n].Type.Name, Expression: expressions[n], Before: before})
+			r.Generated = append(r.Generated, eventlog.Generated{Name: n, Num: byName[n].Num, Type: byName[n].Type.Name, Expression: expressions[n], Before: before})
 		}
 	}
 	r.Key = make([]int, len(keyOrder))

@@ -230,6 +230,7 @@ func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) err
 	}
 	is, before := list[r.OID], parseCatalogue(was.Catalogue)
 	if is == nil {
+		r.Columns, r.Key, r.Generated = nil, nil, nil
 		return errGone
 	}
 	knownMissing(r, was.Relation, before.File == is.File)

@@ -43,9 +43,12 @@ type Baseline struct {
 	UpdatedAt  time.Time
 	Done       bool
 	// Heal: the table was altered, and rows of before may have other values now, which no row change told: all are compared.
-	Heal  bool
-	again bool
-	began Position // of the log
+	Heal bool
+	// Generation goes up when it begins anew, since the table was altered.
+	Generation int64
+	again      bool
+	doubt      bool     // that rows have to be compared has turned out with the last chunk
+	began      Position // of the log
 }
 
 // Share is about how much of the table has been taken over, from 0 to 1.
@@ -177,14 +180,14 @@ func (f *touched) has(oid uint32, id int64) bool {
 // Baselines tells how far the existing rows of the captured tables have been taken over: of those that the log does not have whole
 // or did not have whole once. begun is false where nothing has been done yet.
 func (l *Log) Baselines(ctx context.Context) ([]Baseline, error) {
-	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at IS NOT NULL, b.heal, b.began_position
+	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at IS NOT NULL, b.heal, b.began_position, b.generation
 		FROM backstory.baseline b JOIN backstory.captured c USING (oid) WHERE b.since_lsn = c.since_lsn ORDER BY c.schema, c.name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read how far the existing rows are: %w", err))
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Baseline, err error) {
 		var oid int64
-		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done, &b.Heal, &b.began)
+		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done, &b.Heal, &b.began, &b.Generation)
 		b.OID = uint32(oid)
 		return b, err
 	})
@@ -204,7 +207,7 @@ func (l *Log) BeginBaseline(ctx context.Context, b Baseline) error {
 		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes)
 		SELECT oid, since_lsn, $2, $3, $4 FROM backstory.captured WHERE oid = $1::bigint::oid
 		ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = excluded.wait_for, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
-			chunks = 0, after_key = NULL, again = false, pass = 1, heal = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
+			chunks = 0, after_key = NULL, again = false, pass = 1, heal = false, generation = baseline.generation + 1, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
 		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes)
 	}
 	if err != nil {
@@ -316,8 +319,14 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	if was == nil || c.Number != was.Chunks+1 {
 		return fmt.Errorf("chunk %d of %s came where another one was expected", c.Number, c.Relation) // one before it was lost
 	}
-	before := w.log.dict.shapes(c.Relation.OID)
-	t, err := w.tableFor(ctx, c.Relation, w.tx.lsn)
+	before, rel := w.log.dict.shapes(c.Relation.OID), c.Relation
+	doubt := was.Pass == PassShape && !was.Heal && len(rel.Key) > 0 && !rel.InsertOnly && nameless(before, rel)
+	if doubt {
+		less := *rel
+		less.Complete, rel = false, &less
+		delete(w.completed, rel.OID)
+	}
+	t, err := w.tableFor(ctx, rel, w.tx.lsn)
 	if err != nil {
 		return err
 	}
@@ -328,7 +337,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	case PassShape:
 		err = w.altered(t, before)
 	case PassGone:
-		err = w.goneRows(ctx, t, c)
+		err = w.goneRows(ctx, t, c, was)
 	default:
 		err = w.existing(ctx, t, c, was, heals)
 	}
@@ -340,6 +349,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	if was.Pass == PassShape {
 		made = w.pos
 	}
+	b.Heal, b.doubt = b.Heal || doubt, doubt
 	if was.Pass != PassGone {
 		b.Rows += int64(c.Rows)
 		b.Bytes += c.Bytes
@@ -352,7 +362,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	case b.Pass == PassShape:
 		b.Done = true
 	case b.again && b.Heal:
-		b.again, b.AfterKey, b.Rows, b.Bytes = false, nil, 0, 0
+		b.again, b.Pass, b.AfterKey, b.Rows, b.Bytes = false, PassRows, nil, 0, 0
+	case b.Heal && b.Pass == PassRows:
+		b.Pass, b.AfterKey = PassGone, nil
 	case b.again:
 		b.again, b.Pass, b.AfterKey, b.Rows, b.Bytes = false, PassMoved, nil, 0, 0
 	case heals && b.Pass != PassGone:
@@ -476,13 +488,14 @@ func (b *Baseline) sql() string {
 	if b.Done {
 		done = ", done_at = clock_timestamp()"
 	}
-	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, updated_at = clock_timestamp()%s WHERE oid = %d; ",
-		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, done, b.OID)
-	if b.Done && b.Pass == PassShape { // nothing was read; whether there is something to read is another question
-		return q + fmt.Sprintf("DELETE FROM backstory.baseline b USING backstory.captured c WHERE c.oid = b.oid AND NOT c.complete AND NOT c.insert_only AND c.oid = %d; ", b.OID)
+	if b.Done && b.Pass == PassShape { // nothing was read; whether there is something to read is as it was
+		return fmt.Sprintf("UPDATE backstory.baseline SET pass = 1, done_at = done_before, updated_at = clock_timestamp() WHERE oid = %d AND generation = %d AND done_before IS NOT NULL; "+
+			"DELETE FROM backstory.baseline WHERE oid = %[1]d AND generation = %[2]d AND done_before IS NULL; ", b.OID, b.Generation)
 	}
-	if b.Done {
-		q += fmt.Sprintf("UPDATE backstory.captured c SET complete = NOT insert_only FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND c.oid = %d; ", b.OID)
+	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, heal = %t, updated_at = clock_timestamp()%s WHERE oid = %d AND generation = %d; ",
+		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, b.Heal, done, b.OID, b.Generation)
+	if b.Done || b.doubt {
+		q += fmt.Sprintf("UPDATE backstory.captured c SET complete = %t AND NOT insert_only FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND c.oid = %d AND b.generation = %d; ", b.Done, b.OID, b.Generation)
 	}
 	return q
 }

@@ -223,6 +223,9 @@ func (a *Alteration) Matters() bool { return a.Defined || a.Heal }
 func (l *Log) Alter(ctx context.Context, list []Alteration) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		for _, a := range list {
+			if _, err := tx.Exec(ctx, `SELECT FROM backstory.baseline WHERE oid = $1::bigint::oid FOR UPDATE`, int64(a.OID)); err != nil { // in the writer's order
+				return err
+			}
 			columns, generated, key, err := a.marshal()
 			if err != nil {
 				return err
@@ -236,10 +239,11 @@ func (l *Log) Alter(ctx context.Context, list []Alteration) error {
 			}
 			// One that is under way goes on, as the rows that it has still to come to are read in the new shape, unless all have to be.
 			if _, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, pass, heal, began_position, total_rows, total_bytes)
-				SELECT c.oid, c.since_lsn, CASE WHEN $2 AND h.baseline THEN $3::bigint ELSE 0 END, 0, $2 AND h.baseline, h.position, $4, $5 FROM backstory.captured c, backstory.head h WHERE c.oid = $1::bigint::oid
+				SELECT c.oid, c.since_lsn, CASE WHEN $2 THEN $3::bigint ELSE 0 END, 0, $2, h.position, $4, $5 FROM backstory.captured c, backstory.head h WHERE c.oid = $1::bigint::oid
 				ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = greatest(excluded.wait_for, baseline.wait_for), pass = 0,
 					heal = excluded.heal OR baseline.heal AND baseline.done_at IS NULL, began_position = excluded.began_position, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
-					chunks = 0, after_key = NULL, again = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
+					chunks = 0, after_key = NULL, again = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL,
+					generation = baseline.generation + 1, done_before = coalesce(baseline.done_at, CASE WHEN baseline.pass = 0 THEN baseline.done_before END)
 				WHERE baseline.done_at IS NOT NULL OR baseline.pass = 0 OR excluded.heal OR baseline.since_lsn <> excluded.since_lsn`,
 				int64(a.OID), a.Heal && len(a.Key) > 0 && !a.InsertOnly, a.Next, a.Rows, a.Bytes); err != nil {
 				return err

@@ -140,7 +140,11 @@ func (l *Log) Healable(r *Relation) error {
 }
 
 func sameKey(a, b *Relation) bool {
-	if len(a.Key) != len(b.Key) || idType(a) != idType(b) {
+	return idType(a) == idType(b) && sameKeyColumns(a, b)
+}
+
+func sameKeyColumns(a, b *Relation) bool {
+	if len(a.Key) != len(b.Key) {
 		return false
 	}
 	for i := range a.Key {
@@ -158,7 +162,7 @@ func (l *Log) Keys(ctx context.Context, r *Relation, after []string, limit int) 
 		return nil, nil, err
 	}
 	var streams, kinds []int32
-	for _, p := range l.dict.allPlaces(r.OID) {
+	for _, p := range l.dict.keyed(r) {
 		streams, kinds = append(streams, p.stream), append(kinds, p.kinds...)
 	}
 	from := int64(-1 << 63)
@@ -215,6 +219,13 @@ func splitKey(s string) []string {
 		}
 	}
 	return append(out, b.String())
+}
+
+// keyed tells where the events are of a table while it had the key that it has, of whatever type.
+func (d *dictionary) keyed(r *Relation) []place {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.placesOf(r.OID, func(k *kind) bool { return sameKeyColumns(k.relation, r) })
 }
 
 // AddKey appends a key to a chunk of keys that the source does not have.
@@ -360,10 +371,10 @@ func (w *Writer) compareAll(ctx context.Context, t *table, c *Chunk, b *Baseline
 		return nil, nil, err
 	}
 	yield, old = map[int]rowState{}, map[int]rowState{}
+	data = c.data
 	for i, st := range states {
-		l := last[i]
-		unseen := l.old > l.id || l.id > b.began && !sees(c.Snapshot, l.xid)
-		if !unseen {
+		data = c.next(data, row)
+		if !unseen(&last[i], c, b) {
 			if st != nil {
 				old[i] = st
 			}
@@ -373,9 +384,13 @@ func (w *Writer) compareAll(ctx context.Context, t *table, c *Chunk, b *Baseline
 		if st == nil {
 			continue
 		}
-		for n := range st.columns() {
-			// It may have been left out of the change as unchanged TOAST, and not be what it was before the table was altered.
-			if f := st.frag(n); len(f) == 0 || isBig(f) || len(f) > minToast {
+		for n := range row {
+			// It may have been left out of the change as unchanged TOAST, and not be what it was before the table was altered. Where it is as
+			// the chunk has it, it is right.
+			s := &w.scratch
+			f := st.frag(n)
+			s.frags = t.fragment(n, &row[n], s.frags[:0])
+			if len(f) == 0 || (isBig(f) || len(f) > minToast) && !bytes.Equal(f, s.frags) && !(isBig(f) && sameAsBig(f, s.frags)) {
 				b.again = true
 			}
 		}
@@ -383,8 +398,25 @@ func (w *Writer) compareAll(ctx context.Context, t *table, c *Chunk, b *Baseline
 	return yield, old, nil
 }
 
+// unseen tells whether the last change of a row is one that a chunk's snapshot does not see. Those of before the comparison began it sees all.
+func unseen(l *lastEvent, c *Chunk, b *Baseline) bool {
+	return l.old > l.id && l.old > b.began || l.id > b.began && !sees(c.Snapshot, l.xid)
+}
+
 // minToast is the shortest value that Postgres stores out of line (toast_tuple_target is 128 bytes at least, for the whole row).
 const minToast = 32
+
+// nameless tells whether rows may hold values of a column whose number nobody knew, and which has another name by now.
+func nameless(before []*Relation, now *Relation) bool {
+	for _, r := range before {
+		for i := range r.Columns {
+			if c := &r.Columns[i]; c.Num == 0 && now.column(c) < 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // heal makes the event of a row that is not as the log has it; st is nil if the log does not have it.
 func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState) error {
@@ -439,7 +471,7 @@ func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState) e
 }
 
 // goneRows makes the events of rows that the source does not have, by their keys.
-func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk) error {
+func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk, b *Baseline) error {
 	pair := make([]Value, 2)
 	var keys, asked []stateKey
 	data := c.data
@@ -454,7 +486,7 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk) error {
 			k.isText, k.text = true, string(pair[1].Text)
 		}
 		keys = append(keys, k)
-		if w.touched.has(k.oid, k.id) {
+		if !b.Heal && w.touched.has(k.oid, k.id) {
 			asked = append(asked, k)
 		}
 	}
@@ -470,11 +502,14 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk) error {
 	for i, l := range last {
 		told[asked[i]] = l.id > 0 || l.old > 0
 	}
-	states, err := w.oldStates(ctx, t, keys)
+	states, ends, err := w.oldStatesAnd(ctx, t, keys, b.Heal)
 	if err != nil {
 		return err
 	}
 	for i, st := range states {
+		if b.Heal && unseen(&ends[i], c, b) {
+			told[keys[i]] = true
+		}
 		w.tx.change++
 		if st == nil || told[keys[i]] {
 			continue

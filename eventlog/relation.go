@@ -62,9 +62,10 @@ func (r *Relation) column(c *Column) int {
 // Generated is a column that Postgres computes from the other columns of its row (PostgreSQL manual, "Generated Columns").
 type Generated struct {
 	Name       string `json:"name"`
-	Type       string `json:"type"`       // as format_type prints it
-	Expression string `json:"expression"` // as pg_get_expr prints it; names outside pg_catalog have their schema
-	Before     int    `json:"before"`     // the index in Columns of the column that follows it; len(Columns) at the end
+	Type       string `json:"type"`          // as format_type prints it
+	Expression string `json:"expression"`    // as pg_get_expr prints it; names outside pg_catalog have their schema
+	Num        int16  `json:"num,omitempty"` // pg_attribute.attnum
+	Before     int    `json:"before"`        // the index in Columns of the column that follows it; len(Columns) at the end
 }
 
 // Relation is one version of a captured table: its shape from some position on. It is immutable once built.

@@ -192,6 +192,9 @@ func (c *Rows) rekey(v *version, to *Router) error {
 			if err := f.valuesIn(v, r, values); err != nil {
 				return err
 			}
+			if err := f.missingIn(v, r, values); err != nil {
+				return err
+			}
 			object = v.object(object[:0], values)
 			switch {
 			case len(v.rel.Key) == 0:
@@ -505,6 +508,24 @@ func (f *rowFolder) valuesIn(v *version, r storedRow, values [][]byte) error {
 			}
 		}); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// missingIn fills in the values of columns that came after a row was last written as a whole, as far as they are known.
+func (f *rowFolder) missingIn(v *version, r storedRow, values [][]byte) error {
+	if r.flags&flagPartial != 0 {
+		return nil
+	}
+	n, _, _, err := nextFragment(r.fragments)
+	if err != nil {
+		return err
+	}
+	had := f.places(f.calc.versions[n], v)
+	for i := range values {
+		if m := v.rel.Columns[i].Missing; values[i] == nil && m != "" && !slices.Contains(had, i) {
+			values[i] = []byte(m)
 		}
 	}
 	return nil

@@ -147,6 +147,8 @@ CREATE TABLE backstory.baseline (
   pass        int NOT NULL DEFAULT 1,
   heal        boolean NOT NULL DEFAULT false, -- the table was altered, and all of its rows are compared with the log's
   began_position bigint NOT NULL DEFAULT 0,   -- of the log, when it began
+  generation  bigint NOT NULL DEFAULT 0,      -- goes up when it begins anew: what was under way before then moves nothing
+  done_before timestamptz,       -- done_at before the table was altered
   rows        bigint NOT NULL DEFAULT 0,      -- read, in this pass
   bytes       bigint NOT NULL DEFAULT 0,      -- of these rows, as text
   imported    bigint NOT NULL DEFAULT 0,      -- events made of them; of the others the stream had told more by then
