@@ -23,6 +23,8 @@ func oidsOf(versions []eventlog.RelationVersion) []uint32 {
 
 // alter records which captured tables were altered since that was last looked for.
 func (s *Sidecar) alter(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
 	var altered []eventlog.Alteration
 	compared := true
 	err := s.log.Exclusive(ctx, func() error {

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -212,10 +213,19 @@ func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) err
 	if err := describe(x.ctx, x.sql, r, stream, x.xid); err != nil {
 		return err
 	}
-	if _, ok := x.captured[r.OID]; !ok || x.recorded == nil {
+	was, ok := x.captured[r.OID]
+	if !ok || x.recorded == nil {
 		return nil
 	}
-	was, err := x.recorded(x.ctx, r.OID)
+	short, cancel := context.WithTimeout(x.ctx, time.Second) // somebody's lock in the log holds nothing up
+	now, err := x.recorded(short, r.OID)
+	late := short.Err() != nil && x.ctx.Err() == nil
+	cancel()
+	if late {
+		err = nil
+	} else {
+		was = now
+	}
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && was.Catalogue == "" {
 		return nil
 	}
