@@ -436,7 +436,7 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 		return false, err
 	}
 	was := t.imp.stream.captured[t.OID]
-	r.InsertOnly, r.Complete = was.InsertOnly, was.Complete
+	r.InsertOnly, r.Complete, r.Generation = was.InsertOnly, was.Complete, t.Generation
 	knownMissing(r, was.Relation, false)
 	rows, err := conn.Query(ctx, `
 		SELECT a.attname, format_type(a.atttypid, a.atttypmod), n.nspname, o.amopstrategy, p.oprname, k.option & 1

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -187,7 +188,7 @@ func (x *session) relation(m *relationMessage) error {
 			}
 		}
 	}
-	if old := x.relations[m.oid]; old == nil || !old.SameShape(r) {
+	if old := x.relations[m.oid]; old == nil || !old.SameShape(r) || old.Generation != r.Generation {
 		x.relations[m.oid] = r
 	}
 	return nil
@@ -232,7 +233,7 @@ func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) err
 	if err != nil {
 		return err
 	}
-	r.Complete = was.Complete
+	r.Complete, r.Generation = was.Complete, was.Generation
 	// A column that was not there when the table was last looked at has a value in the rows of before all the same.
 	list, err := catalogues(x.ctx, x.sql, []uint32{r.OID})
 	if err != nil {
@@ -245,7 +246,7 @@ func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) err
 	}
 	knownMissing(r, was.Relation, before.File == is.File)
 	if whyHeal(was.Relation, r, &before, is) != "" { // which the sidecar is about to see
-		r.Complete = false
+		r.Complete, r.Generation = false, math.MaxInt64
 	}
 	return nil
 }

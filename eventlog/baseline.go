@@ -207,7 +207,7 @@ func (l *Log) BeginBaseline(ctx context.Context, b Baseline) error {
 		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes)
 		SELECT oid, since_lsn, $2, $3, $4 FROM backstory.captured WHERE oid = $1::bigint::oid
 		ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = excluded.wait_for, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
-			chunks = 0, after_key = NULL, again = false, pass = 1, heal = false, generation = baseline.generation + 1, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
+			chunks = 0, after_key = NULL, again = false, pass = 1, heal = false, generation = excluded.generation, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
 		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes)
 	}
 	if err != nil {
@@ -430,7 +430,9 @@ func (w *Writer) commitChunk() {
 	w.baselines[b.OID] = b
 	if b.Done {
 		delete(w.baselines, b.OID)
-		w.completed[b.OID] = w.completed[b.OID] || b.Pass != PassShape
+		if b.Pass != PassShape {
+			w.completed[b.OID] = b.Generation
+		}
 		for r := range w.tables {
 			if r.OID == b.OID && !r.Complete {
 				delete(w.tables, r)
@@ -450,7 +452,7 @@ func (w *Writer) commitChunk() {
 func (w *Writer) actual(r *Relation) *Relation {
 	out := *r
 	changed := false
-	if !r.Complete && !r.InsertOnly && w.completed[r.OID] {
+	if g, ok := w.completed[r.OID]; ok && g >= r.Generation && !r.Complete && !r.InsertOnly {
 		out.Complete, changed = true, true
 	}
 	if _, last := w.log.dict.newestVersion(r.OID); last != nil {

@@ -47,16 +47,20 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 	return out, rows.Err()
 }
 
-// CapturedTable gives a captured table by its OID; it is an error wrapping pgx.ErrNoRows if there is none.
+// CapturedTable gives a captured table by its OID, with the generation of its baseline; it is an error wrapping pgx.ErrNoRows if there is none.
 func (l *Log) CapturedTable(ctx context.Context, oid uint32) (Captured, error) {
 	var stored storedRelation
 	var since int64
+	var generation int64
 	c := Captured{}
-	err := l.pool.QueryRow(ctx, `SELECT `+relationColumns+`, (since_lsn - '0/0')::bigint, published, catalogue FROM backstory.captured WHERE oid = $1::bigint::oid`, int64(oid)).
-		Scan(append(stored.scan(), &since, &c.Published, &c.Catalogue)...)
+	err := l.pool.QueryRow(ctx, `SELECT `+relationColumns+`, (since_lsn - '0/0')::bigint, published, catalogue,
+		coalesce((SELECT generation FROM backstory.baseline b WHERE b.oid = c.oid), 0) FROM backstory.captured c WHERE oid = $1::bigint::oid`, int64(oid)).
+		Scan(append(stored.scan(), &since, &c.Published, &c.Catalogue, &generation)...)
 	if err == nil {
 		c.SinceLSN = LSN(since)
-		c.Relation, err = stored.relation()
+		if c.Relation, err = stored.relation(); err == nil {
+			c.Generation = generation
+		}
 	}
 	if err != nil {
 		return c, Remedy(fmt.Errorf("read how a table is captured: %w", err))
@@ -243,7 +247,7 @@ func (l *Log) Alter(ctx context.Context, list []Alteration) error {
 				ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = greatest(excluded.wait_for, baseline.wait_for), pass = 0,
 					heal = excluded.heal OR baseline.heal AND baseline.done_at IS NULL, began_position = excluded.began_position, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
 					chunks = 0, after_key = NULL, again = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL,
-					generation = baseline.generation + 1, done_before = coalesce(baseline.done_at, CASE WHEN baseline.pass = 0 THEN baseline.done_before END)
+					generation = excluded.generation, done_before = coalesce(baseline.done_at, CASE WHEN baseline.pass = 0 THEN baseline.done_before END)
 				WHERE baseline.done_at IS NOT NULL OR baseline.pass = 0 OR excluded.heal OR baseline.since_lsn <> excluded.since_lsn`,
 				int64(a.OID), a.Heal && len(a.Key) > 0 && !a.InsertOnly, a.Next, a.Rows, a.Bytes); err != nil {
 				return err

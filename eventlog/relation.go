@@ -79,6 +79,9 @@ type Relation struct {
 	Deferrable bool
 	// Complete says that every row of the table is in the log: it was empty at the slot's consistent point.
 	Complete bool
+	// Generation is that of the table's baseline when this was described: Complete is as it was then, and a baseline of an earlier generation
+	// that ends since changes nothing about it. It is no part of the version.
+	Generation int64
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
 	// Generated are the columns that the source computes from the others and does not send; they are not among Columns.

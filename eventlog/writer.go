@@ -65,7 +65,7 @@ type Writer struct {
 
 	baselines map[uint32]*Baseline // by OID: tables whose existing rows are being taken over
 	heals     map[uint32]bool      // those whose last state is compared, since changes may be missing
-	completed map[uint32]bool      // tables of which that has ended meanwhile
+	completed map[uint32]int64     // tables of which that has ended meanwhile: the generation
 	touched   touched              // rows of theirs that the stream has told of
 	importing bool                 // the event that is made is that of such a row
 	uncached  Position             // of the last such event of a row that the cache does not have
@@ -97,7 +97,7 @@ type Writer struct {
 // NewWriter takes over the log: whoever wrote before is fenced, and what a transaction left unfinished is removed.
 func (l *Log) NewWriter(ctx context.Context) (*Writer, error) {
 	w := &Writer{log: l, slog: l.log, tables: map[*Relation]*table{}, latest: map[uint32]*table{}, sources: map[uint32]*source{},
-		completed: map[uint32]bool{}, changed: make(chan struct{})}
+		completed: map[uint32]int64{}, changed: make(chan struct{})}
 	w.scratch = scratch{key: []byte{}, oldKey: []byte{}, rowKey: []byte{}} // never nil: an empty key is not an absent one
 	w.state = newStateCache(l.cfg.MaxCacheBytes)
 	var err error

@@ -135,6 +135,8 @@ CREATE TABLE backstory.captured (
   catalogue   text NOT NULL DEFAULT ''  -- what describes its columns and its file there
 );
 
+CREATE SEQUENCE backstory.generation;
+
 -- How far the rows that existed before their table was captured have been taken over, in the order of its key. Moved in the
 -- transaction that appends a chunk of them.
 CREATE TABLE backstory.baseline (
@@ -147,7 +149,7 @@ CREATE TABLE backstory.baseline (
   pass        int NOT NULL DEFAULT 1,
   heal        boolean NOT NULL DEFAULT false, -- the table was altered, and all of its rows are compared with the log's
   began_position bigint NOT NULL DEFAULT 0,   -- of the log, when it began
-  generation  bigint NOT NULL DEFAULT 0,      -- goes up when it begins anew: what was under way before then moves nothing
+  generation  bigint NOT NULL DEFAULT nextval('backstory.generation'), -- another one when it begins anew: what was under way before moves nothing
   done_before timestamptz,       -- done_at before the table was altered
   rows        bigint NOT NULL DEFAULT 0,      -- read, in this pass
   bytes       bigint NOT NULL DEFAULT 0,      -- of these rows, as text
