@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -70,7 +71,7 @@ type Sidecar struct {
 	restartEvery time.Duration
 
 	dropped    atomic.Pointer[int64] // how much WAL the slot kept when the guard dropped it
-	alarmed    time.Time             // when the guard last said how much that is
+	streamed   atomic.Bool           // this process has
 	baselineAt time.Time             // when it was last said how far existing rows are; zero: none are taken over
 
 	unprotected   string // what protect said last, owned by capture as well
@@ -169,7 +170,9 @@ func (s *Sidecar) run(ctx context.Context) error {
 	watchCtx, end := context.WithCancel(ctx)
 	watched := make(chan struct{})
 	go func() { defer close(watched); s.watch(watchCtx) }()
-	defer func() { end(); <-watched }()
+	var guarded sync.WaitGroup
+	guarded.Go(func() { s.guard(watchCtx) })
+	defer func() { end(); <-watched; guarded.Wait() }()
 	if s.dispatch == nil {
 		return s.capture(ctx)
 	}

@@ -90,16 +90,12 @@ const (
 func (s *Sidecar) watch(ctx context.Context) {
 	tick := time.NewTicker(noteEvery)
 	defer tick.Stop()
-	var asked, sized, guarded time.Time
+	var asked, sized time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			if now.Sub(guarded) >= guardEvery {
-				guarded = now
-				s.guard(ctx)
-			}
 			if now.Sub(sized) >= sizeEvery {
 				if n, err := s.log.Size(ctx); err == nil {
 					sized = now
@@ -132,36 +128,46 @@ func (s *Sidecar) note(now time.Time) bool {
 		s.lag.look(now, 0, r.stream.Progress(), nil)
 		return false
 	}
+	s.streamed.Store(true)
 	s.lag.look(now, r.stream.Source(), r.stream.Progress(), r.stream.SlotSeen())
 	return true
 }
 
-// guard keeps the slot from filling the source's disk: above the alarm it says so, once a minute, above the limit it drops the slot. That is a gap,
-// which the next attempt finds.
+// guard keeps the slot from filling the source's disk, until ctx ends: above the alarm it says so, once a minute, above the limit it drops the
+// slot. That is a gap, which the next attempt finds. It waits for nothing of the log's, and begins when this process has streamed from the
+// slot, and so knows it for the log's own.
 func (s *Sidecar) guard(ctx context.Context) {
-	if limit := s.cfg.WALLimitBytes; limit > 0 {
-		short, cancel := context.WithTimeout(ctx, 15*time.Second)
-		retained, err := capture.DropSlotAbove(short, s.cfg.Capture, limit)
-		cancel()
-		switch {
-		case retained > 0:
-			s.dropped.Store(&retained)
-			s.cfg.Logger.Error("the replication slot was dropped, so that the source's disk does not fill up", "slot", s.cfg.Capture.Slot, "retained_bytes", retained, "limit_bytes", limit,
-				"risk", "changes from here on are missing in the log", "hint", eventlog.GapHint)
-		case err != nil && ctx.Err() == nil && !passes(err):
-			s.cfg.Logger.Error("the replication slot keeps too much WAL, and cannot be dropped", "err", err)
+	tick := time.NewTicker(guardEvery)
+	defer tick.Stop()
+	var alarmed time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
+		if !s.streamed.Load() {
+			continue
+		}
+		short, cancel := context.WithTimeout(ctx, 15*time.Second)
+		if limit := s.cfg.WALLimitBytes; limit > 0 {
+			retained, err := capture.DropSlotAbove(short, s.cfg.Capture, limit)
+			switch {
+			case retained > 0:
+				s.dropped.Store(&retained)
+				s.cfg.Logger.Error("the replication slot was dropped, so that the source's disk does not fill up", "slot", s.cfg.Capture.Slot, "retained_bytes", retained, "limit_bytes", limit,
+					"risk", "changes from here on are missing in the log", "hint", eventlog.GapHint)
+			case err != nil && ctx.Err() == nil && !passes(err):
+				s.cfg.Logger.Error("the replication slot keeps too much WAL, and cannot be dropped", "err", err)
+			}
+		}
+		if alarm := s.cfg.WALAlarmBytes; alarm > 0 && time.Since(alarmed) >= time.Minute {
+			if src, err := capture.Glance(short, s.cfg.Capture); err == nil && src.Slot.RetainedBytes >= alarm {
+				alarmed = time.Now()
+				s.cfg.Logger.Warn("the source keeps much WAL for the replication slot", "slot", s.cfg.Capture.Slot, "retained_bytes", src.Slot.RetainedBytes, "safe_bytes", src.Slot.SafeBytes,
+					"why", strings.Join(src.HeldBack, "; "))
+			}
+		}
+		cancel()
 	}
-	s.lag.mu.Lock()
-	slot := s.lag.slot
-	s.lag.mu.Unlock()
-	if slot == nil || s.cfg.WALAlarmBytes <= 0 || slot.RetainedBytes < s.cfg.WALAlarmBytes || time.Since(s.alarmed) < time.Minute {
-		return
-	}
-	s.alarmed = time.Now()
-	var why []string
-	if src, err := capture.Glance(ctx, s.cfg.Capture); err == nil {
-		why = src.HeldBack
-	}
-	s.cfg.Logger.Warn("the source keeps much WAL for the replication slot", "slot", s.cfg.Capture.Slot, "retained_bytes", slot.RetainedBytes, "safe_bytes", slot.SafeBytes, "why", strings.Join(why, "; "))
 }

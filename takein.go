@@ -40,7 +40,7 @@ func (s *Sidecar) alter(ctx context.Context) error {
 		if altered, err = capture.Altered(ctx, s.cfg.Capture, captured); err != nil || len(altered) == 0 {
 			return err
 		}
-		return s.log.Alter(ctx, altered)
+		return s.log.Alter(ctx, altered, head.Position)
 	})
 	for _, a := range altered {
 		switch {

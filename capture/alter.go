@@ -254,7 +254,7 @@ func printsOtherwise(before, now []string) bool {
 }
 
 // rewritten tells whether ALTER TABLE may have changed values, of a table that has another file, by its attributes before and after. VACUUM FULL
-// and CLUSTER write each attribute anew that had a missing value, and so does ALTER TABLE beside those that it alters: where a single one was,
+// and CLUSTER write each attribute anew that had a missing value, and so does ALTER TABLE beside those that it alters: where only such were,
 // it may have been either, and is taken for the latter, unless the rows cannot be compared anyway.
 func rewritten(before, after string, keyless bool) bool {
 	is := map[string]string{}
@@ -277,7 +277,7 @@ func rewritten(before, after string, keyless bool) bool {
 		}
 		others--
 	}
-	return others > 0 || cleared == 1 && !keyless
+	return others > 0 || cleared > 0 && !keyless
 }
 
 // isText tells whether a type prints its text as it is: text and varchar.

@@ -76,20 +76,21 @@ type ImportState struct {
 // importing is the import of one table.
 type importing struct {
 	ImportState
-	imp     *Import
-	rel     *eventlog.Relation
-	print   string // of the catalogue, when rel was described
-	name    string // quoted
-	columns string
-	order   []keyColumn
-	after   []string
-	number  int64
-	limit   int
-	done    chan eventlog.Baseline // what the log has taken over
-	ahead   []ahead
-	pause   time.Duration // before the next attempt
-	passes  int           // for what rows lack
-	shape   bool          // only its new shape is to get a place in the log
+	imp           *Import
+	rel           *eventlog.Relation
+	print         string // of the catalogue, when rel was described
+	name          string // quoted
+	schema, table string
+	columns       string
+	order         []keyColumn
+	after         []string
+	number        int64
+	limit         int
+	done          chan eventlog.Baseline // what the log has taken over
+	ahead         []ahead
+	pause         time.Duration // before the next attempt
+	passes        int           // for what rows lack
+	shape         bool          // only its new shape is to get a place in the log
 	// Guarded by the import's mutex, as is what is embedded:
 	busy, over bool
 	again      time.Time
@@ -281,8 +282,10 @@ func (t *importing) attempt(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if err := t.othersEnded(ctx, conn); err != nil {
-		return err
+	if t.Pass != eventlog.PassShape {
+		if err := t.othersEnded(ctx, conn); err != nil {
+			return err
+		}
 	}
 	t.set(func(s *ImportState) {
 		s.Doing, s.For = "reading", nil
@@ -320,6 +323,9 @@ func (t *importing) attempt(ctx context.Context) error {
 			}
 			if which == eventlog.PassShape && !t.Done {
 				t.rel = nil // it has to have an order now
+				if err := t.othersEnded(ctx, conn); err != nil {
+					return err
+				}
 			}
 			if !t.Done && (t.Pass == eventlog.PassMoved || t.Pass == which) { // perhaps for a transaction that still has to become visible
 				t.passes++
@@ -425,8 +431,12 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 		return false, fmt.Errorf("read the catalogue: %w", err)
 	}
 	r.ReplicaIdentity = identity[0]
-	t.name = eventlog.QuoteQualified(r.Schema, r.Name)
-	if err := conn.QueryRow(ctx, t.fingerprintQuery()).Scan(&t.print, new(string)); err != nil { // before the rest, lest it be altered meanwhile
+	t.name, t.schema, t.table = eventlog.QuoteQualified(r.Schema, r.Name), r.Schema, r.Name
+	err = conn.QueryRow(ctx, t.fingerprintQuery()).Scan(&t.print, new(string)) // before the rest, lest it be altered meanwhile
+	if errors.Is(err, pgx.ErrNoRows) {                                         // it has another name by now
+		return false, errShape
+	}
+	if err != nil {
 		return false, fmt.Errorf("read the catalogue: %w", err)
 	}
 	if !strings.HasPrefix(t.print, fmt.Sprintf("%d/", t.OID)) { // another one has its name by now
@@ -436,7 +446,7 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 		return false, err
 	}
 	was := t.imp.stream.captured[t.OID]
-	r.InsertOnly, r.Complete, r.Generation = was.InsertOnly, was.Complete, t.Generation
+	r.InsertOnly, r.Complete, r.Generation = was.InsertOnly, was.Complete && !t.Heal, t.Generation
 	knownMissing(r, was.Relation, false)
 	rows, err := conn.Query(ctx, `
 		SELECT a.attname, format_type(a.atttypid, a.atttypmod), n.nspname, o.amopstrategy, p.oprname, k.option & 1
@@ -501,7 +511,7 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 // fingerprintQuery changes whenever a table's columns, indexes or names do.
 func (t *importing) fingerprintQuery() string {
 	return `SELECT concat_ws('/', c.oid, c.xmin, (SELECT string_agg(xmin::text, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0),
-		(SELECT string_agg(xmin::text, ',' ORDER BY indexrelid) FROM pg_index WHERE indrelid = c.oid)) AS ` + fingerprintName + `, pg_current_snapshot()::text FROM pg_class c WHERE c.oid = ` + literal(t.name) + `::regclass`
+		(SELECT string_agg(xmin::text, ',' ORDER BY indexrelid) FROM pg_index WHERE indrelid = c.oid)) AS ` + fingerprintName + `, pg_current_snapshot()::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ` + literal(t.schema) + ` AND c.relname = ` + literal(t.table)
 }
 
 const fingerprintName = "backstory_fingerprint"
@@ -647,7 +657,8 @@ func (t *importing) readGone(ctx context.Context, conn *pgx.Conn) (*eventlog.Chu
 			there[n] = true
 			return true
 		})
-		if err == nil || !strings.HasPrefix(eventlog.SQLState(err), "22") { // data exception: a key of before is none of the type that it has now
+		// A key of before is none of the type that it has now: a data exception, what a domain checks, what a type's parser says.
+		if state := eventlog.SQLState(err); err == nil || !(strings.HasPrefix(state, "22") || strings.HasPrefix(state, "23") || state == "42601") {
 			break
 		}
 	}
@@ -698,7 +709,7 @@ func (t *importing) goneQuery(keys []eventlog.Key, byText bool) (string, error) 
 		if !byText {
 			fmt.Fprintf(&b, "t.%s OPERATOR(%s.%s) v.k%d AND ", o.name, o.schema, o.eq, i)
 		}
-		fmt.Fprintf(&b, "pg_catalog.format('%%s', t.%s) OPERATOR(pg_catalog.=) v.t%d", o.name, i)
+		fmt.Fprintf(&b, "(pg_catalog.format('%%s', t.%s) COLLATE pg_catalog.\"C\") OPERATOR(pg_catalog.=) v.t%d", o.name, i)
 	}
 	b.WriteString(")")
 	return b.String(), nil

@@ -75,9 +75,10 @@
 // more is taken as text.
 //
 // What ALTER TABLE does to the rows that are there is in no stream, and the description of a table comes with its next row change. So the catalogue
-// is looked at, by digests of the versions of its rows (alter.go): columns that were changed and a table file that is another one together mean a
-// rewrite; a file alone is VACUUM FULL, CLUSTER or TRUNCATE. Attributes whose catalogue rows are newer than the transaction that the stream
-// is at may be others than they were: their numbers are not taken.
+// is looked at (alter.go): versions of its rows in pg_attribute, the table's file, its key, what its user-defined types are made of. Attributes
+// that were changed and another file together mean a rewrite; a file alone is VACUUM FULL, CLUSTER or TRUNCATE. Where the only change of
+// attributes is that their missing values went away, it is VACUUM FULL or ALTER TABLE, and taken for the latter. Attributes whose
+// catalogue rows are newer than the transaction that the stream is at may be others than they were: their numbers are not taken.
 //
 // # Not obvious
 //

@@ -25,8 +25,9 @@ func holders(ctx context.Context, q *pgx.Conn, s *Slot, end eventlog.LSN) (list 
 		list = append(list, fmt.Sprintf("%s of it is not in the log yet", megabytes(behind)))
 	}
 	rows, err := q.Query(ctx, `
-		SELECT format('pid %s (%s, %s) has had a transaction open for %s', pid, usename, coalesce(nullif(application_name, ''), 'no application name'), date_trunc('second', clock_timestamp() - xact_start))
-		FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start < clock_timestamp() - interval '10 seconds' ORDER BY age(backend_xid) DESC LIMIT 3) a
+		SELECT format('pid %s (%s, %s) has had a transaction open%s', pid, usename, coalesce(nullif(application_name, ''), 'no application name'),
+			coalesce(' for ' || date_trunc('second', clock_timestamp() - xact_start), '')) -- which it takes pg_monitor to see
+		FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND coalesce(xact_start < clock_timestamp() - interval '10 seconds', true) ORDER BY age(backend_xid) DESC LIMIT 3) a
 		UNION ALL
 		SELECT format('prepared transaction %L has been open for %s', gid, date_trunc('second', clock_timestamp() - prepared))
 		FROM (SELECT * FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '10 seconds' ORDER BY age(transaction) DESC LIMIT 3) p`)
@@ -42,7 +43,7 @@ func holders(ctx context.Context, q *pgx.Conn, s *Slot, end eventlog.LSN) (list 
 
 func megabytes(n int64) string { return fmt.Sprintf("%d MB", n/1e6) }
 
-// DropSlotAbove removes the slot from the source if it keeps more than limit bytes of WAL, whoever streams from it, and tells how many those were;
+// DropSlotAbove removes the slot from the source if it is one of ours and keeps more than limit bytes of WAL, whoever streams from it, and tells how many those were;
 // 0 if it did not.
 func DropSlotAbove(ctx context.Context, c Config, limit int64) (retained int64, err error) {
 	c = c.WithDefaults()
@@ -51,9 +52,13 @@ func DropSlotAbove(ctx context.Context, c Config, limit int64) (retained int64, 
 		return 0, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	var database string
+	if err := conn.QueryRow(ctx, `SELECT current_database()`).Scan(&database); err != nil {
+		return 0, fmt.Errorf("look at replication slot %s: %w", c.Slot, err)
+	}
 	for range 50 {
 		s, err := c.ReadSlot(ctx, conn)
-		if err != nil || !s.Exists || s.RetainedBytes <= limit {
+		if err != nil || !s.Exists || s.RetainedBytes <= limit || s.Plugin != "pgoutput" || s.Database != database {
 			return 0, err
 		}
 		_, err = conn.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL`, c.Slot)

@@ -127,7 +127,7 @@ func streamError(err error, c Config) error {
 		return &Gap{Reason: "the WAL holds a row that is too large for the source itself to send as text, and everything behind it waits: " + pe.Message}
 	}
 	err = fmt.Errorf("the source ended the stream: %w", err)
-	if pe.Code == "XX000" && strings.Contains(pe.Message, "could not map filenode") {
+	if pe.Code == "XX000" && strings.Contains(pe.Message, "could not map file") {
 		return &eventlog.Problem{Err: fmt.Errorf("%w: %w", errDecoding, err), Hint: "It is tried again. If it stays, no reader of the slot gets beyond this place: bring Postgres to its latest minor version; " +
 			"otherwise give up what is waiting: SELECT pg_drop_replication_slot('" + c.Slot + "'); then backstory init --accept-gap, and the log is compared with the source."}
 	}

@@ -223,8 +223,9 @@ func (a *Alteration) Matters() bool { return a.Defined || a.Heal }
 
 // Alter records that tables were altered. Their new shape gets its place in the log with an …Altered event, made by an empty chunk (see
 // Baseline); where rows may have changed without an event, all of them are compared then, and until that is done the log does not have all
-// of the table.
-func (l *Log) Alter(ctx context.Context, list []Alteration) error {
+// of the table. at is where the log ended before the catalogue was looked at: everything up to there all later snapshots see, once the transactions
+// have ended that were open then.
+func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		for _, a := range list {
 			if _, err := tx.Exec(ctx, `SELECT FROM backstory.baseline WHERE oid = $1::bigint::oid FOR UPDATE`, int64(a.OID)); err != nil { // in the writer's order
@@ -243,13 +244,15 @@ func (l *Log) Alter(ctx context.Context, list []Alteration) error {
 			}
 			// One that is under way goes on, as the rows that it has still to come to are read in the new shape, unless all have to be.
 			if _, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, pass, heal, began_position, total_rows, total_bytes)
-				SELECT c.oid, c.since_lsn, CASE WHEN $2 THEN $3::bigint ELSE 0 END, 0, $2, h.position, $4, $5 FROM backstory.captured c, backstory.head h WHERE c.oid = $1::bigint::oid
+				SELECT c.oid, c.since_lsn, $3, 0, $2, $6, $4, $5 FROM backstory.captured c, backstory.head h WHERE c.oid = $1::bigint::oid
+				AND ($2 OR c.complete OR c.insert_only OR cardinality(c.key) = 0 OR NOT h.baseline) -- otherwise its rows are still to be read, in its new shape
 				ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = greatest(excluded.wait_for, baseline.wait_for), pass = 0,
-					heal = excluded.heal OR baseline.heal AND baseline.done_at IS NULL, began_position = excluded.began_position, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
+					heal = excluded.heal OR baseline.heal AND baseline.done_at IS NULL,
+					began_position = CASE WHEN baseline.heal AND baseline.done_at IS NULL THEN least(baseline.began_position, excluded.began_position) ELSE excluded.began_position END, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
 					chunks = 0, after_key = NULL, again = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL,
-					generation = excluded.generation, done_before = coalesce(baseline.done_at, CASE WHEN baseline.pass = 0 THEN baseline.done_before END)
-				WHERE baseline.done_at IS NOT NULL OR baseline.pass = 0 OR excluded.heal OR baseline.since_lsn <> excluded.since_lsn`,
-				int64(a.OID), a.Heal && len(a.Key) > 0 && !a.InsertOnly, a.Next, a.Rows, a.Bytes); err != nil {
+					generation = excluded.generation, done_before = CASE WHEN baseline.since_lsn = excluded.since_lsn THEN coalesce(baseline.done_at, CASE WHEN baseline.pass = 0 THEN baseline.done_before END) END
+				WHERE excluded.heal OR baseline.since_lsn = excluded.since_lsn AND (baseline.done_at IS NOT NULL OR baseline.pass = 0)`,
+				int64(a.OID), a.Heal && len(a.Key) > 0 && !a.InsertOnly, a.Next, a.Rows, a.Bytes, at); err != nil {
 				return err
 			}
 		}

@@ -381,21 +381,58 @@ func (w *Writer) compareAll(ctx context.Context, t *table, c *Chunk, b *Baseline
 			continue
 		}
 		yield[i] = nil
-		if st == nil {
+		if st == nil || t.rel.ReplicaIdentity == 'f' {
 			continue
 		}
+		var told map[string]bool
 		for n := range row {
 			// It may have been left out of the change as unchanged TOAST, and not be what it was before the table was altered. Where it is as
 			// the chunk has it, it is right.
 			s := &w.scratch
 			f := st.frag(n)
 			s.frags = t.fragment(n, &row[n], s.frags[:0])
-			if len(f) == 0 || (isBig(f) || len(f) > minToast) && !bytes.Equal(f, s.frags) && !(isBig(f) && sameAsBig(f, s.frags)) {
-				b.again = true
+			if len(f) > 0 && (!isBig(f) && len(f) <= minToast || bytes.Equal(f, s.frags) || isBig(f) && sameAsBig(f, s.frags)) {
+				continue
 			}
+			if told == nil {
+				if told, err = w.toldOf(ctx, t, &keys[i], c, b); err != nil {
+					return nil, nil, err
+				}
+			}
+			b.again = b.again || !told[t.rel.Columns[n].Name]
 		}
 	}
 	return yield, old, nil
+}
+
+// toldOf gives the columns that the changes of a row set which a chunk's snapshot does not see.
+func (w *Writer) toldOf(ctx context.Context, t *table, k *stateKey, c *Chunk, b *Baseline) (map[string]bool, error) {
+	reads, err := w.reader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var text *string
+	if k.isText {
+		text = &k.text
+	}
+	rows, err := reads.Query(ctx, `SELECT xid, data FROM backstory.event WHERE stream = $1 AND id = $2 AND id_text IS NOT DISTINCT FROM $3 AND position > $4 AND data IS NOT NULL ORDER BY position DESC LIMIT 100`,
+		t.agg.id, k.id, text, b.began)
+	if err != nil {
+		return nil, fmt.Errorf("look for the last changes of a row: %w", err)
+	}
+	told := map[string]bool{}
+	var xid int64
+	var data string
+	_, err = pgx.ForEachRow(rows, []any{&xid, &data}, func() error {
+		if sees(c.Snapshot, xid) {
+			return nil
+		}
+		return EachMember([]byte(data), func(name, _ []byte) error { told[string(name)] = true; return nil })
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for the last changes of a row: %w", err)
+	}
+	return told, nil
 }
 
 // unseen tells whether the last change of a row is one that a chunk's snapshot does not see. Those of before the comparison began it sees all.

@@ -77,6 +77,13 @@ func (w *Writer) source(system, database string, incarnation int, timeline uint3
 // tableFor finds what the writer knows of a relation, registering a new version of it in the schema history.
 func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, error) {
 	if t := w.tables[r]; t != nil {
+		if w.latest[r.OID] != t { // another description of it came in between
+			if err := w.arrive(ctx); err != nil {
+				return nil, err
+			}
+			w.state.clear()
+			w.latest[r.OID] = t
+		}
 		return t, nil
 	}
 	if whole := w.actual(r); whole != r {
@@ -167,7 +174,7 @@ func (w *Writer) ownedBy(a *aggregate, r *Relation) bool {
 
 // known finds what the writer knows of a relation without registering anything: nil if its shape is new.
 func (w *Writer) known(r *Relation) *table {
-	if t := w.tables[r]; t != nil {
+	if t := w.tables[r]; t != nil && w.latest[r.OID] == t {
 		return t
 	}
 	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(w.actual(r)) || w.aggregateOf(r) == nil {

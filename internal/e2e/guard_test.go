@@ -21,6 +21,7 @@ func TestWALGuard(t *testing.T) {
 	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
 	r := s.start()
 	eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
+	time.Sleep(3 * time.Second) // within which it has taken note of that
 	if err := s.log.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -409,7 +409,8 @@ func TestAlterationsOneByOne(t *testing.T) {
 		{"a column added, used and renamed", `a (id int PRIMARY KEY, v text)`, []string{`ALTER TABLE a ADD z int DEFAULT 1; UPDATE a SET z = 2 WHERE id = 3; ALTER TABLE a RENAME z TO y`}, true},
 		{"a generated column renamed and made an ordinary one", `a (id int PRIMARY KEY, v text, g text GENERATED ALWAYS AS ('g' || id) STORED)`, []string{`ALTER TABLE a RENAME g TO h; ALTER TABLE a ALTER h DROP EXPRESSION`}, true},
 		{"a key that some rows have by default", `a (id int PRIMARY KEY, v text)`, []string{`ALTER TABLE a ADD k int DEFAULT 1; UPDATE a SET k = id WHERE id > 1; ALTER TABLE a DROP CONSTRAINT a_pkey, ADD PRIMARY KEY (k)`}, true},
-		{"VACUUM FULL with constant defaults", `a (id int PRIMARY KEY, v text)`, []string{`ALTER TABLE a ADD y int DEFAULT 1, ADD z int DEFAULT 2`, `VACUUM FULL a`, `UPDATE a SET v = 'x' WHERE id = 1`}, false},
+		{"VACUUM FULL with constant defaults", `a (id int PRIMARY KEY, v text)`, []string{`ALTER TABLE a ADD y int DEFAULT 1, ADD z int DEFAULT 2`, `VACUUM FULL a`, `UPDATE a SET v = 'x' WHERE id = 1`}, true},
+		{"rewritten, of two columns with constant defaults", `a (id int PRIMARY KEY, v text)`, []string{`ALTER TABLE a ADD y int DEFAULT 1, ADD z int DEFAULT 2`, `ALTER TABLE a ALTER y TYPE int USING y * 2`}, true},
 		{"VACUUM FULL without a key", `a (id int, v text)`, []string{`ALTER TABLE a ADD z int DEFAULT 1`, `VACUUM FULL a`, `UPDATE a SET v = 'x' WHERE id = 1`}, false},
 		{"a column of an enum type is dropped", `a (id int PRIMARY KEY, v text, m mood DEFAULT 'sad')`, []string{`ALTER TABLE a DROP m`}, false},
 		{"TRUNCATE and a default", `a (id int PRIMARY KEY, v text)`, []string{`TRUNCATE a; INSERT INTO a VALUES (1, 'x'); VACUUM FULL a`, `INSERT INTO a VALUES (2, 'y')`}, false},
@@ -513,7 +514,7 @@ func TestAlteredWhileItIsRead(t *testing.T) {
 	wg.Go(func() {
 		db := s.sql()
 		for i := 0; hammer.Err() == nil; i++ {
-			db.do(`UPDATE public.a SET n = n + 1 WHERE id = %d`, 1+i%20)
+			db.do(`UPDATE public.a SET n = n + 1, v = md5(n::text) || md5(n::text) WHERE id = %d`, 1+i%20)
 			time.Sleep(2 * time.Millisecond)
 		}
 	})
