@@ -88,7 +88,7 @@ func generations(begun []eventlog.Baseline) map[uint32]int64 {
 	return out
 }
 
-// altered tells whether something was recorded to be done since the attempt began, with a table that was altered. An attempt is not ended for
+// alteredSince tells whether something was recorded to be done since the attempt began, with a table that was altered. An attempt is not ended for
 // that more often than every few seconds, and up to a minute, as long as tables are altered one after the other.
 func (s *Sidecar) alteredSince(ctx context.Context) bool {
 	begun, err := s.log.Baselines(ctx)

@@ -47,10 +47,7 @@ func parseCatalogue(s string) (c catalogue) {
 
 // catalogues reads those of some tables. One that is gone has none.
 func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*catalogue, error) {
-	list := make([]int64, len(oids))
-	for i, o := range oids {
-		list[i] = int64(o)
-	}
+	list := bigints(oids)
 	out := map[uint32]*catalogue{}
 	rows, err := q.Query(ctx, `
 		SELECT c.oid::bigint, c.relfilenode::bigint, n.nspname || '.' || c.relname,
@@ -177,7 +174,7 @@ func knownMissing(r, was *eventlog.Relation, sameFile bool) {
 		if c.Num == 0 || c.Missing != "" {
 			continue
 		}
-		o := slices.IndexFunc(was.Columns, func(o eventlog.Column) bool { return o.Num == c.Num })
+		o := numbered(was, c.Num)
 		computed := slices.ContainsFunc(was.Generated, func(g eventlog.Generated) bool { return g.Num == c.Num || g.Num == 0 && g.Name == c.Name })
 		switch {
 		case o >= 0:
@@ -186,6 +183,11 @@ func knownMissing(r, was *eventlog.Relation, sameFile bool) {
 			c.Missing = "null"
 		}
 	}
+}
+
+// numbered finds a column by its number, which has to be known; -1 if there is none.
+func numbered(r *eventlog.Relation, num int16) int {
+	return slices.IndexFunc(r.Columns, func(c eventlog.Column) bool { return c.Num == num })
 }
 
 // whyHeal tells why rows of a table may have other values than the log has, although no row change told; "" if they cannot.
@@ -198,7 +200,7 @@ func whyHeal(was, now *eventlog.Relation, before, is *catalogue) string {
 		if c.Num == 0 {
 			continue // the stream is behind the catalogue
 		}
-		o := slices.IndexFunc(was.Columns, func(o eventlog.Column) bool { return o.Num == c.Num })
+		o := numbered(was, c.Num)
 		switch {
 		case o < 0 && c.Missing == "":
 			return fmt.Sprintf("what column %s was in rows of before is not in the catalogue", c.Name)

@@ -430,6 +430,15 @@ func (c Config) unmatched(all []tableName) (out []Finding) {
 	return out
 }
 
+// bigints gives OIDs in the form in which they go to the server.
+func bigints(oids []uint32) []int64 {
+	out := make([]int64, len(oids))
+	for i, o := range oids {
+		out[i] = int64(o)
+	}
+	return out
+}
+
 // Size is about how large a table is.
 type Size struct{ Rows, Bytes int64 }
 
@@ -444,11 +453,7 @@ func Sizes(ctx context.Context, c Config, oids []uint32) (sizes map[uint32]Size,
 	if err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&next); err != nil {
 		return nil, 0, fmt.Errorf("ask the source for its transactions: %w", err)
 	}
-	list := make([]int64, len(oids))
-	for i, o := range oids {
-		list[i] = int64(o)
-	}
-	rows, err := conn.Query(ctx, `SELECT c.oid::bigint, `+estimatedRows+`, coalesce(pg_table_size(c.oid), 0) FROM pg_class c WHERE c.oid::bigint = ANY ($1)`, list)
+	rows, err := conn.Query(ctx, `SELECT c.oid::bigint, `+estimatedRows+`, coalesce(pg_table_size(c.oid), 0) FROM pg_class c WHERE c.oid::bigint = ANY ($1)`, bigints(oids))
 	if err != nil {
 		return nil, 0, fmt.Errorf("ask the source for the sizes of its tables: %w", err)
 	}

@@ -43,8 +43,8 @@ func holders(ctx context.Context, q *pgx.Conn, s *Slot, end eventlog.LSN) (list 
 
 func megabytes(n int64) string { return fmt.Sprintf("%d MB", n/1e6) }
 
-// DropSlotAbove removes the slot from the source if it is one of ours and keeps more than limit bytes of WAL, whoever streams from it, and tells how many those were;
-// 0 if it did not.
+// DropSlotAbove removes the slot from the source if it is one of ours and keeps more than limit bytes of WAL, whoever streams from it, and
+// tells how many those were; 0 if it did not.
 func DropSlotAbove(ctx context.Context, c Config, limit int64) (retained int64, err error) {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)

@@ -218,9 +218,6 @@ type Alteration struct {
 	Next int64
 }
 
-// Matters tells whether there is something to do, beside taking a note.
-func (a *Alteration) Matters() bool { return a.Defined || a.Heal }
-
 // Alter records that tables were altered. Their new shape gets its place in the log with an …Altered event, made by an empty chunk (see
 // Baseline); where rows may have changed without an event, all of them are compared then, and until that is done the log does not have all
 // of the table. at is where the log ended before the catalogue was looked at: everything up to there all later snapshots see, once the transactions
@@ -239,8 +236,8 @@ func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 				WHERE oid = $1::bigint::oid`, int64(a.OID), a.Schema, a.Name, columns, key, a.Deferrable, generated, a.Catalogue, a.Heal); err != nil {
 				return err
 			}
-			if !a.Matters() {
-				continue
+			if !a.Defined && !a.Heal {
+				continue // there is nothing to do, beside taking a note
 			}
 			// One that is under way goes on, as the rows that it has still to come to are read in the new shape, unless all have to be.
 			if _, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, pass, heal, began_position, total_rows, total_bytes)

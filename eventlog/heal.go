@@ -238,14 +238,9 @@ func (c *Chunk) AddKey(k *Key) {
 	}
 }
 
-// oldStates gives the last states that the log has of rows, whatever has been missed since: nil where it has none, or knows the row's end.
-func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey) ([]rowState, error) {
-	out, _, err := w.oldStatesAnd(ctx, t, keys, false)
-	return out, err
-}
-
-// oldStatesAnd gives the last events, too, of all of them where every is set.
-func (w *Writer) oldStatesAnd(ctx context.Context, t *table, keys []stateKey, every bool) ([]rowState, []lastEvent, error) {
+// oldStates gives the last states that the log has of rows, whatever has been missed since: nil where it has none, or knows the row's end. Where every
+// is set it gives the last events of all of them, too.
+func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey, every bool) ([]rowState, []lastEvent, error) {
 	all := w.log.dict.allPlaces(t.rel.OID)
 	found := make([]building, len(keys))
 	for i := range found {
@@ -335,7 +330,7 @@ func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, judged map[int
 		w.scratch.key = buf
 		keys, numbers = append(keys, w.entityKey(t, id, text)), append(numbers, i)
 	}
-	states, err := w.oldStates(ctx, t, keys)
+	states, _, err := w.oldStates(ctx, t, keys, false)
 	if err != nil {
 		return nil, err
 	}
@@ -366,7 +361,7 @@ func (w *Writer) compareAll(ctx context.Context, t *table, c *Chunk, b *Baseline
 	if err := w.arrive(ctx); err != nil {
 		return nil, nil, err
 	}
-	states, last, err := w.oldStatesAnd(ctx, t, keys, true)
+	states, last, err := w.oldStates(ctx, t, keys, true)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -539,7 +534,7 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk, b *Baseline) 
 	for i, l := range last {
 		told[asked[i]] = l.id > 0 || l.old > 0
 	}
-	states, ends, err := w.oldStatesAnd(ctx, t, keys, b.Heal)
+	states, ends, err := w.oldStates(ctx, t, keys, b.Heal)
 	if err != nil {
 		return err
 	}

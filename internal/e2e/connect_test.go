@@ -78,6 +78,12 @@ func useTLS(t *testing.T, s *pgservertest.Server) string {
 		}
 		return err == nil, err
 	})
+	return authorityFile(t, ca)
+}
+
+// authorityFile writes the certificate of an authority to a file.
+func authorityFile(t *testing.T, ca []byte) string {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "ca.crt")
 	if err := os.WriteFile(file, ca, 0o600); err != nil {
 		t.Fatal(err)
@@ -109,7 +115,8 @@ func TestTLSPasswordFileAndLeastRights(t *testing.T) {
 	}
 	s.cfg.Capture.URL = with("disable", "")
 	s.says(1, "rejects connection", "run", "--once")
-	s.cfg.Capture.URL = with("verify-full", nobodysAuthority(t))
+	other, _, _ := certificates(t) // of an authority that has made no certificate in use
+	s.cfg.Capture.URL = with("verify-full", authorityFile(t, other))
 	s.says(1, "certificate", "run", "--once")
 	s.cfg.Capture.URL = with("verify-full", authority)
 	s.says(0, "", "run", "--once")
@@ -129,17 +136,6 @@ func TestTLSPasswordFileAndLeastRights(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.says(1, "password authentication failed", "run", "--once")
-}
-
-// nobodysAuthority is the file of one that has made no certificate in use.
-func nobodysAuthority(t *testing.T) string {
-	t.Helper()
-	ca, _, _ := certificates(t)
-	file := filepath.Join(t.TempDir(), "other.crt")
-	if err := os.WriteFile(file, ca, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
 }
 
 // TestNoConnectionsLeft: an application that has used up all connections keeps the sidecar out for as long as that lasts; a role that may

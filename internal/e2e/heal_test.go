@@ -10,6 +10,19 @@ import (
 	"github.com/backstory-dev/backstory/eventlog"
 )
 
+// healed accepts a gap, and makes sure that the log has these rows of public.things (see simple) after that.
+func (s *system) healed(want string) {
+	s.t.Helper()
+	if _, err := backstory.AcceptGap(within(s.t, time.Minute), s.cfg, nil); err != nil {
+		s.t.Fatal(err)
+	}
+	s.once()
+	s.says(0, "", "checkout", "--at", "HEAD", "--schema", "of_now", "things")
+	if got := s.logSQL().one(`SELECT string_agg(id || ' ' || v, ', ') FROM of_now.things`); got != want {
+		s.t.Errorf("the log has %s", got)
+	}
+}
+
 // TestGapWhileExistingRowsAreUnfinished: a gap is recorded as at any other time.
 func TestGapWhileExistingRowsAreUnfinished(t *testing.T) {
 	t.Parallel()
