@@ -86,7 +86,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err != nil {
 		return err
 	}
-	imp := stream.Import(existing, s.log.Keys)
+	imp := stream.Import(existing, s.log.Keys, s.contents)
 	s.now.Store(&running{w, stream, imp})
 	done := make(chan error, 1)
 	go func() { done <- stream.Run(streamCtx, until, w.Head) }()

@@ -28,6 +28,9 @@ type Config struct {
 	// WALLimitBytes is how much the source may keep for the slot before the slot is dropped, lest the source's disk fill up: a gap; 0: it is
 	// never dropped.
 	WALLimitBytes int64
+	// CompareInterval is how often the tables of which only inserts are in the stream are compared with the source, if it counts updates or deletes
+	// of them since; more rarely where a comparison takes longer than a hundredth of that. 0: never.
+	CompareInterval time.Duration
 	// Reactors, if not nil, tells the dispatcher which reactor gets which events.
 	Reactors func(*sinks.Dispatcher) error
 	// Logger is told of changes of state. Default: none.

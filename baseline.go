@@ -8,6 +8,7 @@ import (
 
 	"github.com/backstory-dev/backstory/capture"
 	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/rebuild"
 )
 
 // existing finds the tables whose existing rows are still to be taken over, and makes the writer ready for them.
@@ -33,12 +34,12 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 			}
 			continue
 		}
-		if c.Complete || len(c.Key) == 0 || !w.Head().Baseline {
+		if c.Complete || !w.Head().Baseline {
 			continue
 		}
 		if old, err := s.log.HasHistory(ctx, c.OID); err != nil {
 			return nil, err
-		} else if old && (c.InsertOnly || s.log.Healable(c.Relation) != nil) {
+		} else if old && len(c.Key) > 0 && (c.InsertOnly || s.log.Healable(c.Relation) != nil) {
 			continue
 		}
 		if wanted = append(wanted, c); i < 0 || begun[i].Chunks == 0 {
@@ -52,7 +53,7 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		}
 		for _, oid := range fresh {
 			// Recorded by init already where the slot was made after the table was published: that waited for everybody.
-			b := eventlog.Baseline{OID: oid, WaitFor: next, TotalRows: sizes[oid].Rows, TotalBytes: sizes[oid].Bytes}
+			b := eventlog.Baseline{OID: oid, WaitFor: next, TotalRows: sizes[oid].Rows, TotalBytes: sizes[oid].Bytes, Changes: sizes[oid].Changes, Began: w.Head().Position}
 			if err := s.log.BeginBaseline(ctx, b); err != nil {
 				return nil, err
 			}
@@ -75,6 +76,31 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		return nil, err
 	}
 	return out, nil
+}
+
+// contents records what the log knows of a table without a key, before its rows are read.
+func (s *Sidecar) contents(ctx context.Context, r *eventlog.Relation, b eventlog.Baseline, snapshot string) (known bool, err error) {
+	for {
+		head, err := s.log.Head(ctx)
+		if err != nil {
+			return false, err
+		}
+		if head.Position >= b.At {
+			break
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+	err = s.log.PutContents(ctx, r.OID, b.At, func(put func(id string, rows, seen int64) error) error {
+		return rebuild.Contents(ctx, s.log, r.OID, b.Began, b.At, snapshot, func(id string, rows, unseen int64) error {
+			known = true
+			return put(id, rows, unseen)
+		})
+	})
+	return known, err
 }
 
 // generations tells which tables are to be compared, or to get another shape in the log, since they were altered, and since when.
@@ -177,7 +203,7 @@ func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []e
 				s.Tables = append(s.Tables, row)
 			}
 		}
-		if !t.Complete && !(t.InsertOnly && (i < 0 && (len(t.Key) == 0 || !h.Baseline) || i >= 0 && begun[i].Done)) {
+		if !t.Complete && !(t.InsertOnly && (i < 0 && !h.Baseline || i >= 0 && begun[i].Done)) {
 			s.Done = false
 			s.Incomplete = append(s.Incomplete, t.String())
 		}

@@ -3,6 +3,7 @@ package backstory
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/backstory-dev/backstory/capture"
@@ -26,6 +27,7 @@ func (s *Sidecar) alter(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	var altered []eventlog.Alteration
+	var counted []string
 	compared := true
 	err := s.log.Exclusive(ctx, func() error {
 		head, err := s.log.Head(ctx)
@@ -37,16 +39,25 @@ func (s *Sidecar) alter(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if altered, err = capture.Altered(ctx, s.cfg.Capture, captured); err != nil || len(altered) == 0 {
+		if altered, err = capture.Altered(ctx, s.cfg.Capture, captured); err != nil {
 			return err
 		}
-		return s.log.Alter(ctx, altered, head.Position)
+		if len(altered) > 0 {
+			if err := s.log.Alter(ctx, altered, head.Position); err != nil {
+				return err
+			}
+		}
+		if compared {
+			counted, err = s.compare(ctx, captured, head.Position)
+		}
+		return err
 	})
+	if len(counted) > 0 {
+		s.cfg.Logger.Debug("tables without a usable key are compared with the log: the source counts updates or deletes of them", "relations", strings.Join(counted, " "))
+	}
 	for _, a := range altered {
 		switch {
 		case !a.Heal || err != nil:
-		case len(a.Key) == 0 || a.InsertOnly:
-			s.cfg.Logger.Warn(a.String()+" was altered; rows without a key cannot be compared with the log's", "reason", a.Why, "risk", "rows that have not changed since are in the log as they were before")
 		case compared:
 			s.cfg.Logger.Info(a.String()+" was altered: its rows are compared with the log's", "reason", a.Why)
 		default:
@@ -54,6 +65,40 @@ func (s *Sidecar) alter(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// compare has the tables compared with the log of which only inserts are in the stream, if it is time for that. at is where the log ended before.
+func (s *Sidecar) compare(ctx context.Context, captured []eventlog.Captured, at eventlog.Position) (counted []string, err error) {
+	if s.cfg.CompareInterval <= 0 {
+		return nil, nil
+	}
+	var oids []uint32
+	for _, c := range captured {
+		if c.InsertOnly {
+			oids = append(oids, c.OID)
+		}
+	}
+	if len(oids) == 0 {
+		return nil, nil
+	}
+	sizes, next, err := capture.Sizes(ctx, s.cfg.Capture, oids)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range captured {
+		size, ok := sizes[c.OID]
+		if !ok || !c.InsertOnly {
+			continue
+		}
+		begun, err := s.log.Compare(ctx, eventlog.Baseline{OID: c.OID, WaitFor: next, Began: at, TotalRows: size.Rows, TotalBytes: size.Bytes, Changes: size.Changes}, s.cfg.CompareInterval)
+		if err != nil {
+			return nil, err
+		}
+		if begun {
+			counted = append(counted, c.String())
+		}
+	}
+	return counted, nil
 }
 
 // takeIn publishes tables that were made since init, and that it would have selected, until ctx ends. What the role may not publish is

@@ -192,7 +192,7 @@ func numbered(r *eventlog.Relation, num int16) int {
 
 // whyHeal tells why rows of a table may have other values than the log has, although no row change told; "" if they cannot.
 func whyHeal(was, now *eventlog.Relation, before, is *catalogue) string {
-	if before.File != is.File && rewritten(before.Attributes, is.Attributes, len(now.Key) == 0) {
+	if before.File != is.File && rewritten(before.Attributes, is.Attributes) {
 		return "ALTER TABLE rewrote its rows"
 	}
 	for i := range now.Columns {
@@ -257,8 +257,8 @@ func printsOtherwise(before, now []string) bool {
 
 // rewritten tells whether ALTER TABLE may have changed values, of a table that has another file, by its attributes before and after. VACUUM FULL
 // and CLUSTER write each attribute anew that had a missing value, and so does ALTER TABLE beside those that it alters: where only such were,
-// it may have been either, and is taken for the latter, unless the rows cannot be compared anyway.
-func rewritten(before, after string, keyless bool) bool {
+// it may have been either, and is taken for the latter.
+func rewritten(before, after string) bool {
 	is := map[string]string{}
 	for _, a := range strings.Fields(after) {
 		number, version, _ := strings.Cut(a, ":")
@@ -279,7 +279,7 @@ func rewritten(before, after string, keyless bool) bool {
 		}
 		others--
 	}
-	return others > 0 || cleared > 0 && !keyless
+	return others > 0 || cleared > 0
 }
 
 // isText tells whether a type prints its text as it is: text and varchar.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/backstory-dev/backstory/eventlog"
 )
@@ -42,6 +43,8 @@ type Import struct {
 	stream *Stream
 	rate   limiter
 	known  Known
+	// contents is for tables without a key.
+	contents Contents
 
 	mu     sync.Mutex // guards the following
 	tables []*importing
@@ -91,6 +94,7 @@ type importing struct {
 	pause         time.Duration // before the next attempt
 	passes        int           // for what rows lack
 	shape         bool          // only its new shape is to get a place in the log
+	scan          *scan         // of a table without a key
 	// Guarded by the import's mutex, as is what is embedded:
 	busy, over bool
 	again      time.Time
@@ -108,9 +112,9 @@ type keyColumn struct {
 
 // Import begins to take over the existing rows of tables, whose chunks then come through Batches. Run ends by itself, where it
 // was told where, only when Import's own Run has ended. It is called before both. known is asked for tables of which the log has rows that
-// may be gone.
-func (s *Stream) Import(tables []Existing, known Known) *Import {
-	i := &Import{stream: s, known: known, rate: limiter{perSecond: s.cfg.BaselineBytesPerSecond}}
+// may be gone, contents for those without a key.
+func (s *Stream) Import(tables []Existing, known Known, contents Contents) *Import {
+	i := &Import{stream: s, known: known, contents: contents, rate: limiter{perSecond: s.cfg.BaselineBytesPerSecond}}
 	for _, t := range tables {
 		i.tables = append(i.tables, &importing{imp: i, ImportState: ImportState{Baseline: t.Baseline, Table: t.Captured.String(), Doing: "queued", Since: time.Now()}, shape: t.ShapeOnly,
 			after: t.AfterKey, number: t.Chunks, done: make(chan eventlog.Baseline, chunksAhead+1)})
@@ -282,6 +286,7 @@ func (t *importing) attempt(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	defer t.endScan(ctx)
 	if t.Pass != eventlog.PassShape {
 		if err := t.othersEnded(ctx, conn); err != nil {
 			return err
@@ -299,6 +304,15 @@ func (t *importing) attempt(ctx context.Context) error {
 			if err != nil || gone {
 				return err
 			}
+			t.endScan(ctx)
+		}
+		if t.keyless() && t.scan == nil {
+			if err := t.beginScan(ctx, conn); errors.Is(err, errShape) {
+				t.rel = nil
+				continue
+			} else if err != nil {
+				return err
+			}
 		}
 		if err := t.takeOver(ctx, chunksAhead); err != nil {
 			return err
@@ -307,6 +321,9 @@ func (t *importing) attempt(ctx context.Context) error {
 		c, err := t.read(ctx, conn)
 		if errors.Is(err, errShape) {
 			t.rel = nil
+			continue
+		}
+		if t.patience(ctx, err) {
 			continue
 		}
 		if err != nil {
@@ -491,7 +508,7 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 	if err := rows.Err(); err != nil {
 		return false, fmt.Errorf("read the key of %s: %w", r, err)
 	}
-	if len(t.order) == 0 && t.Pass != eventlog.PassShape {
+	if len(t.order) == 0 && len(r.Key) > 0 && t.Pass != eventlog.PassShape {
 		return false, ErrNoOrder
 	}
 	var names []string
@@ -574,28 +591,33 @@ func (t *importing) query() string {
 func (t *importing) read(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
 	var c *eventlog.Chunk
 	var err error
-	switch t.Pass {
-	case eventlog.PassShape:
+	switch {
+	case t.Pass == eventlog.PassShape:
 		c = &eventlog.Chunk{Last: true}
-		err = t.begin(ctx, conn, "SELECT 0 WHERE false", &c.Snapshot, func([][]byte) bool { return true })
-	case eventlog.PassGone:
+		err = t.begin(ctx, conn, nothing, &c.Snapshot, func([][]byte) bool { return true })
+	case t.Pass == eventlog.PassGone:
 		c, err = t.readGone(ctx, conn)
 	default:
-		c, err = t.readRows(ctx, conn)
-		for errors.Is(err, errTooMuch) {
-			c, err = t.readRows(ctx, conn)
+		read := t.readRows
+		if t.keyless() {
+			read = t.readContents
 		}
-		if err == nil {
-			c.Last = c.Rows < t.limit
-			if c.AfterKey = t.after; c.Rows > 0 {
-				c.AfterKey = c.Key(t.keyIndexes())
-				t.limit = int(min(max(t.chunkBytes()/(c.Bytes/int64(c.Rows)+1), 1), int64(4*t.limit), maxChunkRows))
-			}
+		c, err = read(ctx, conn)
+		for errors.Is(err, errTooMuch) {
+			c, err = read(ctx, conn)
+		}
+		if err == nil && c.Rows > 0 {
+			t.limit = int(min(max(t.chunkBytes()/(c.Bytes/int64(c.Rows)+1), 1), int64(4*t.limit), maxChunkRows))
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
+	return c, t.mark(ctx, conn, c)
+}
+
+// mark leaves a chunk's mark in the WAL and ends its transaction.
+func (t *importing) mark(ctx context.Context, conn *pgx.Conn, c *eventlog.Chunk) error {
 	c.Number, c.Relation, c.Remaining = t.number+1, t.rel, t.imp.remaining(t, c)
 	var nonce [16]byte
 	_, _ = rand.Read(nonce[:])
@@ -607,17 +629,17 @@ func (t *importing) read(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, 
 	known.offer(name, c)
 	answer, err := conn.PgConn().Exec(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, '"+chunkPrefix+"', '"+name+"'); COMMIT; SELECT pg_current_wal_insert_lsn()").ReadAll()
 	if err != nil && known.withdraw(name) {
-		return nil, fmt.Errorf("mark a chunk of existing rows: %w", err) // the stream will not know the mark, if there is one
+		return fmt.Errorf("mark a chunk of existing rows: %w", err) // the stream will not know the mark, if there is one
 	}
 	t.number, t.after = c.Number, c.AfterKey
 	a := ahead{nonce: name, bytes: c.Bytes, mark: 1<<64 - 1}
 	if err == nil && len(answer) > 0 {
 		if a.mark, err = eventlog.ParseLSN(string(answer[len(answer)-1].Rows[0][0])); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	t.ahead = append(t.ahead, a)
-	return c, nil
+	return nil
 }
 
 func (t *importing) keyIndexes() []int {
@@ -643,10 +665,14 @@ func (t *importing) readGone(ctx context.Context, conn *pgx.Conn) (*eventlog.Chu
 		return nil, err
 	}
 	c := &eventlog.Chunk{Last: len(keys) < limit, AfterKey: next}
+	if t.scan != nil {
+		c.Since, c.Known, t.scan.read = t.scan.since, t.scan.known, true
+		_ = t.scan.holder.Close(context.WithoutCancel(ctx))
+	}
 	there := make([]bool, len(keys))
 	for _, byText := range []bool{false, true} {
-		query := "SELECT 0 WHERE false"
-		if len(keys) > 0 {
+		query := nothing
+		if len(keys) > 0 && len(t.rel.Key) > 0 {
 			if query, err = t.goneQuery(keys, byText); err != nil {
 				return nil, err
 			}
@@ -718,15 +744,19 @@ func (t *importing) goneQuery(keys []eventlog.Key, byText bool) (string, error) 
 // readRows reads the rows of a chunk, in a transaction that is left open.
 func (t *importing) readRows(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
 	c := &eventlog.Chunk{}
-	return c, t.begin(ctx, conn, t.query(), &c.Snapshot, func(v [][]byte) bool {
+	err := t.begin(ctx, conn, t.query(), &c.Snapshot, func(v [][]byte) bool {
 		c.Add(v)
-		if c.Bytes > 4*t.chunkBytes() && c.Rows < t.limit {
-			t.limit = max(1, c.Rows/4)
-			return false
-		}
-		return true
+		return t.fits(c)
 	})
+	c.Last = c.Rows < t.limit
+	if c.AfterKey = t.after; c.Rows > 0 {
+		c.AfterKey = c.Key(t.keyIndexes())
+	}
+	return c, err
 }
+
+// nothing is a query for no row.
+const nothing = "SELECT 0 WHERE false"
 
 // begin begins a chunk's transaction and reads the rows of a query in it, until take does not want any more: that is errTooMuch. Where there
 // is no error, the transaction is left open.
@@ -741,8 +771,20 @@ func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, sna
 	if t.Pass == eventlog.PassShape { // no row is read, which needs a right; what is altered meanwhile is found by the next look
 		lock = ""
 	}
-	results := pc.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL synchronous_commit = local; SET LOCAL lock_timeout = '"+chunkLock+"'; "+lock+t.fingerprintQuery()+"; "+query)
+	const isolation = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; "
+	prepare := "SET LOCAL synchronous_commit = local; SET LOCAL lock_timeout = '" + chunkLock + "'; " + lock
 	var print string
+	var results *pgconn.MultiResultReader
+	if s := t.scan; s == nil || s.read || s.since == 0 {
+		results = pc.Exec(ctx, isolation+prepare+t.fingerprintQuery()+"; "+query)
+	} else if _, err := pc.Exec(ctx, isolation+"SET TRANSACTION SNAPSHOT '"+s.name+"'; "+prepare).ReadAll(); err != nil {
+		return t.unread(conn, err)
+	} else if err := s.holder.QueryRow(ctx, t.fingerprintQuery()).Scan(&print, new(string)); err != nil { // as it is now, while nobody can alter it
+		return t.unread(conn, err)
+	} else {
+		*snapshot = s.snapshot
+		results = pc.Exec(ctx, query)
+	}
 	for results.NextResult() {
 		rows := results.ResultReader()
 		names := rows.FieldDescriptions()
@@ -765,30 +807,38 @@ func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, sna
 	if e := results.Close(); err != nil {
 		return err
 	} else if e != nil {
-		switch eventlog.SQLState(e) {
-		case "42P01", "42703": // undefined_table, undefined_column
-			return errShape
-		case "55P03": // lock_not_available
-			return &eventlog.Problem{Err: fmt.Errorf("%s %w", t.name, errLocked), Hint: "Its existing rows are read when that is over."}
-		case "54000", "XX000": // program_limit_exceeded, or what palloc says: text is longer than 1 GB
-			if strings.Contains(e.Error(), "alloc") {
-				return &eventlog.Problem{Err: fmt.Errorf("a row of %s is too large for the source itself to print: %w", t.name, e), Hint: "Make the value smaller, or leave the table out (BACKSTORY_EXCLUDE, backstory init)."}
-			}
-		case "42501": // insufficient_privilege, row security too
-			if strings.Contains(e.Error(), "row-level security") {
-				return &eventlog.Problem{Err: e, Hint: "Let a superuser run: ALTER ROLE " + eventlog.QuoteIdent(conn.Config().User) + " BYPASSRLS;"}
-			}
-			if strings.Contains(e.Error(), "for schema") {
-				return &eventlog.Problem{Err: e, Hint: "Let the schema's owner run: GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(t.rel.Schema) + " TO " + eventlog.QuoteIdent(conn.Config().User) + "; (and for the table: GRANT SELECT ON " + t.name + ")"}
-			}
-			return &eventlog.Problem{Err: e, Hint: "Let the table's owner run: GRANT SELECT ON " + t.name + " TO " + eventlog.QuoteIdent(conn.Config().User) + ";"}
-		}
-		return fmt.Errorf("read existing rows of %s: %w", t.name, e)
+		return t.unread(conn, e)
 	}
 	if print != t.print {
 		return errShape
 	}
 	return nil
+}
+
+// unread tells why rows could not be read.
+func (t *importing) unread(conn *pgx.Conn, e error) error {
+	if errors.Is(e, pgx.ErrNoRows) { // it has another name by now
+		return errShape
+	}
+	switch eventlog.SQLState(e) {
+	case "42P01", "42703": // undefined_table, undefined_column
+		return errShape
+	case "55P03": // lock_not_available
+		return &eventlog.Problem{Err: fmt.Errorf("%s %w", t.name, errLocked), Hint: "Its existing rows are read when that is over."}
+	case "54000", "XX000": // program_limit_exceeded, or what palloc says: text is longer than 1 GB
+		if strings.Contains(e.Error(), "alloc") {
+			return &eventlog.Problem{Err: fmt.Errorf("a row of %s is too large for the source itself to print: %w", t.name, e), Hint: "Make the value smaller, or leave the table out (BACKSTORY_EXCLUDE, backstory init)."}
+		}
+	case "42501": // insufficient_privilege, row security too
+		if strings.Contains(e.Error(), "row-level security") {
+			return &eventlog.Problem{Err: e, Hint: "Let a superuser run: ALTER ROLE " + eventlog.QuoteIdent(conn.Config().User) + " BYPASSRLS;"}
+		}
+		if strings.Contains(e.Error(), "for schema") {
+			return &eventlog.Problem{Err: e, Hint: "Let the schema's owner run: GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(t.rel.Schema) + " TO " + eventlog.QuoteIdent(conn.Config().User) + "; (and for the table: GRANT SELECT ON " + t.name + ")"}
+		}
+		return &eventlog.Problem{Err: e, Hint: "Let the table's owner run: GRANT SELECT ON " + t.name + " TO " + eventlog.QuoteIdent(conn.Config().User) + ";"}
+	}
+	return fmt.Errorf("read existing rows of %s: %w", t.name, e)
 }
 
 // chunks are those that are read and whose mark has not been met, by their nonces.

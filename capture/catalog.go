@@ -440,7 +440,14 @@ func bigints(oids []uint32) []int64 {
 }
 
 // Size is about how large a table is.
-type Size struct{ Rows, Bytes int64 }
+type Size struct {
+	Rows, Bytes int64
+	// Changes is how many updates and deletes the source has counted of the table; another text, if there were some since.
+	Changes string
+}
+
+// countedChanges is that of a table c.
+const countedChanges = `pg_stat_get_tuples_updated(c.oid) || ' ' || pg_stat_get_tuples_deleted(c.oid)`
 
 // Sizes estimates how large tables are, by OID. next is above every transaction of the source that has begun.
 func Sizes(ctx context.Context, c Config, oids []uint32) (sizes map[uint32]Size, next int64, err error) {
@@ -453,7 +460,7 @@ func Sizes(ctx context.Context, c Config, oids []uint32) (sizes map[uint32]Size,
 	if err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&next); err != nil {
 		return nil, 0, fmt.Errorf("ask the source for its transactions: %w", err)
 	}
-	rows, err := conn.Query(ctx, `SELECT c.oid::bigint, `+estimatedRows+`, coalesce(pg_table_size(c.oid), 0) FROM pg_class c WHERE c.oid::bigint = ANY ($1)`, bigints(oids))
+	rows, err := conn.Query(ctx, `SELECT c.oid::bigint, `+estimatedRows+`, coalesce(pg_table_size(c.oid), 0), `+countedChanges+` FROM pg_class c WHERE c.oid::bigint = ANY ($1)`, bigints(oids))
 	if err != nil {
 		return nil, 0, fmt.Errorf("ask the source for the sizes of its tables: %w", err)
 	}
@@ -462,7 +469,7 @@ func Sizes(ctx context.Context, c Config, oids []uint32) (sizes map[uint32]Size,
 	for rows.Next() {
 		var oid int64
 		var s Size
-		if err := rows.Scan(&oid, &s.Rows, &s.Bytes); err != nil {
+		if err := rows.Scan(&oid, &s.Rows, &s.Bytes, &s.Changes); err != nil {
 			return nil, 0, fmt.Errorf("ask the source for the sizes of its tables: %w", err)
 		}
 		sizes[uint32(oid)] = s

@@ -77,7 +77,7 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 				what = "only inserts of %s can be captured: %s"
 			}
 			add(Finding{Severity: Warning, What: fmt.Sprintf(what, t, t.Why),
-				Risk: "its updates and deletes are not in the log", Remedy: t.Remedy, Cost: "a short exclusive lock; with FULL, the whole old row in the WAL of every UPDATE and DELETE"})
+				Risk: "what its updates and deletes have made of its rows is found later, by comparing them with the log; who made them, and when, is lost", Remedy: t.Remedy, Cost: "a short exclusive lock; with FULL, the whole old row in the WAL of every UPDATE and DELETE"})
 		}
 		if t.RLS {
 			add(Finding{Severity: Info, What: fmt.Sprintf("%s has row-level security", t),

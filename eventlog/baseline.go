@@ -39,6 +39,7 @@ type Baseline struct {
 	Imported   int64    // events made of them
 	TotalRows  int64    // estimates of the table when it began; 0: unknown
 	TotalBytes int64
+	Changes    string // how many updates and deletes the source had counted of the table (package capture)
 	BeganAt    time.Time
 	UpdatedAt  time.Time
 	Done       bool
@@ -46,9 +47,14 @@ type Baseline struct {
 	Heal bool
 	// Generation goes up when it begins anew, since the table was altered.
 	Generation int64
-	again      bool
-	doubt      bool     // that rows have to be compared has turned out with the last chunk
-	began      Position // of the log
+	// Began is where the log ended when it began: what was committed by then, every snapshot sees once WaitFor is over.
+	Began Position
+	// At is where the log ended behind its last chunk.
+	At    Position
+	again bool
+	first bool     // this chunk is where reading began
+	doubt bool     // that rows have to be compared has turned out with the last chunk
+	began Position // of the log
 }
 
 // Share is about how much of the table has been taken over, from 0 to 1.
@@ -83,8 +89,13 @@ type Chunk struct {
 	Done func(Baseline)
 	// Snapshot is what it was read in, as pg_current_snapshot prints it.
 	Snapshot string
-	data     []byte
-	last     int // where its last row begins
+	// Begins, Since and Known are of a table without a key (contents.go): the empty chunk that reading begins with; what Baseline.At was
+	// behind it, for the others; and whether the log knew rows of it by then.
+	Begins bool
+	Since  Position
+	Known  bool
+	data   []byte
+	last   int // where its last row begins
 }
 
 // Add appends a row: its values as the source prints them, nil for NULL. They are copied.
@@ -187,7 +198,7 @@ func (l *Log) Baselines(ctx context.Context) ([]Baseline, error) {
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Baseline, err error) {
 		var oid int64
-		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done, &b.Heal, &b.began, &b.Generation)
+		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done, &b.Heal, &b.Began, &b.Generation)
 		b.OID = uint32(oid)
 		return b, err
 	})
@@ -201,19 +212,33 @@ func (l *Log) Baselines(ctx context.Context) ([]Baseline, error) {
 // that was taken in anew since is forgotten.
 func (l *Log) BeginBaseline(ctx context.Context, b Baseline) error {
 	// One that was begun with the log itself has no estimates yet.
-	_, err := l.pool.Exec(ctx, `UPDATE backstory.baseline b SET total_rows = $2, total_bytes = $3 FROM backstory.captured c
-		WHERE b.oid = $1::bigint::oid AND c.oid = b.oid AND c.since_lsn = b.since_lsn AND b.chunks = 0`, int64(b.OID), b.TotalRows, b.TotalBytes)
+	_, err := l.pool.Exec(ctx, `UPDATE backstory.baseline b SET total_rows = $2, total_bytes = $3, changes = $4 FROM backstory.captured c
+		WHERE b.oid = $1::bigint::oid AND c.oid = b.oid AND c.since_lsn = b.since_lsn AND b.chunks = 0`, int64(b.OID), b.TotalRows, b.TotalBytes, b.Changes)
 	if err == nil {
-		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes)
-		SELECT oid, since_lsn, $2, $3, $4 FROM backstory.captured WHERE oid = $1::bigint::oid
-		ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = excluded.wait_for, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
+		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes, began_position, changes)
+		SELECT oid, since_lsn, $2, $3, $4, $5, $6 FROM backstory.captured WHERE oid = $1::bigint::oid
+		ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = excluded.wait_for, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes, began_position = excluded.began_position, changes = excluded.changes,
 			chunks = 0, after_key = NULL, again = false, pass = 1, heal = false, generation = excluded.generation, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
-		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes)
+		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes, b.Began, b.Changes)
 	}
 	if err != nil {
 		return Remedy(fmt.Errorf("record that existing rows are to be taken over: %w", err))
 	}
 	return nil
+}
+
+// Compare records that the existing rows of a table, all of which have been taken over, are to be compared with the log's, if the source counts
+// other changes of it by now: not before every has passed, nor a hundred times what the last comparison took. b.WaitFor and b.Began are as for
+// BeginBaseline. It tells whether that is so.
+func (l *Log) Compare(ctx context.Context, b Baseline, every time.Duration) (bool, error) {
+	tag, err := l.pool.Exec(ctx, `UPDATE backstory.baseline b SET wait_for = $2, began_position = $3, total_rows = $4, total_bytes = $5, changes = $6, heal = true, pass = 1, chunks = 0, after_key = NULL, again = false,
+			rows = 0, bytes = 0, imported = 0, generation = nextval('backstory.generation'), began_at = now(), updated_at = now(), done_at = NULL
+		FROM backstory.captured c WHERE b.oid = $1::bigint::oid AND c.oid = b.oid AND c.since_lsn = b.since_lsn AND b.changes <> $6 AND now() - b.done_at > greatest($7::interval, 100 * (b.done_at - b.began_at))`,
+		int64(b.OID), b.WaitFor, b.Began, b.TotalRows, b.TotalBytes, b.Changes, every)
+	if err != nil {
+		return false, Remedy(fmt.Errorf("record that a table is to be compared with the source: %w", err))
+	}
+	return tag.RowsAffected() > 0, nil
 }
 
 // Resume makes the writer ready to take over chunks of the tables, which BeginBaseline has recorded. It is called before the first
@@ -229,6 +254,9 @@ func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
 		w.heals[b.OID] = w.log.dict.before(b.OID, w.head.Incarnation)
 		if (b.Heal || b.Pass == PassShape) && !w.heals[b.OID] {
 			continue // each row is looked up
+		}
+		if _, r := w.log.dict.newestVersion(b.OID); r != nil && len(r.Key) == 0 {
+			continue // what was before the first chunk is known otherwise
 		}
 		for _, p := range w.log.dict.events(b.OID, w.head.Incarnation) {
 			kinds = append(kinds, p.kinds...)
@@ -333,10 +361,22 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	w.importing = true
 	defer func() { w.importing = false }()
 	heals, made := w.heals[t.rel.OID], w.pos
-	switch was.Pass {
-	case PassShape:
+	keyless := len(t.rel.Key) == 0
+	differs := heals || was.Heal // otherwise there was nothing that the log could have known wrongly
+	switch {
+	case was.Pass == PassShape:
 		err = w.altered(t, before)
-	case PassGone:
+	case keyless && c.Begins:
+		w.tx.change++
+		w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "BaselineBegan"}, text: []byte{}, data: []byte(`{}`)})
+		made = w.pos
+	case keyless && was.Pass == PassGone:
+		err = w.surplusContents(ctx, t, c)
+	case keyless && differs:
+		err = w.existingContents(ctx, t, c, t.rules.healed)
+	case keyless:
+		err = w.existingContents(ctx, t, c, t.rules.imported)
+	case was.Pass == PassGone:
 		err = w.goneRows(ctx, t, c, was)
 	default:
 		err = w.existing(ctx, t, c, was, heals)
@@ -345,11 +385,15 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		return err
 	}
 	b := *was // which holds until the transaction is whole
-	b.Chunks, b.UpdatedAt, b.AfterKey = c.Number, time.Now(), c.AfterKey
+	b.Chunks, b.UpdatedAt, b.AfterKey, b.At = c.Number, time.Now(), c.AfterKey, w.pos
 	if was.Pass == PassShape {
 		made = w.pos
 	}
 	b.Heal, b.doubt = b.Heal || doubt, doubt
+	b.first = c.Begins || c.Number == 1
+	if c.Begins {
+		b.Pass, b.Rows, b.Bytes = PassRows, 0, 0
+	}
 	if was.Pass != PassGone {
 		b.Rows += int64(c.Rows)
 		b.Bytes += c.Bytes
@@ -361,6 +405,13 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		b.Pass = PassRows
 	case b.Pass == PassShape:
 		b.Done = true
+	case keyless && b.Pass == PassRows && c.Known && (differs || t.rel.InsertOnly):
+		b.Pass, b.AfterKey = PassGone, nil
+	case keyless:
+		b.again = false
+		if err := w.wholeNow(ctx, t, &b); err != nil {
+			return err
+		}
 	case b.again && b.Heal:
 		b.again, b.Pass, b.AfterKey, b.Rows, b.Bytes = false, PassRows, nil, 0, 0
 	case b.Heal && b.Pass == PassRows:
@@ -370,18 +421,29 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	case heals && b.Pass != PassGone:
 		b.Pass, b.AfterKey = PassGone, nil
 	default:
-		b.Done = true
-		if !t.rel.InsertOnly {
-			whole := *t.rel
-			whole.Complete = true
-			if t, err = w.tableFor(ctx, &whole, w.tx.lsn); err != nil {
-				return err
-			}
+		if err := w.wholeNow(ctx, t, &b); err != nil {
+			return err
 		}
-		w.tx.change++
-		w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "BaselineEnded"}, text: []byte{}, data: fmt.Appendf(nil, `{"rows":%d,"imported":%d}`, b.Rows, b.Imported)})
 	}
 	w.tx.chunk, w.tx.baseline = c, &b
+	return nil
+}
+
+// wholeNow ends a baseline: the log has every row of the table.
+func (w *Writer) wholeNow(ctx context.Context, t *table, b *Baseline) (err error) {
+	b.Done = true
+	if !t.rel.InsertOnly {
+		whole := *t.rel
+		whole.Complete = true
+		if t, err = w.tableFor(ctx, &whole, w.tx.lsn); err != nil {
+			return err
+		}
+	}
+	if t.rel.InsertOnly && b.Heal && b.Imported == 0 { // it was compared, and nothing had happened
+		return nil
+	}
+	w.tx.change++
+	w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "BaselineEnded"}, text: []byte{}, data: fmt.Appendf(nil, `{"rows":%d,"imported":%d}`, b.Rows, b.Imported)})
 	return nil
 }
 
@@ -487,8 +549,11 @@ func (b *Baseline) sql() string {
 		key = "ARRAY[" + strings.Join(list, ",") + "]"
 	}
 	done := ""
+	if b.first {
+		done = ", began_at = clock_timestamp()"
+	}
 	if b.Done {
-		done = ", done_at = clock_timestamp()"
+		done += ", done_at = clock_timestamp()"
 	}
 	if b.Done && b.Pass == PassShape { // nothing was read; whether there is something to read is as it was
 		return fmt.Sprintf("UPDATE backstory.baseline SET pass = 1, done_at = done_before, updated_at = clock_timestamp() WHERE oid = %d AND generation = %d AND done_before IS NOT NULL; "+
@@ -496,6 +561,9 @@ func (b *Baseline) sql() string {
 	}
 	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, heal = %t, updated_at = clock_timestamp()%s WHERE oid = %d AND generation = %d; ",
 		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, b.Heal, done, b.OID, b.Generation)
+	if b.Done {
+		q += fmt.Sprintf("DELETE FROM backstory.content WHERE oid = %d; ", b.OID)
+	}
 	if b.Done || b.doubt {
 		q += fmt.Sprintf("UPDATE backstory.captured c SET complete = %t AND NOT insert_only FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND c.oid = %d AND b.generation = %d; ", b.Done, b.OID, b.Generation)
 	}
@@ -566,7 +634,7 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 		case l.id == 0 && l.old == 0 && !known: // nothing: the filter was wrong
 		case st == nil, l.old > l.id, t.byRow && (l.rowID != k.id || (l.rowText != nil) != k.isText || k.isText && *l.rowText != k.text):
 			hits[n] = nil // it goes by another name by now
-		case !sees(c.Snapshot, l.xid):
+		case !Sees(c.Snapshot, uint32(l.xid)):
 			// The row that was read under this key may be another one, which has made room since. Once more, then.
 			hits[n], w.baselines[t.rel.OID].again = nil, true
 		}
@@ -611,9 +679,9 @@ func (w *Writer) states(ctx context.Context, t *table, keys []stateKey) ([]rowSt
 	return out, nil
 }
 
-// sees tells whether a snapshot, in the form of pg_current_snapshot (PostgreSQL manual, System Information Functions), sees a transaction
+// Sees tells whether a snapshot, in the form of pg_current_snapshot (PostgreSQL manual, System Information Functions), sees a transaction
 // that has committed. Transactions of our time lie within 2^31 of each other.
-func sees(snapshot string, xid int64) bool {
+func Sees(snapshot string, xid uint32) bool {
 	parts := strings.Split(snapshot, ":")
 	if len(parts) != 3 {
 		return false
@@ -623,7 +691,7 @@ func sees(snapshot string, xid int64) bool {
 		n, _ := strconv.ParseUint(s, 10, 64)
 		return uint32(n)
 	}
-	x := uint32(xid)
+	x := xid
 	if before(x, number(parts[0])) {
 		return true
 	}

@@ -58,7 +58,7 @@ func TestSnapshotSees(t *testing.T) {
 		{"4294967400:4294967410:4294967403", 102, true}, {"4294967400:4294967410:4294967403", 107, false}, {"4294967400:4294967410:4294967403", 113, true},
 		{"4294967400:4294967410:4294967403", 114, false}, {"4294967400:4294967410:4294967403", 4294967290, true}, {"", 5, false},
 	} {
-		if got := sees(c.snapshot, c.xid); got != c.sees {
+		if got := Sees(c.snapshot, uint32(c.xid)); got != c.sees {
 			t.Errorf("snapshot %q sees transaction %d: %v, want %v", c.snapshot, c.xid, got, c.sees)
 		}
 	}

@@ -136,7 +136,7 @@ func (l *Log) Begin(ctx context.Context, h Head, tables []Captured) error {
 		}
 		// Making the slot waited for every transaction that had begun before.
 		for _, t := range tables {
-			if t.Complete || len(t.Key) == 0 {
+			if t.Complete {
 				continue
 			}
 			_, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes) SELECT oid, since_lsn, 0, $2, $3 FROM backstory.captured WHERE oid = $1::bigint::oid`, int64(t.OID), t.Rows, t.Bytes)
@@ -242,14 +242,14 @@ func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 			// One that is under way goes on, as the rows that it has still to come to are read in the new shape, unless all have to be.
 			if _, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, pass, heal, began_position, total_rows, total_bytes)
 				SELECT c.oid, c.since_lsn, $3, 0, $2, $6, $4, $5 FROM backstory.captured c, backstory.head h WHERE c.oid = $1::bigint::oid
-				AND ($2 OR c.complete OR c.insert_only OR cardinality(c.key) = 0 OR NOT h.baseline) -- otherwise its rows are still to be read, in its new shape
+				AND ($2 OR c.complete OR c.insert_only OR NOT h.baseline) -- otherwise its rows are still to be read, in its new shape
 				ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = greatest(excluded.wait_for, baseline.wait_for), pass = 0,
 					heal = excluded.heal OR baseline.heal AND baseline.done_at IS NULL,
 					began_position = CASE WHEN baseline.heal AND baseline.done_at IS NULL THEN least(baseline.began_position, excluded.began_position) ELSE excluded.began_position END, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
 					chunks = 0, after_key = NULL, again = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL,
 					generation = excluded.generation, done_before = CASE WHEN baseline.since_lsn = excluded.since_lsn THEN coalesce(baseline.done_at, CASE WHEN baseline.pass = 0 THEN baseline.done_before END) END
 				WHERE excluded.heal OR baseline.since_lsn = excluded.since_lsn AND (baseline.done_at IS NOT NULL OR baseline.pass = 0)`,
-				int64(a.OID), a.Heal && len(a.Key) > 0 && !a.InsertOnly, a.Next, a.Rows, a.Bytes, at); err != nil {
+				int64(a.OID), a.Heal, a.Next, a.Rows, a.Bytes, at); err != nil {
 				return err
 			}
 		}

@@ -157,7 +157,11 @@ func sameKeyColumns(a, b *Relation) bool {
 
 // Keys gives keys under which the log has events of a table, in the order in which it has them indexed: up to limit of them after a
 // place, which is the two texts that the call before returned, nil at the beginning.
+// Of a table without a key, they are the contents of which the log may have too many rows.
 func (l *Log) Keys(ctx context.Context, r *Relation, after []string, limit int) (keys []Key, next []string, err error) {
+	if len(r.Key) == 0 {
+		return l.surplus(ctx, r, after, limit)
+	}
 	if err := l.dict.load(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -411,7 +415,7 @@ func (w *Writer) toldOf(ctx context.Context, t *table, k *stateKey, c *Chunk, b 
 		text = &k.text
 	}
 	rows, err := reads.Query(ctx, `SELECT xid, data FROM backstory.event WHERE stream = $1 AND id = $2 AND id_text IS NOT DISTINCT FROM $3 AND position > $4 AND data IS NOT NULL ORDER BY position DESC LIMIT 100`,
-		t.agg.id, k.id, text, b.began)
+		t.agg.id, k.id, text, b.Began)
 	if err != nil {
 		return nil, fmt.Errorf("look for the last changes of a row: %w", err)
 	}
@@ -419,7 +423,7 @@ func (w *Writer) toldOf(ctx context.Context, t *table, k *stateKey, c *Chunk, b 
 	var xid int64
 	var data string
 	_, err = pgx.ForEachRow(rows, []any{&xid, &data}, func() error {
-		if sees(c.Snapshot, xid) {
+		if Sees(c.Snapshot, uint32(xid)) {
 			return nil
 		}
 		return EachMember([]byte(data), func(name, _ []byte) error { told[string(name)] = true; return nil })
@@ -432,7 +436,7 @@ func (w *Writer) toldOf(ctx context.Context, t *table, k *stateKey, c *Chunk, b 
 
 // unseen tells whether the last change of a row is one that a chunk's snapshot does not see. Those of before the comparison began it sees all.
 func unseen(l *lastEvent, c *Chunk, b *Baseline) bool {
-	return l.old > l.id && l.old > b.began || l.id > b.began && !sees(c.Snapshot, l.xid)
+	return l.old > l.id && l.old > b.Began || l.id > b.Began && !Sees(c.Snapshot, uint32(l.xid))
 }
 
 // minToast is the shortest value that Postgres stores out of line (toast_tuple_target is 128 bytes at least, for the whole row).

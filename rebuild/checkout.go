@@ -377,7 +377,7 @@ func checkComplete(tables []*history, partial bool) error {
 		why = append(why, fmt.Sprintf("%s: not every row that it had before it was captured is in it yet (backstory status tells how far that is)", shorten(names)))
 	}
 	if len(inserts) > 0 {
-		why = append(why, fmt.Sprintf("%s: without a usable key their updates and deletes are not in the stream", shorten(inserts)))
+		why = append(why, fmt.Sprintf("%s: without a usable key what updates and deletes have made of their rows is known only from comparing them with the source now and then", shorten(inserts)))
 	}
 	if len(why) == 0 || partial {
 		return nil
@@ -407,7 +407,7 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 			warn("%s is no longer captured, perhaps dropped: its rows are those that the log knew last", t)
 		}
 		if rel.InsertOnly {
-			warn("%s: the source tells only of inserts; updates and deletes since are missing", t)
+			warn("%s: the source tells only of inserts; what was updated or deleted since it was last compared with the log is missing", t)
 		}
 		if n := t.Tally.Orphans; n > 0 {
 			warn("%s: of rows that the log does not have there are changes (%d); what they say is in the result", t, n)

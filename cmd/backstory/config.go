@@ -48,15 +48,16 @@ type settings struct {
 	KafkaPasswordFile string   `split_words:"true"`
 	JSONL             string   // a file, or - for standard output
 
-	LogLevel        string `split_words:"true" default:"info"`
-	LogFormat       string `split_words:"true" default:"text"`
-	MaxBatchBytes   int    `split_words:"true" default:"1048576"`
-	MaxCacheBytes   int    `split_words:"true" default:"16777216"`
-	PartitionEvents int64  `split_words:"true" default:"8388608"`
-	WALAlarm        int64  `split_words:"true" default:"10000000000"` // bytes of WAL that the source may keep for the slot before that is said; 0: never
-	WALLimit        int64  `split_words:"true"`                       // … before the slot is dropped; 0: never
-	BaselineRate    int64  `split_words:"true"`                       // bytes of existing rows, as text, that are read in a second; 0: as fast as it goes
-	BaselineTables  int    `split_words:"true" default:"2"`
+	LogLevel        string        `split_words:"true" default:"info"`
+	LogFormat       string        `split_words:"true" default:"text"`
+	MaxBatchBytes   int           `split_words:"true" default:"1048576"`
+	MaxCacheBytes   int           `split_words:"true" default:"16777216"`
+	PartitionEvents int64         `split_words:"true" default:"8388608"`
+	WALAlarm        int64         `split_words:"true" default:"10000000000"` // bytes of WAL that the source may keep for the slot before that is said; 0: never
+	WALLimit        int64         `split_words:"true"`                       // … before the slot is dropped; 0: never
+	BaselineRate    int64         `split_words:"true"`                       // bytes of existing rows, as text, that are read in a second; 0: as fast as it goes
+	BaselineTables  int           `split_words:"true" default:"2"`
+	CompareInterval time.Duration `split_words:"true" default:"10m"` // between two comparisons of a table without a usable key; 0: none
 
 	location *time.Location // see zone
 }
@@ -72,7 +73,7 @@ func readSettings() (*settings, error) {
 	if err := envconfig.Process("backstory", &s); err != nil {
 		var pe *envconfig.ParseError
 		if errors.As(err, &pe) { // its own text would print the value
-			want := map[string]string{"int": "a whole number", "int64": "a whole number", "bool": "true or false"}[pe.TypeName]
+			want := map[string]string{"int": "a whole number", "int64": "a whole number", "bool": "true or false", "time.Duration": "a duration such as 10m or 1h"}[pe.TypeName]
 			return nil, usage(defaultHint(pe.KeyName), "%s is not %s", pe.KeyName, want)
 		}
 		return nil, err
@@ -122,6 +123,9 @@ func readSettings() (*settings, error) {
 	}
 	if s.BaselineRate < 0 {
 		return nil, usage("It is a number of bytes in a second; 0 means no bound.", "BACKSTORY_BASELINE_RATE must not be negative")
+	}
+	if s.CompareInterval < 0 {
+		return nil, usage("It is a duration such as 10m or 1h; 0 means never.", "BACKSTORY_COMPARE_INTERVAL must not be negative")
 	}
 	if s.KafkaPartitions < 0 {
 		return nil, usage(defaultHint("BACKSTORY_KAFKA_PARTITIONS"), "BACKSTORY_KAFKA_PARTITIONS must not be negative")
@@ -187,7 +191,7 @@ func (s *settings) config(log *slog.Logger) backstory.Config {
 		Capture: capture.Config{URL: s.SourceURL, Slot: s.Slot, Publication: s.Publication, Tables: s.Tables, Exclude: s.Exclude, MaxBatchBytes: s.MaxBatchBytes,
 			BaselineTables: s.BaselineTables, BaselineBytesPerSecond: s.BaselineRate},
 		Log:           eventlog.Config{URL: s.LogURL, PartitionEvents: s.PartitionEvents, MaxCacheBytes: s.MaxCacheBytes},
-		WALAlarmBytes: s.WALAlarm, WALLimitBytes: s.WALLimit,
+		WALAlarmBytes: s.WALAlarm, WALLimitBytes: s.WALLimit, CompareInterval: s.CompareInterval,
 		Logger: log,
 	}
 }

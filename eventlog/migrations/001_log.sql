@@ -156,10 +156,22 @@ CREATE TABLE backstory.baseline (
   imported    bigint NOT NULL DEFAULT 0,      -- events made of them; of the others the stream had told more by then
   total_rows  bigint NOT NULL,   -- estimates of the table when it began
   total_bytes bigint NOT NULL,
+  changes     text NOT NULL DEFAULT '', -- how many updates and deletes the source had counted of the table then
   began_at    timestamptz NOT NULL DEFAULT now(),
   updated_at  timestamptz NOT NULL DEFAULT now(),
   done_at     timestamptz
 ) WITH (fillfactor = 50);
+
+-- While the existing rows of a table without a key are read: how often a content is there. It is of use for one reading and not kept
+-- through a crash. rows: as the log knew it at the position; seen: read, and what the stream has added and taken away since.
+CREATE UNLOGGED TABLE backstory.content (
+  oid      oid NOT NULL,
+  id       uuid NOT NULL,
+  rows     bigint NOT NULL,
+  seen     bigint NOT NULL,
+  position bigint NOT NULL,
+  PRIMARY KEY (oid, id)
+);
 
 -- How far each named reader (reactor, projection) is finished.
 CREATE TABLE backstory.checkpoint (

@@ -100,6 +100,10 @@ func (w *world) baselineEnded(e *eventlog.Event) error {
 		w.table(e.Relation)
 		return nil
 	}
+	if strings.HasSuffix(e.Type, "BaselineBegan") && len(e.Relation.Key) == 0 {
+		w.table(e.Relation)
+		return nil
+	}
 	if !strings.HasSuffix(e.Type, "BaselineEnded") {
 		return fmt.Errorf("event %d: a note %s", e.Position, e.Type)
 	}
@@ -303,7 +307,7 @@ func (w *world) row(e *eventlog.Event) error {
 				return fmt.Errorf("more was known of it: %v", old)
 			}
 			maps.Copy(data, rest)
-		case len(t.rows[e.AggregateID]) > 0 && !bytes.Contains(e.Metadata, []byte(`"first_seen":`)):
+		case len(t.rel.Key) > 0 && len(t.rows[e.AggregateID]) > 0 && !bytes.Contains(e.Metadata, []byte(`"first_seen":`)):
 			return fmt.Errorf("an import of a row that the log has")
 		}
 		return t.put(e.AggregateID, data)

@@ -1,0 +1,146 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// A table without a key is read in the order in which its rows lie in the file, all of it in one snapshot, which a transaction of its
+// own holds until the end: the one exception to "no transaction longer than a chunk". It holds the source's vacuum back, and no lock: each
+// chunk is a transaction that borrows the snapshot (PostgreSQL manual, SET TRANSACTION SNAPSHOT), so that ALTER TABLE waits for a chunk
+// and not for the table. What of it counts the log tells (eventlog, contents.go). It begins anew when it was interrupted.
+
+// Contents prepares the log for the rows of a table without a key: what it knows of them at b.At, and what of that a snapshot does not
+// see. known is false if it knows nothing.
+type Contents func(ctx context.Context, r *eventlog.Relation, b eventlog.Baseline, snapshot string) (known bool, err error)
+
+// scan is the reading of a table without a key.
+type scan struct {
+	holder   *pgx.Conn // of the snapshot
+	name     string    // of the snapshot, for SET TRANSACTION
+	snapshot string    // as pg_current_snapshot prints it
+	blocks   int64     // that the table had; rows in later ones the snapshot does not see
+	since    eventlog.Position
+	known    bool
+	span     int64 // blocks that a chunk looks at
+	read     bool  // all of it
+}
+
+func (t *importing) keyless() bool { return len(t.rel.Key) == 0 && t.Pass != eventlog.PassShape }
+
+// beginScan takes the snapshot and finds out what the log knows.
+func (t *importing) beginScan(ctx context.Context, conn *pgx.Conn) (err error) {
+	t.endScan(ctx)
+	holder, err := t.imp.stream.cfg.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	s := &scan{holder: holder, span: 32}
+	t.scan = s
+	defer func() {
+		if err != nil {
+			t.endScan(ctx)
+		}
+	}()
+	if _, err := holder.Exec(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0"); err != nil {
+		return fmt.Errorf("take a snapshot of the source: %w", err)
+	}
+	if err := holder.QueryRow(ctx, `SELECT pg_export_snapshot(), pg_current_snapshot()::text, coalesce(pg_relation_size($1::bigint::oid), 0) / current_setting('block_size')::bigint`, int64(t.OID)).
+		Scan(&s.name, &s.snapshot, &s.blocks); err != nil {
+		return fmt.Errorf("take a snapshot of the source: %w", err)
+	}
+	if t.TotalBytes > 100<<20 {
+		t.imp.stream.cfg.Logger.Info("the existing rows of a table without a key are read in one transaction: until they are, the source's vacuum keeps what ends meanwhile", "relation", t.Table, "bytes", t.TotalBytes)
+	}
+	began := &eventlog.Chunk{Begins: true}
+	if err := t.begin(ctx, conn, nothing, &began.Snapshot, func([][]byte) bool { return true }); err != nil {
+		return err
+	}
+	if err := t.mark(ctx, conn, began); err != nil {
+		return err
+	}
+	// When it has arrived, everything that the snapshot sees is in the log.
+	if err := t.takeOver(ctx, 1); err != nil {
+		return err
+	}
+	s.since = t.At
+	if s.known, err = t.imp.contents(ctx, t.rel, t.Baseline, s.snapshot); err != nil {
+		return err
+	}
+	t.after = []string{"(0,0)"}
+	return nil
+}
+
+// endScan lets the snapshot go.
+func (t *importing) endScan(ctx context.Context) {
+	if t.scan != nil && t.scan.holder != nil {
+		_ = t.scan.holder.Close(context.WithoutCancel(ctx))
+	}
+	t.scan = nil
+}
+
+// blockOf gives the block that a row is in, by its place in the form (block,number).
+func blockOf(ctid string) (int64, error) {
+	block, _, ok := strings.Cut(strings.TrimPrefix(ctid, "("), ",")
+	n, err := strconv.ParseInt(block, 10, 64)
+	if !ok || err != nil {
+		return 0, fmt.Errorf("the source says that a row is at %q, which is no place in a table", ctid)
+	}
+	return n, nil
+}
+
+// readContents reads the next rows in the order of the file, in a transaction that is left open.
+func (t *importing) readContents(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
+	s := t.scan
+	first, err := blockOf(t.after[0])
+	if err != nil {
+		return nil, err
+	}
+	end := first + s.span
+	c := &eventlog.Chunk{Since: s.since, Known: s.known}
+	at := t.after[0]
+	query := fmt.Sprintf("SELECT ctid, %s FROM ONLY %s WHERE ctid OPERATOR(pg_catalog.>) '%s' AND ctid OPERATOR(pg_catalog.<) '(%d,0)' ORDER BY ctid LIMIT %d", t.columns, t.name, at, end, t.limit)
+	err = t.begin(ctx, conn, query, &c.Snapshot, func(v [][]byte) bool {
+		at = string(v[0])
+		c.Add(v[1:])
+		return t.fits(c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if c.Rows < t.limit {
+		if at, c.Last = fmt.Sprintf("(%d,0)", end), end >= s.blocks; c.Bytes < t.chunkBytes()/2 {
+			s.span = min(2*s.span, 1<<15)
+		}
+	}
+	c.AfterKey = []string{at}
+	return c, nil
+}
+
+// fits tells whether a chunk has not become much larger than it was meant to be; if so, the next try is a smaller one.
+func (t *importing) fits(c *eventlog.Chunk) bool {
+	if c.Bytes > 4*t.chunkBytes() && c.Rows < t.limit {
+		t.limit = max(1, c.Rows/4)
+		return false
+	}
+	return true
+}
+
+// patience waits for somebody's ALTER TABLE, keeping the snapshot: what was read is not read again, unless the table is another one then.
+func (t *importing) patience(ctx context.Context, err error) bool {
+	if t.scan == nil || !errors.Is(err, errLocked) {
+		return false
+	}
+	t.set(func(s *ImportState) { s.Doing, s.Error = "interrupted", err })
+	pass(ctx, time.Second)
+	t.set(func(s *ImportState) { s.Doing = "reading" })
+	return ctx.Err() == nil
+}

@@ -1,0 +1,201 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory"
+)
+
+// sameRows compares tables of which a row is known by its content alone, as they are and as a checkout has them.
+func (s *system) sameRows(names ...string) {
+	s.t.Helper()
+	s.says(0, "", append([]string{"checkout", "--partial", "--at", "HEAD", "--schema", "of_now", "--database", s.cfg.Capture.URL}, names...)...)
+	db := s.sql()
+	for _, name := range names {
+		const rows = `(SELECT x::text, count(*) FROM %s.%s x GROUP BY 1)`
+		for _, way := range [][2]string{{"of_now", "public"}, {"public", "of_now"}} {
+			if got := db.rows(rows+` EXCEPT `+rows+` ORDER BY 1 LIMIT 3`, way[0], name, way[1], name); len(got) > 0 {
+				s.t.Errorf("%s: so often only in %s: %v", name, way[0], got)
+			}
+		}
+	}
+	db.do(`DROP SCHEMA of_now CASCADE`)
+}
+
+// TestRowsWithoutAKey: existing rows that are known by their content alone are taken over as often as they are there, while somebody
+// changes these very rows, and alters or empties the table, whatever is killed; also where only inserts are in the stream. Where few
+// contents are there many times each, and where there are many.
+func TestRowsWithoutAKey(t *testing.T) {
+	t.Parallel()
+	seed := seedOf(t)
+	r := rand.New(rand.NewPCG(seed, 3))
+	s := newSystem(t, where{apart: r.IntN(2) == 0})
+	db := s.sql()
+	names := []string{"few", "many", "wide", "few_inserts", "many_inserts", "altered"}
+	contents := map[string]string{"few": "'a' || %s %% 3, 1", "many": "md5((%s %% 10000)::text), 2", "wide": "repeat((%s %% 500)::text, 100), 3", "altered": "'a' || %s %% 100, 4"}
+	contents["few_inserts"], contents["many_inserts"] = contents["few"], contents["many"]
+	for _, name := range names {
+		db.do(`CREATE TABLE public.%s (v text, n int)`, name)
+		db.do("%s", fmt.Sprintf(`INSERT INTO public.%s SELECT `+contents[name]+` FROM generate_series(1, 20000) i`, name, "i"))
+		if !strings.HasSuffix(name, "inserts") {
+			db.do(`ALTER TABLE public.%s REPLICA IDENTITY FULL`, name)
+		}
+	}
+	s.init()
+	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+	defer stop()
+	var wg sync.WaitGroup
+	for w := range 2 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(w)))
+			conn, err := dial(context.Background(), s.cfg.Capture.URL)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close(context.Background())
+			for i := 0; ctx.Err() == nil; i++ {
+				name := names[r.IntN(len(names))]
+				some := fmt.Sprintf("ctid > '(%[1]d,%[2]d)' AND ctid < '(%[1]d,%[3]d)'", r.IntN(150), r.IntN(100), 100+r.IntN(30))
+				q := ""
+				switch n := r.IntN(100); {
+				case n < 30:
+					q = fmt.Sprintf(`INSERT INTO public.%s (v, n) SELECT `+contents[name]+` FROM generate_series(%d, %[3]d + 10) i`, name, "i", r.IntN(20000))
+				case n < 45 && strings.HasPrefix(name, "many"): // both, of which perhaps one has been read
+					q = fmt.Sprintf(`DELETE FROM public.%s WHERE v IN (SELECT md5(i::text) FROM generate_series(%d, %[2]d + 20) i)`, name, r.IntN(10000))
+				case n < 60:
+					q = fmt.Sprintf(`DELETE FROM public.%s WHERE %s`, name, some)
+				case n < 98:
+					q = fmt.Sprintf(`UPDATE public.%s SET v = 'a' || %d, n = n + %d WHERE %s`, name, r.IntN(3), r.IntN(2), some)
+				case n == 98 && name == "altered":
+					q = []string{`ALTER TABLE public.altered ADD COLUMN IF NOT EXISTS c int DEFAULT 7`, `ALTER TABLE public.altered ADD COLUMN IF NOT EXISTS d int DEFAULT random() * 5`, `ALTER TABLE public.altered DROP COLUMN IF EXISTS d`,
+						`ALTER TABLE public.altered ALTER n TYPE bigint USING n / 2`, `VACUUM FULL public.altered`}[r.IntN(5)]
+				case n == 99 && name == "altered" && r.IntN(2) == 0:
+					q = `TRUNCATE public.altered`
+				}
+				if _, err := conn.Exec(context.Background(), q); err != nil {
+					t.Errorf("%s: %v", q, err)
+					return
+				}
+				time.Sleep(time.Duration(r.IntN(20)) * time.Millisecond)
+			}
+		})
+	}
+	s.env = []string{"BACKSTORY_BASELINE_RATE=3000000", "BACKSTORY_BASELINE_TABLES=6", "BACKSTORY_COMPARE_INTERVAL=1s"}
+	kills := 0
+	for ctx.Err() == nil {
+		p := s.command(false, "run")
+		time.Sleep(time.Duration(1000+r.IntN(3000)) * time.Millisecond)
+		if !p.running() {
+			t.Fatalf("the sidecar ended:\n%s", p.out.tail(20))
+		}
+		p.kill()
+		kills++
+	}
+	wg.Wait()
+	s.env = []string{"BACKSTORY_COMPARE_INTERVAL=1s"}
+	p := s.command(true, "run")
+	l := s.logSQL()
+	eventually(t, 2*time.Minute, "everything is taken over", func() (bool, error) {
+		left := l.rows(`SELECT c.name, c.complete, b.pass, b.rows, b.done_at FROM backstory.captured c LEFT JOIN backstory.baseline b USING (oid) WHERE b.done_at IS NULL`)
+		return len(left) == 0, fmt.Errorf("%v", left)
+	})
+	l.do(`UPDATE backstory.baseline SET began_at = done_at - interval '1 ms', changes = '' WHERE done_at IS NOT NULL`) // as if that had been quick, and somebody had changed something
+	eventually(t, 2*time.Minute, "what has only inserts in the stream is compared", func() (bool, error) {
+		left := l.rows(`SELECT c.name, b.pass, b.rows, b.done_at FROM backstory.captured c JOIN backstory.baseline b USING (oid) WHERE c.insert_only AND (changes = '' OR done_at IS NULL)`)
+		return len(left) == 0, fmt.Errorf("%v", left)
+	})
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	if p.wait(time.Minute) != 0 {
+		t.Fatalf("run:\n%s", p.out.tail(20))
+	}
+	t.Logf("%d kills; events %v", kills, l.rows(`SELECT relation, type, count(*) FROM backstory.events GROUP BY 1, 2 ORDER BY 1, 2`))
+	if got := s.complete(); got != "altered few many wide" {
+		t.Errorf("complete: %s", got)
+	}
+	s.sameRows(names...)
+	verify(t, s.openLog())
+}
+
+// TestGapInTablesWithoutAKey: what differs after a gap is as many rows more, or fewer, of a content, also of one that was filed in another shape.
+func TestGapInTablesWithoutAKey(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.cfg.Capture.BaselineChunkBytes = 300
+	db := s.sql()
+	db.do(`CREATE TABLE public.loose (v text, n int); ALTER TABLE public.loose REPLICA IDENTITY FULL; CREATE TABLE public.reshaped (v text, n int); ALTER TABLE public.reshaped REPLICA IDENTITY FULL`)
+	s.init()
+	db.do(`INSERT INTO public.loose SELECT 'a', i %% 5 FROM generate_series(1, 100) i; INSERT INTO public.reshaped SELECT * FROM public.loose; UPDATE public.loose SET v = 'b' WHERE n = 0`)
+	s.once()
+	db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	db.do(`UPDATE public.loose SET v = 'c' WHERE ctid IN (SELECT ctid FROM public.loose WHERE n = 1 LIMIT 7); DELETE FROM public.loose WHERE n = 2; INSERT INTO public.loose SELECT 'a', 3 FROM generate_series(1, 4);
+		ALTER TABLE public.reshaped ADD c int DEFAULT 7; DELETE FROM public.reshaped WHERE ctid IN (SELECT ctid FROM public.reshaped WHERE n = 4 LIMIT 3)`)
+	s.gapFound("the slot was dropped", "gone")
+	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	if got := s.complete(); got != "loose reshaped" {
+		t.Errorf("complete: %s", got)
+	}
+	const found = `SELECT string_agg(concat_ws(' ', relation, op, n), ', ' ORDER BY relation, op) FROM (SELECT relation, op, count(*) AS n FROM backstory.events WHERE type LIKE '%%Healed' GROUP BY 1, 2) x`
+	if got, want := db.one(found), "public.loose delete 27, public.loose import 11, public.reshaped delete 3"; got != want {
+		t.Errorf("healed: %s, want %s", got, want)
+	}
+	s.sameRows("loose", "reshaped")
+	db.do(`DELETE FROM public.loose WHERE v = 'c'; UPDATE public.reshaped SET c = 8 WHERE n = 4`)
+	s.once()
+	s.sameRows("loose", "reshaped")
+	verify(t, s.openLog())
+}
+
+// TestTablesOfInsertsAreCompared: where only inserts are in the stream, what was updated and deleted is found by comparing the table with the
+// log, when the source has counted such changes, and not otherwise.
+func TestTablesOfInsertsAreCompared(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.cfg.CompareInterval = time.Second
+	db := s.sql()
+	db.do(`CREATE TABLE public.keyless (v text, n int); CREATE TABLE public.nothing (id int PRIMARY KEY, v text); ALTER TABLE public.nothing REPLICA IDENTITY NOTHING;
+		CREATE TABLE public.deferred (id int PRIMARY KEY DEFERRABLE, v text); CREATE TABLE public.quiet (v text);
+		INSERT INTO public.keyless SELECT 'a', i %% 5 FROM generate_series(1, 50) i; INSERT INTO public.nothing SELECT i, 'a' FROM generate_series(1, 50) i; INSERT INTO public.deferred SELECT * FROM public.nothing; INSERT INTO public.quiet VALUES ('a')`)
+	s.init()
+	r := s.start()
+	s.baselineDone()
+	time.Sleep(1500 * time.Millisecond)
+	db.do(`UPDATE public.keyless SET v = 'b' WHERE n = 1; DELETE FROM public.keyless WHERE ctid = (SELECT min(ctid) FROM public.keyless WHERE n = 2); INSERT INTO public.keyless VALUES ('a', 3)`)
+	for _, name := range []string{"nothing", "deferred"} {
+		db.do(`UPDATE public.%[1]s SET v = 'b' WHERE id < 4; DELETE FROM public.%[1]s WHERE id = 5; UPDATE public.%[1]s SET id = 100 WHERE id = 6; INSERT INTO public.%[1]s VALUES (200, 'a'); UPDATE public.%[1]s SET v = 'c' WHERE id = 200`, name)
+	}
+	const found = `SELECT string_agg(concat_ws(' ', relation, op, n), ', ' ORDER BY relation, op) FROM (SELECT relation, op, count(*) AS n FROM backstory.events WHERE type LIKE '%%Healed' GROUP BY 1, 2) x`
+	const want = "public.deferred delete 2, public.deferred import 1, public.deferred update 4, public.keyless delete 11, public.keyless import 10, public.nothing delete 2, public.nothing import 1, public.nothing update 4"
+	eventually(t, time.Minute, "what has changed is found", func() (bool, error) {
+		got := db.one(found)
+		return got == want, fmt.Errorf("%s", got)
+	})
+	s.baselineDone()
+	s.sameRows("keyless", "nothing", "deferred", "quiet")
+	if got := db.one(`SELECT string_agg(concat_ws(' ', before, data), ', ' ORDER BY position) FROM backstory.events WHERE relation = 'public.nothing' AND op IN ('update', 'delete') AND key IN ('1', '5')`); got != `{"v":"a"} {"v":"b"}, {"id":5,"v":"a"}` {
+		t.Errorf("the log says %s", got)
+	}
+	generations := db.one(`SELECT string_agg(oid::regclass || ' ' || generation, ' ' ORDER BY 1) FROM backstory.baseline`)
+	db.do(`INSERT INTO public.quiet VALUES ('b')`)
+	time.Sleep(takeInEvery + 4*time.Second)
+	if got := db.one(`SELECT string_agg(oid::regclass || ' ' || generation, ' ' ORDER BY 1) FROM backstory.baseline`); got != generations {
+		t.Errorf("nothing was updated or deleted, and tables are compared again: %s, before %s", got, generations)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.sameRows("quiet")
+	verify(t, s.openLog())
+}
+
+const takeInEvery = 5 * time.Second // as in package backstory

@@ -1,0 +1,128 @@
+package rebuild
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// Contents tells what the log knows at a position of a table whose version then has no key: put is called once with each content's id
+// (eventlog.ContentID), how many rows of it there are, and how many of these, fewer or more, are the work of transactions that a snapshot of
+// the source, as pg_current_snapshot prints it, does not see; those up to since it sees. It is never called by two goroutines at once.
+func Contents(ctx context.Context, log *eventlog.Log, oid uint32, since, at eventlog.Position, snapshot string, put func(id string, rows, unseen int64) error) error {
+	versions, err := log.Relations(ctx)
+	if err != nil {
+		return err
+	}
+	versions = slices.DeleteFunc(versions, func(v eventlog.RelationVersion) bool { return v.OID != oid })
+	if len(versions) == 0 {
+		return nil
+	}
+	sel := eventlog.Selection{Until: at, Quiet: true, NoMetadata: true}
+	for _, v := range versions {
+		if n := v.Relation.String(); !slices.Contains(sel.Relations, n) {
+			sel.Relations = append(sel.Relations, n)
+		}
+	}
+	rows := RowsOf([][]eventlog.RelationVersion{versions}, []int{len(versions) - 1})
+	sel.NoBefore = !rows.needsBefore()
+	source := &lateEvents{Source: log, oid: oid, since: since, snapshot: snapshot, net: map[string]int64{}}
+	c := &contents{Rows: rows, put: func(id string, n int64) error {
+		unseen := source.net[id]
+		delete(source.net, id)
+		return put(id, n, unseen)
+	}}
+	if _, err := (&Fold{Source: source, Selection: sel, Calculator: c, Target: noTarget{}}).Run(ctx); err != nil {
+		return fmt.Errorf("count the rows of %s in the log: %w", versions[len(versions)-1].Relation, err)
+	}
+	for id, n := range source.net {
+		if err := put(id, 0, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lateEvents are those of a log; those of transactions that a snapshot does not see are counted on the way.
+type lateEvents struct {
+	Source
+	oid      uint32
+	since    eventlog.Position
+	snapshot string
+	net      map[string]int64
+}
+
+// maxLate bounds how many contents may be counted. It is transactions that had been committed, and were not visible yet, when the
+// snapshot was taken: usually none.
+const maxLate = 1 << 18
+
+var errLate = errors.New("the source has committed more than it shows: does a standby that it waits for (synchronous_standby_names) not answer?")
+
+func (s *lateEvents) Read(ctx context.Context, sel eventlog.Selection, f func(*eventlog.Event) error) error {
+	return s.Source.Read(ctx, sel, func(e *eventlog.Event) error {
+		if e.Position > s.since && e.Relation != nil && e.Relation.OID == s.oid && !eventlog.Sees(s.snapshot, e.XID) {
+			switch e.Op {
+			case eventlog.OpInsert, eventlog.OpImport:
+				s.net[e.AggregateID]++
+			case eventlog.OpDelete:
+				s.net[e.AggregateID]--
+			case eventlog.OpUpdate:
+				s.net[e.AggregateID]++
+				s.net[e.PreviousID]--
+			}
+			if len(s.net) > maxLate {
+				return errLate
+			}
+		}
+		return f(e)
+	})
+}
+
+// contents is the calculator of rows; of each content it gives how often it is there, instead of rows.
+type contents struct {
+	*Rows
+	mu  sync.Mutex // guards the following
+	put func(id string, n int64) error
+}
+
+func (c *contents) NewFolder() Folder { return &contentsFolder{c.Rows.NewFolder(), c, nil} }
+
+type contentsFolder struct {
+	Folder
+	contents *contents
+	rows     []storedRow
+}
+
+func (f *contentsFolder) Rows(s *State, _ func(*Row) error) (err error) {
+	if f.rows, err = parseRows(f.rows[:0], s.State); err != nil {
+		return err
+	}
+	for _, r := range f.rows {
+		if r.flags&flagCounted == 0 {
+			return fmt.Errorf("bug: a row of a table without a key has one")
+		}
+		f.contents.mu.Lock()
+		err := f.contents.put(string(s.Key), int64(r.number))
+		f.contents.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// noTarget is for calculators that make no rows.
+type noTarget struct{}
+
+func (noTarget) Begin(context.Context, []*Table) error              { return nil }
+func (noTarget) Table(context.Context, *Table) (TableWriter, error) { return noTarget{}, nil }
+func (noTarget) Commit(context.Context) error                       { return nil }
+func (noTarget) Abort()                                             {}
+func (noTarget) NewEncoder() Encoder                                { return noTarget{} }
+func (noTarget) AppendRow(dst []byte, _ *Row) ([]byte, error)       { return dst, nil }
+func (noTarget) Write([]byte) error                                 { return nil }
+func (noTarget) Close(err error) error                              { return err }
