@@ -20,10 +20,11 @@ import (
 
 // catalogue is what is remembered of a table's description.
 type catalogue struct {
-	File       int64  `json:"file"`       // pg_class.relfilenode: another one when the table was rewritten
-	Name       string `json:"name"`       // schema and name
-	Attributes string `json:"attributes"` // its rows in pg_attribute: number, version (xmin), and m where it has a missing value
-	Key        string `json:"key"`        // the same, of the indexes that tell its rows apart
+	File       int64  `json:"file"`           // pg_class.relfilenode: another one when the table was rewritten
+	Name       string `json:"name"`           // schema and name
+	Root       string `json:"root,omitempty"` // … of the partitioned table that it is a partition of
+	Attributes string `json:"attributes"`     // its rows in pg_attribute: number, version (xmin), and m where it has a missing value
+	Key        string `json:"key"`            // the same, of the indexes that tell its rows apart
 	// Types are the elements of the user-defined types that its columns are made of: labels of enum types by their OIDs, attributes of
 	// composite types.
 	Types []string `json:"types,omitempty"`
@@ -51,6 +52,7 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 	out := map[uint32]*catalogue{}
 	rows, err := q.Query(ctx, `
 		SELECT c.oid::bigint, c.relfilenode::bigint, n.nspname || '.' || c.relname,
+		       coalesce((SELECT rn.nspname || '.' || rc.relname FROM pg_class rc JOIN pg_namespace rn ON rn.oid = rc.relnamespace WHERE c.relispartition AND rc.oid = pg_partition_root(c.oid)), ''),
 		       coalesce((SELECT string_agg(a.attnum || ':' || a.xmin || CASE WHEN a.atthasmissing THEN ':m' ELSE '' END, ' ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), ''),
 		       coalesce((SELECT md5(string_agg(i.indexrelid || ':' || i.xmin, ' ' ORDER BY i.indexrelid)) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)), '')
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1::bigint[]::oid[])`, list)
@@ -59,9 +61,9 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 	}
 	var oid int64
 	var file int64
-	var name, attributes, key string
-	if _, err := pgx.ForEachRow(rows, []any{&oid, &file, &name, &attributes, &key}, func() error {
-		out[uint32(oid)] = &catalogue{File: file, Name: name, Attributes: attributes, Key: key}
+	var name, root, attributes, key string
+	if _, err := pgx.ForEachRow(rows, []any{&oid, &file, &name, &root, &attributes, &key}, func() error {
+		out[uint32(oid)] = &catalogue{File: file, Name: name, Root: root, Attributes: attributes, Key: key}
 		return nil
 	}); err != nil {
 		return nil, fmt.Errorf("look at the captured tables: %w", err)
@@ -121,6 +123,11 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured) ([]eve
 		}
 		for _, t := range captured {
 			is := now[t.OID]
+			if is == nil && !t.Dropped {
+				gone := *t.Relation
+				gone.Dropped = true
+				out = append(out, eventlog.Alteration{Captured: eventlog.Captured{Relation: &gone, SinceLSN: t.SinceLSN, Published: t.Published, Catalogue: t.Catalogue}, Defined: true})
+			}
 			if is == nil || is.String() == t.Catalogue {
 				continue
 			}

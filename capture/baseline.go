@@ -301,6 +301,9 @@ func (t *importing) attempt(ctx context.Context) error {
 	for t.rel = nil; !t.Done; {
 		if t.rel == nil {
 			gone, err := t.describe(ctx, conn)
+			if was := t.imp.stream.captured[t.OID].Relation; gone && err == nil && was != nil && was.Dropped {
+				t.rel, gone = was, false // there is nothing to be read; only that is to get its place in the log
+			}
 			if err != nil || gone {
 				return err
 			}
@@ -335,7 +338,7 @@ func (t *importing) attempt(ctx context.Context) error {
 				return err
 			}
 			t.after = t.AfterKey // none, if there is another pass
-			if which == eventlog.PassShape && t.shape {
+			if which == eventlog.PassShape && (t.shape || t.rel.Dropped) {
 				return nil
 			}
 			if which == eventlog.PassShape && !t.Done {
@@ -465,6 +468,27 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 	was := t.imp.stream.captured[t.OID]
 	r.InsertOnly, r.Complete, r.Generation = was.InsertOnly, was.Complete && !t.Heal, t.Generation
 	knownMissing(r, was.Relation, false)
+	if t.order = nil; len(r.Key) > 0 || t.Pass == eventlog.PassShape {
+		if err := t.findOrder(ctx, conn, r); err != nil {
+			return false, err
+		}
+	}
+	var names []string
+	for _, c := range r.Columns {
+		names = append(names, eventlog.QuoteIdent(c.Name))
+	}
+	t.columns, t.rel = strings.Join(names, ", "), r
+	if t.limit == 0 { // what a row takes is an estimate: the first chunk is a small one
+		t.limit = 200
+		if t.TotalRows > 0 && t.TotalBytes > 0 {
+			t.limit = int(min(max(t.chunkBytes()/4/(t.TotalBytes/t.TotalRows+1), 1), 2000))
+		}
+	}
+	return false, nil
+}
+
+// findOrder finds the key by which a table's rows are read in order.
+func (t *importing) findOrder(ctx context.Context, conn *pgx.Conn, r *eventlog.Relation) error {
 	rows, err := conn.Query(ctx, `
 		SELECT a.attname, format_type(a.atttypid, a.atttypmod), n.nspname, o.amopstrategy, p.oprname, k.option & 1
 		FROM (SELECT i.* FROM pg_index i WHERE i.indrelid = $1::bigint::oid AND i.indisunique AND (i.indisprimary OR i.indisreplident) ORDER BY i.indisprimary DESC LIMIT 1) i
@@ -475,22 +499,21 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 		JOIN pg_operator p ON p.oid = o.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace
 		ORDER BY k.ord, o.amopstrategy`, int64(t.OID))
 	if err != nil {
-		return false, fmt.Errorf("read the key of %s: %w", r, err)
+		return fmt.Errorf("read the key of %s: %w", r, err)
 	}
 	defer rows.Close()
-	t.order = nil
 	for rows.Next() {
 		var name, typ, schema, op string
 		var strategy, desc int16
 		if err := rows.Scan(&name, &typ, &schema, &strategy, &op, &desc); err != nil {
-			return false, fmt.Errorf("read the key of %s: %w", r, err)
+			return fmt.Errorf("read the key of %s: %w", r, err)
 		}
 		i := slices.IndexFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == name })
 		if i < 0 && t.Pass == eventlog.PassShape {
 			continue
 		}
 		if i < 0 { // generated, and not in the stream: neither is it in the log
-			return false, ErrNoOrder
+			return ErrNoOrder
 		}
 		if n := len(t.order); n == 0 || t.order[n-1].index != i {
 			t.order = append(t.order, keyColumn{name: eventlog.QuoteIdent(name), index: i, typ: typ, schema: eventlog.QuoteIdent(schema)})
@@ -506,23 +529,12 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return false, fmt.Errorf("read the key of %s: %w", r, err)
+		return fmt.Errorf("read the key of %s: %w", r, err)
 	}
-	if len(t.order) == 0 && len(r.Key) > 0 && t.Pass != eventlog.PassShape {
-		return false, ErrNoOrder
+	if len(t.order) == 0 && t.Pass != eventlog.PassShape {
+		return ErrNoOrder
 	}
-	var names []string
-	for _, c := range r.Columns {
-		names = append(names, eventlog.QuoteIdent(c.Name))
-	}
-	t.columns, t.rel = strings.Join(names, ", "), r
-	if t.limit == 0 { // what a row takes is an estimate: the first chunk is a small one
-		t.limit = 200
-		if t.TotalRows > 0 && t.TotalBytes > 0 {
-			t.limit = int(min(max(t.chunkBytes()/4/(t.TotalBytes/t.TotalRows+1), 1), 2000))
-		}
-	}
-	return false, nil
+	return nil
 }
 
 // fingerprintQuery changes whenever a table's columns, indexes or names do.
@@ -592,6 +604,9 @@ func (t *importing) read(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, 
 	var c *eventlog.Chunk
 	var err error
 	switch {
+	case t.rel.Dropped:
+		c = &eventlog.Chunk{Last: true}
+		_, err = conn.PgConn().Exec(ctx, "BEGIN").ReadAll()
 	case t.Pass == eventlog.PassShape:
 		c = &eventlog.Chunk{Last: true}
 		err = t.begin(ctx, conn, nothing, &c.Snapshot, func([][]byte) bool { return true })

@@ -34,6 +34,9 @@ type Table struct {
 	catalogue string // see alter.go
 }
 
+// String gives its own name, not that of the partitioned table that it may belong to.
+func (t *Table) String() string { return t.Own() }
+
 // Activity counts row changes of a day: the average since the server's statistics began. 0: none, or not known.
 type Activity struct{ Inserted, Updated, Deleted int64 }
 
@@ -123,12 +126,16 @@ WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catal
 // init.
 const published = `EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname IN ($1, $2) AND r.prrelid = c.oid)`
 
+// root are the schema and name of the partitioned table that a table c is a part of, at whatever depth, or empty.
+const root = `coalesce((SELECT rn.nspname FROM pg_class rc JOIN pg_namespace rn ON rn.oid = rc.relnamespace WHERE c.relispartition AND rc.oid = pg_partition_root(c.oid)), ''),
+       coalesce((SELECT rc.relname FROM pg_class rc WHERE c.relispartition AND rc.oid = pg_partition_root(c.oid)), '')`
+
 // estimatedRows is about how many rows a table c has.
 const estimatedRows = `CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE coalesce(nullif(pg_stat_get_live_tuples(c.oid), 0), pg_relation_size(c.oid) / 100) END`
 
 // tablesQuery lists what could be captured.
 const tablesQuery = `
-SELECT c.oid::bigint, n.nspname, c.relname, ` + estimatedRows + `, pg_table_size(c.oid), c.relrowsecurity,
+SELECT c.oid::bigint, n.nspname, c.relname, ` + root + `, ` + estimatedRows + `, pg_table_size(c.oid), c.relrowsecurity,
        pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner),
        ` + published + `,
        EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname = $2 AND p.schemaname = n.nspname AND p.tablename = c.relname),
@@ -148,14 +155,14 @@ func (c Config) tables(ctx context.Context, q *pgx.Conn) ([]*Table, error) {
 		t := &Table{Relation: &eventlog.Relation{}}
 		var oid int64
 		var id identity
-		if err := rows.Scan(append([]any{&oid, &t.Schema, &t.Name, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &t.Owner, &t.Published, &t.Inserts}, id.scan()...)...); err != nil {
+		if err := rows.Scan(append([]any{&oid, &t.Schema, &t.Name, &t.RootSchema, &t.RootName, &t.Rows, &t.Bytes, &t.RLS, &t.Owned, &t.Owner, &t.Published, &t.Inserts}, id.scan()...)...); err != nil {
 			return nil, fmt.Errorf("list the source's tables: %w", err)
 		}
-		if !c.selected(t.Schema, t.Name) {
+		if !c.selected(t.Relation) {
 			continue
 		}
 		t.OID = uint32(oid)
-		if t.ToFull = id.kind != "f" && matchAny(c.FullIdentity, t.Schema, t.Name); t.ToFull {
+		if t.ToFull = id.kind != "f" && matchAny(c.FullIdentity, t.Relation); t.ToFull {
 			id.kind = "f"
 		}
 		t.ReplicaIdentity, t.Why = id.kind[0], id.insertOnly()
@@ -198,7 +205,7 @@ type queryer interface {
 func describe(ctx context.Context, q queryer, r *eventlog.Relation, stream []relationColumn, xid uint32) error {
 	rows, err := q.Query(ctx, `
 		SELECT a.attname, a.attnum, CASE WHEN a.atthasmissing THEN a.attmissingval::text ELSE '' END, $2::bigint <> 0 AND age(a.xmin) BETWEEN 0 AND age($2::text::xid) - 1, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull,
-		       a.attgenerated <> '', coalesce((SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''), ''),
+		       `+root+`, a.attgenerated <> '', coalesce((SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''), ''),
 		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
 		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
 		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.ord <= i.indnkeyatts AND k.num = a.attnum), 0),
@@ -233,7 +240,7 @@ func describe(ctx context.Context, q queryer, r *eventlog.Relation, stream []rel
 		var missing, expression, delim, category string
 		var keyPos int
 		var newer bool
-		if err := rows.Scan(&col.Name, &col.Num, &missing, &newer, &oid, &col.Type.Name, &col.NotNull, &col.Generated, &expression, &base, &elem, &elembase, &delim, &category, &keyPos, &r.Deferrable, &col.Identity); err != nil {
+		if err := rows.Scan(&col.Name, &col.Num, &missing, &newer, &oid, &col.Type.Name, &col.NotNull, &r.RootSchema, &r.RootName, &col.Generated, &expression, &base, &elem, &elembase, &delim, &category, &keyPos, &r.Deferrable, &col.Identity); err != nil {
 			return fmt.Errorf("read the columns of %s: %w", r, err)
 		}
 		t := &col.Type
@@ -357,23 +364,22 @@ func streamKey(r *eventlog.Relation) []int {
 
 // tableName is a table that could be captured.
 type tableName struct {
-	oid          uint32
-	schema, name string
-	published    bool // in one of our publications, by name
+	eventlog.Relation      // its names alone
+	published         bool // in one of our publications, by name
 }
 
-func (t tableName) String() string { return t.schema + "." + t.name }
+func (t tableName) String() string { return t.Own() }
 
 // tableNames lists what could be captured, selected or not.
 func (c Config) tableNames(ctx context.Context, q *pgx.Conn) ([]tableName, error) {
-	rows, err := q.Query(ctx, `SELECT c.oid::bigint, n.nspname, c.relname, `+published+` `+capturable+` ORDER BY n.nspname, c.relname`, c.Publication, c.InsertPublication())
+	rows, err := q.Query(ctx, `SELECT c.oid::bigint, n.nspname, c.relname, `+root+`, `+published+` `+capturable+` ORDER BY n.nspname, c.relname`, c.Publication, c.InsertPublication())
 	if err != nil {
 		return nil, fmt.Errorf("list the source's tables: %w", err)
 	}
 	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t tableName, err error) {
 		var oid int64
-		err = row.Scan(&oid, &t.schema, &t.name, &t.published)
-		t.oid = uint32(oid)
+		err = row.Scan(&oid, &t.Schema, &t.Name, &t.RootSchema, &t.RootName, &t.published)
+		t.OID = uint32(oid)
 		return t, err
 	})
 	if err != nil {
@@ -388,7 +394,7 @@ func (c Config) notCaptured(ctx context.Context, q *pgx.Conn) ([]string, error) 
 	all, err := c.tableNames(ctx, q)
 	var out []string
 	for _, t := range all {
-		if !t.published && c.selected(t.schema, t.name) {
+		if !t.published && c.selected(&t.Relation) {
 			out = append(out, t.String())
 		}
 	}
@@ -407,12 +413,12 @@ func (c Config) unmatched(all []tableName) (out []Finding) {
 	} {
 		for _, text := range list.patterns {
 			p, err := parsePattern(text)
-			if err != nil || slices.ContainsFunc(all, func(t tableName) bool { return p.matches(t.schema, t.name) }) {
+			if err != nil || slices.ContainsFunc(all, func(t tableName) bool { return matchAny([]string{text}, &t.Relation) }) {
 				continue
 			}
 			var there []string // in the schema that it means, if that exists
 			for _, t := range all {
-				if p.schema.MatchString(t.schema) {
+				if p.schema.MatchString(t.Schema) {
 					there = append(there, t.String())
 				}
 			}

@@ -107,7 +107,11 @@ func (t *importing) readContents(ctx context.Context, conn *pgx.Conn) (*eventlog
 	end := first + s.span
 	c := &eventlog.Chunk{Since: s.since, Known: s.known}
 	at := t.after[0]
-	query := fmt.Sprintf("SELECT ctid, %s FROM ONLY %s WHERE ctid OPERATOR(pg_catalog.>) '%s' AND ctid OPERATOR(pg_catalog.<) '(%d,0)' ORDER BY ctid LIMIT %d", t.columns, t.name, at, end, t.limit)
+	columns := "ctid"
+	if t.columns != "" {
+		columns += ", " + t.columns
+	}
+	query := fmt.Sprintf("SELECT %s FROM ONLY %s WHERE ctid OPERATOR(pg_catalog.>) '%s' AND ctid OPERATOR(pg_catalog.<) '(%d,0)' ORDER BY ctid LIMIT %d", columns, t.name, at, end, t.limit)
 	err = t.begin(ctx, conn, query, &c.Snapshot, func(v [][]byte) bool {
 		at = string(v[0])
 		c.Add(v[1:])

@@ -64,6 +64,12 @@
 //
 // # Tables
 //
+// Partitions are published as leaves: publish_via_partition_root drops the TRUNCATE of one, and neither way tells of ATTACH, DETACH and DROP. Each
+// is captured, read and looked up as the table that it is, with its own columns, key and identity; to the log it says which partitioned
+// table its rows belong to (eventlog.Relation.Table), and a checkout joins what belongs together at its moment. That it was attached,
+// detached or dropped the catalogue tells (alter.go). Tried in thought and left: rows of an attached table as imports and of a detached one as
+// deletes, which are as many events as it has rows and say less than one.
+//
 // Tables with a usable replica identity are in one publication. The others, whose UPDATE or DELETE Postgres would refuse if
 // they were in it (no key, a deferrable one, a dropped identity index, NOTHING, on 18 FULL with generated columns), are in
 // a second one that publishes inserts and truncates only: the application is never harmed. A table that loses its identity later

@@ -99,7 +99,7 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 	}
 	out = append(out, c.unmatched(all)...)
 	for _, t := range all {
-		if t.published && !c.selected(t.schema, t.name) {
+		if t.published && !c.selected(&t.Relation) {
 			add(Finding{Severity: Warning, What: fmt.Sprintf("%s is captured, though BACKSTORY_TABLES and BACKSTORY_EXCLUDE leave it out", t),
 				Risk: "its changes reach the log and the reactors: what is captured changes with backstory init alone", Remedy: "backstory init"})
 		}

@@ -33,14 +33,14 @@ func (p pattern) matches(schema, table string) bool {
 }
 
 // selected tells whether a table is to be captured.
-func (c Config) selected(schema, table string) bool {
-	return matchAny(c.Tables, schema, table) && !matchAny(c.Exclude, schema, table)
+func (c Config) selected(t *eventlog.Relation) bool {
+	return matchAny(c.Tables, t) && !matchAny(c.Exclude, t)
 }
 
-// matchAny tells whether one of the patterns means the table.
-func matchAny(patterns []string, schema, table string) bool {
+// matchAny tells whether one of the patterns means the table, or the partitioned table that it is a part of.
+func matchAny(patterns []string, t *eventlog.Relation) bool {
 	return slices.ContainsFunc(patterns, func(s string) bool {
 		p, err := parsePattern(s)
-		return err == nil && p.matches(schema, table)
+		return err == nil && (p.matches(t.Schema, t.Name) || p.matches(t.Table()))
 	})
 }

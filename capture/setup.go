@@ -105,9 +105,9 @@ const LimitLock = "SET LOCAL lock_timeout = '2s'"
 // fullIdentity plans REPLICA IDENTITY FULL for the tables that are to have it.
 func (c Config) fullIdentity(p *Plan) error {
 	for _, s := range c.FullIdentity {
-		if !slices.ContainsFunc(p.Tables, func(t *Table) bool { return matchAny([]string{s}, t.Schema, t.Name) }) {
+		if !slices.ContainsFunc(p.Tables, func(t *Table) bool { return matchAny([]string{s}, t.Relation) }) {
 			return &eventlog.Problem{Err: fmt.Errorf("no selected table is called %s, which is to have REPLICA IDENTITY FULL", s),
-				Hint: "Name tables that BACKSTORY_TABLES selects, with their schema; of a partitioned one, its partitions."}
+				Hint: "Name tables that BACKSTORY_TABLES selects, with their schema."}
 		}
 	}
 	for _, t := range p.Tables {
@@ -318,7 +318,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 	res := &Result{}
 	record := func(start eventlog.LSN) {
 		for _, t := range p.Tables {
-			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly), Rows: t.Rows, Bytes: t.Bytes, Catalogue: t.catalogue}
+			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly), Rows: t.Rows, Bytes: t.Bytes, Catalogue: t.catalogue, Empty: empty[t.OID]}
 			if b, ok := was[t.OID]; ok {
 				if t.InsertOnly && !b.InsertOnly { // the sidecar notes that, in its place (see Narrowed)
 					res.Tables = append(res.Tables, b)
@@ -327,7 +327,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 				cap.SinceLSN, cap.Complete = b.SinceLSN, b.Complete
 				if b.Catalogue != "" { // that it was altered since is found, and taken care of, by the sidecar (see Altered)
 					r := *t.Relation
-					r.Schema, r.Name, r.Columns, r.Key, r.Deferrable, r.Generated = b.Schema, b.Name, b.Columns, b.Key, b.Deferrable, b.Generated
+					r.Schema, r.Name, r.RootSchema, r.RootName, r.Columns, r.Key, r.Deferrable, r.Generated = b.Schema, b.Name, b.RootSchema, b.RootName, b.Columns, b.Key, b.Deferrable, b.Generated
 					cap.Relation, cap.Catalogue = &r, b.Catalogue
 				}
 				if b.InsertOnly && !t.InsertOnly { // those of before are missing (eventlog.Log.Retaken)

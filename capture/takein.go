@@ -27,7 +27,7 @@ func TakeIn(ctx context.Context, c Config, captured []eventlog.Captured, known [
 	if err != nil {
 		return nil, nil, err
 	}
-	if !slices.ContainsFunc(names, func(t tableName) bool { return !is(t.oid) && c.selected(t.schema, t.name) }) {
+	if !slices.ContainsFunc(names, func(t tableName) bool { return !is(t.OID) && c.selected(&t.Relation) }) {
 		return nil, nil, nil // as nearly always
 	}
 	var publications int

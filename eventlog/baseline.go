@@ -53,6 +53,7 @@ type Baseline struct {
 	At    Position
 	again bool
 	first bool     // this chunk is where reading began
+	gone  bool     // the table was dropped, which is in the log now
 	doubt bool     // that rows have to be compared has turned out with the last chunk
 	began Position // of the log
 }
@@ -401,6 +402,8 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	b.Imported += int64(w.pos - made)
 	switch {
 	case !c.Last:
+	case t.rel.Dropped:
+		b.Done, b.gone = true, true
 	case b.Pass == PassShape && b.Heal:
 		b.Pass = PassRows
 	case b.Pass == PassShape:
@@ -554,6 +557,9 @@ func (b *Baseline) sql() string {
 	}
 	if b.Done {
 		done += ", done_at = clock_timestamp()"
+	}
+	if b.gone {
+		return fmt.Sprintf("DELETE FROM backstory.content WHERE oid = %d; DELETE FROM backstory.captured WHERE oid = %[1]d; ", b.OID)
 	}
 	if b.Done && b.Pass == PassShape { // nothing was read; whether there is something to read is as it was
 		return fmt.Sprintf("UPDATE backstory.baseline SET pass = 1, done_at = done_before, updated_at = clock_timestamp() WHERE oid = %d AND generation = %d AND done_before IS NOT NULL; "+

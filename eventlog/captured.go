@@ -20,7 +20,12 @@ type Captured struct {
 	Catalogue string
 	// Rows and Bytes are about how large it was when it was taken in. They are for what is recorded of its existing rows, and not read back.
 	Rows, Bytes int64
+	// Empty says that it had no rows where its changes begin. It is not read back either.
+	Empty bool
 }
+
+// String gives its own name, not that of the partitioned table that it may belong to.
+func (c Captured) String() string { return c.Own() }
 
 // Captured gives the tables that are captured, by name.
 func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
@@ -103,7 +108,7 @@ func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 	for _, c := range tables {
 		oids = append(oids, int64(c.OID))
 		if err := putCaptured(ctx, tx, c, `DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
-				complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12, catalogue = $13`); err != nil {
+				complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12, catalogue = $13, root_schema = $14, root_name = $15`); err != nil {
 			return err
 		}
 	}
@@ -116,9 +121,9 @@ func putCaptured(ctx context.Context, tx pgx.Tx, c Captured, conflict string) er
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated, catalogue)
-		VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (oid) `+conflict,
-		int64(c.OID), c.Schema, c.Name, columns, key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, generated, c.Catalogue)
+	_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated, catalogue, root_schema, root_name)
+		VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (oid) `+conflict,
+		int64(c.OID), c.Schema, c.Name, columns, key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, generated, c.Catalogue, c.RootSchema, c.RootName)
 	return err
 }
 
@@ -139,7 +144,7 @@ func (l *Log) Begin(ctx context.Context, h Head, tables []Captured) error {
 			if t.Complete {
 				continue
 			}
-			_, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes) SELECT oid, since_lsn, 0, $2, $3 FROM backstory.captured WHERE oid = $1::bigint::oid`, int64(t.OID), t.Rows, t.Bytes)
+			_, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes, done_at) SELECT oid, since_lsn, 0, $2, $3, CASE WHEN $4 THEN now() END FROM backstory.captured WHERE oid = $1::bigint::oid`, int64(t.OID), t.Rows, t.Bytes, t.Empty)
 			if err != nil {
 				return err
 			}
@@ -206,7 +211,7 @@ func (l *Log) AddCaptured(ctx context.Context, tables []Captured) error {
 	return nil
 }
 
-// Alteration is a captured table as it is since its description in the source's catalogue was changed.
+// Alteration is a captured table as it is since its description in the source's catalogue was changed, or since it was dropped.
 type Alteration struct {
 	Captured
 	// Defined tells that it has other columns, another key or another name.
@@ -232,8 +237,8 @@ func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 			if err != nil {
 				return err
 			}
-			if _, err := tx.Exec(ctx, `UPDATE backstory.captured SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, generated = $7, catalogue = $8, complete = complete AND NOT $9
-				WHERE oid = $1::bigint::oid`, int64(a.OID), a.Schema, a.Name, columns, key, a.Deferrable, generated, a.Catalogue, a.Heal); err != nil {
+			if _, err := tx.Exec(ctx, `UPDATE backstory.captured SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, generated = $7, catalogue = $8, complete = complete AND NOT $9, root_schema = $10, root_name = $11, dropped = $12
+				WHERE oid = $1::bigint::oid`, int64(a.OID), a.Schema, a.Name, columns, key, a.Deferrable, generated, a.Catalogue, a.Heal, a.RootSchema, a.RootName, a.Dropped); err != nil {
 				return err
 			}
 			if !a.Defined && !a.Heal {
@@ -242,14 +247,14 @@ func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 			// One that is under way goes on, as the rows that it has still to come to are read in the new shape, unless all have to be.
 			if _, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, pass, heal, began_position, total_rows, total_bytes)
 				SELECT c.oid, c.since_lsn, $3, 0, $2, $6, $4, $5 FROM backstory.captured c, backstory.head h WHERE c.oid = $1::bigint::oid
-				AND ($2 OR c.complete OR c.insert_only OR NOT h.baseline) -- otherwise its rows are still to be read, in its new shape
+				AND ($2 OR c.complete OR c.insert_only OR c.dropped OR NOT h.baseline) -- otherwise its rows are still to be read, in its new shape
 				ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = greatest(excluded.wait_for, baseline.wait_for), pass = 0,
 					heal = excluded.heal OR baseline.heal AND baseline.done_at IS NULL,
 					began_position = CASE WHEN baseline.heal AND baseline.done_at IS NULL THEN least(baseline.began_position, excluded.began_position) ELSE excluded.began_position END, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
 					chunks = 0, after_key = NULL, again = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL,
 					generation = excluded.generation, done_before = CASE WHEN baseline.since_lsn = excluded.since_lsn THEN coalesce(baseline.done_at, CASE WHEN baseline.pass = 0 THEN baseline.done_before END) END
-				WHERE excluded.heal OR baseline.since_lsn = excluded.since_lsn AND (baseline.done_at IS NOT NULL OR baseline.pass = 0)`,
-				int64(a.OID), a.Heal, a.Next, a.Rows, a.Bytes, at); err != nil {
+				WHERE excluded.heal OR $7 OR baseline.since_lsn = excluded.since_lsn AND (baseline.done_at IS NOT NULL OR baseline.pass = 0)`,
+				int64(a.OID), a.Heal, a.Next, a.Rows, a.Bytes, at, a.Dropped); err != nil {
 				return err
 			}
 		}

@@ -42,7 +42,8 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	}
 	addTable := func(r *Relation, aggregate string) {
 		table[aggregate] = r.String()
-		add(r.Name, aggregate)
+		_, name := r.Table()
+		add(name, aggregate)
 		add(r.String(), aggregate)
 	}
 	known := map[string]bool{}
@@ -56,7 +57,7 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	}
 	l.dict.mu.Unlock()
 	for _, c := range captured {
-		if known[c.String()] { // its aggregate may have another name than the convention says
+		if known[c.Relation.String()] { // its aggregate may have another name than the convention says
 			continue
 		}
 		add(AggregateName(c.Relation), AggregateName(c.Relation))
@@ -78,7 +79,7 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 		if near := Nearest(strings.ToLower(name), all); near != "" {
 			hint = "Did you mean " + names[near][0] + "? " + hint
 		} else {
-			hint += " A table made since is taken in by backstory init; a partitioned one goes by the names of its partitions."
+			hint += " A table made since is taken in by backstory init; partitions go by the name of their partitioned table."
 		}
 		if len(all) == 0 {
 			hint = "The log is empty: backstory status shows whether the sidecar runs."

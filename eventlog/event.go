@@ -140,10 +140,11 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	b = e.OccurredAt.UTC().AppendFormat(b, time.RFC3339Nano)
 	b = append(b, `","relation":`...)
 	if e.Relation != nil {
-		b = appendText(b, e.Relation.Schema)
+		schema, name := e.Relation.Table()
+		b = appendText(b, schema)
 		b[len(b)-1] = '.' // for the closing quote
 		n := len(b)
-		b = appendText(b, e.Relation.Name)
+		b = appendText(b, name)
 		b = append(b[:n], b[n+1:]...) // without the opening one
 		b = append(b, `,"key":`...)
 		b = appendText(b, e.AggregateID)
@@ -170,6 +171,10 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	b = strconv.AppendInt(b, int64(e.RulesVersion), 10)
 	if e.Quiet {
 		b = append(b, `,"quiet":true`...)
+	}
+	if e.Relation != nil && e.Relation.RootName != "" {
+		b = append(b, `,"partition":`...)
+		b = appendText(b, e.Relation.Own())
 	}
 	return append(b, '}')
 }

@@ -62,17 +62,26 @@ func (d *dictionary) shapes(oid uint32) []*Relation {
 func (w *Writer) altered(t *table, before []*Relation) error {
 	i := slices.IndexFunc(before, func(r *Relation) bool { return !r.SameDefinition(t.rel) })
 	var what struct {
-		Table   string            `json:"renamed_from,omitempty"`
-		Added   []string          `json:"added,omitempty"`
-		Dropped []string          `json:"dropped,omitempty"`
-		Renamed map[string]string `json:"renamed,omitempty"`
-		Retyped map[string]string `json:"retyped,omitempty"`
-		Key     *[]string         `json:"key,omitempty"`
+		Table string `json:"renamed_from,omitempty"`
+		// Partition is the table's own name, where it became a partition of the one that the event is of, or was one of Detached.
+		Partition string            `json:"partition,omitempty"`
+		Detached  string            `json:"detached_from,omitempty"`
+		Added     []string          `json:"added,omitempty"`
+		Dropped   []string          `json:"dropped,omitempty"`
+		Renamed   map[string]string `json:"renamed,omitempty"`
+		Retyped   map[string]string `json:"retyped,omitempty"`
+		Key       *[]string         `json:"key,omitempty"`
 	}
 	if i >= 0 {
 		old := before[i]
-		if old.String() != t.rel.String() {
-			what.Table = old.String()
+		if old.Own() != t.rel.Own() {
+			what.Table = old.Own()
+		}
+		if old.String() != t.rel.String() && t.rel.RootName != "" {
+			what.Partition = t.rel.Own()
+		}
+		if old.String() != t.rel.String() && old.RootName != "" {
+			what.Detached = old.String()
 		}
 		what.Renamed, what.Retyped = map[string]string{}, map[string]string{}
 		for n := range t.rel.Columns {
@@ -101,12 +110,18 @@ func (w *Writer) altered(t *table, before []*Relation) error {
 			}
 		}
 	}
+	typ := "Altered"
+	if t.rel.Dropped {
+		if typ = "Dropped"; t.rel.RootName != "" {
+			typ, what.Partition = "PartitionDropped", t.rel.Own()
+		}
+	}
 	data, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
 	w.tx.change++
-	w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "Altered"}, text: []byte{}, data: data})
+	w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + typ}, text: []byte{}, data: data})
 	return nil
 }
 

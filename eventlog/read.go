@@ -123,7 +123,7 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 		for id, k := range d.kinds {
 			if len(sel.Aggregates) > 0 && !slices.Contains(sel.Aggregates, k.aggregate.name) ||
 				len(sel.Types) > 0 && !slices.Contains(sel.Types, k.typ) ||
-				len(sel.Relations) > 0 && (k.relation == nil || !slices.Contains(sel.Relations, k.relation.String())) ||
+				len(sel.Relations) > 0 && (k.relation == nil || !slices.Contains(sel.Relations, k.relation.String()) && !slices.Contains(sel.Relations, k.relation.Own())) ||
 				len(sel.Ops) > 0 && !slices.Contains(sel.Ops, k.op) ||
 				k.quiet && !sel.Quiet {
 				continue

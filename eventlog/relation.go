@@ -70,8 +70,12 @@ type Generated struct {
 
 // Relation is one version of a captured table: its shape from some position on. It is immutable once built.
 type Relation struct {
-	OID             uint32
-	Schema, Name    string
+	OID          uint32
+	Schema, Name string // its own, as the source has it (see String)
+	// RootSchema and RootName are those of the partitioned table that it is a partition of, at whatever depth; empty: of none.
+	RootSchema, RootName string
+	// Dropped says that the table is gone: it has no rows and no shape from here on.
+	Dropped         bool
 	ReplicaIdentity byte // 'd' default (the primary key), 'i' using index, 'f' full, 'n' nothing: pg_class.relreplident
 	Columns         []Column
 	Key             []int // the primary key's columns, as indexes into Columns, in key order; empty: the table has none
@@ -88,8 +92,22 @@ type Relation struct {
 	Generated []Generated
 }
 
-// String gives the qualified name, public.orders, without quotes.
-func (r *Relation) String() string { return r.Schema + "." + r.Name }
+// Table gives the name of the table that the relation's rows belong to: a partition's are those of its partitioned table.
+func (r *Relation) Table() (schema, name string) {
+	if r.RootName != "" {
+		return r.RootSchema, r.RootName
+	}
+	return r.Schema, r.Name
+}
+
+// String gives the qualified name of that table, public.orders, without quotes.
+func (r *Relation) String() string {
+	schema, name := r.Table()
+	return schema + "." + name
+}
+
+// Own gives the qualified name of the relation itself, which for a partition is public.orders_2026, without quotes.
+func (r *Relation) Own() string { return r.Schema + "." + r.Name }
 
 // IntegerKey tells whether the key is one integer column, so that entity ids are the integers themselves.
 func (r *Relation) IntegerKey() bool {
@@ -98,7 +116,7 @@ func (r *Relation) IntegerKey() bool {
 
 // SameShape tells whether two versions of a relation need no new entry in the schema history.
 func (r *Relation) SameShape(o *Relation) bool {
-	if r.OID != o.OID || r.Schema != o.Schema || r.Name != o.Name || r.ReplicaIdentity != o.ReplicaIdentity ||
+	if r.OID != o.OID || r.Own() != o.Own() || r.String() != o.String() || r.Dropped != o.Dropped || r.ReplicaIdentity != o.ReplicaIdentity ||
 		r.Deferrable != o.Deferrable || r.InsertOnly != o.InsertOnly || r.Complete != o.Complete || len(r.Columns) != len(o.Columns) || len(r.Key) != len(o.Key) || !slices.Equal(r.Generated, o.Generated) {
 		return false
 	}
@@ -143,7 +161,7 @@ func (r *Relation) marshal() (columns, generated string, key []int32, err error)
 }
 
 // relationColumns are the columns of a relation in backstory.relation and backstory.captured, in the order of storedRelation.scan.
-const relationColumns = "oid::bigint, schema, name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete"
+const relationColumns = "oid::bigint, schema, name, root_schema, root_name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, dropped"
 
 // storedRelation is a relation on its way from one of these tables.
 type storedRelation struct {
@@ -154,7 +172,7 @@ type storedRelation struct {
 }
 
 func (s *storedRelation) scan() []any {
-	return []any{&s.oid, &s.r.Schema, &s.r.Name, &s.columns, &s.key, &s.r.Deferrable, &s.generated, &s.ident, &s.r.InsertOnly, &s.r.Complete}
+	return []any{&s.oid, &s.r.Schema, &s.r.Name, &s.r.RootSchema, &s.r.RootName, &s.columns, &s.key, &s.r.Deferrable, &s.generated, &s.ident, &s.r.InsertOnly, &s.r.Complete, &s.r.Dropped}
 }
 
 // relation is what was scanned.

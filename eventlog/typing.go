@@ -56,7 +56,8 @@ func idType(r *Relation) string {
 // convention gives two tables the same one (item and items), the later one gets its table's name as it is, or a number.
 func aggregateName(r *Relation, n int) string {
 	name := AggregateName(r)
-	if plain := camelTable(r, r.Name); plain != name {
+	schema, table := r.Table()
+	if plain := camelTable(schema, table); plain != name {
 		if n == 1 {
 			return plain
 		}
@@ -70,12 +71,15 @@ func aggregateName(r *Relation, n int) string {
 
 // AggregateName gives the aggregate of a table by Rails' convention: order_items becomes OrderItem. Tables outside the
 // schema public carry their schema: billing.invoices becomes BillingInvoice.
-func AggregateName(r *Relation) string { return camelTable(r, inflection.Singular(r.Name)) }
+func AggregateName(r *Relation) string {
+	schema, name := r.Table()
+	return camelTable(schema, inflection.Singular(name))
+}
 
-func camelTable(r *Relation, name string) string {
+func camelTable(schema, name string) string {
 	n := camel(name)
-	if r.Schema != "public" {
-		n = camel(r.Schema) + n
+	if schema != "public" {
+		n = camel(schema) + n
 	}
 	if n == "" || !unicode.IsLetter([]rune(n)[0]) {
 		n = "T" + n

@@ -2,6 +2,7 @@ package rebuild
 
 import (
 	"context"
+	"slices"
 
 	"github.com/backstory-dev/backstory/eventlog"
 )
@@ -72,6 +73,20 @@ func (t *Tally) unknown(column, columns int) {
 	t.Unknown[column]++
 }
 
+// in gives a tally by the columns of a table that the one it counts for is a part of (see columnsOf).
+func (t *Tally) in(columns []int) *Tally {
+	if columns == nil || t.Unknown == nil {
+		return t
+	}
+	out := &Tally{Orphans: t.Orphans, Replaced: t.Replaced, Unknown: make([]int64, len(columns))}
+	for i, c := range columns {
+		if c >= 0 {
+			out.Unknown[i] = t.Unknown[c]
+		}
+	}
+	return out
+}
+
 func (t *Tally) add(o *Tally) {
 	t.Orphans += o.Orphans
 	t.Replaced += o.Replaced
@@ -89,6 +104,43 @@ type Table struct {
 	Columns      []eventlog.Column
 	Key          []int                // indexes into Columns; empty: rows may be there several times
 	Generated    []eventlog.Generated // columns that the fold does not give: the database computes them
+	// Root is the table that it is a part of, with the same columns by name; nil if it is one of its own.
+	Root *Table
+}
+
+// parts gives the tables that are written, each with its parts by their index.
+func parts(tables []*Table) (whole []*Table, of [][]int) {
+	for i, t := range tables {
+		if t.Root != nil {
+			t = t.Root
+		}
+		j := slices.Index(whole, t)
+		if j < 0 {
+			j = len(whole)
+			whole, of = append(whole, t), append(of, nil)
+		}
+		of[j] = append(of[j], i)
+	}
+	return whole, of
+}
+
+func targets(tables []*Table) []*Table {
+	whole, _ := parts(tables)
+	return whole
+}
+
+// columnsOf gives the place of each column of a table in one of its parts; nil if all are in the same place.
+func (t *Table) columnsOf(part *Table) []int {
+	same := true
+	var out []int
+	for i := range t.Columns {
+		j := slices.IndexFunc(part.Columns, func(c eventlog.Column) bool { return c.Name == t.Columns[i].Name })
+		same, out = same && j == i, append(out, j)
+	}
+	if same && len(part.Columns) == len(t.Columns) {
+		return nil
+	}
+	return out
 }
 
 // String gives the qualified name, without quotes.

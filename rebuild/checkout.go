@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -91,6 +92,10 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	var whole []bool
+	for _, t := range tables {
+		whole = append(whole, t.root)
+	}
 	if err := checkComplete(tables, cfg.Partial); err != nil {
 		return nil, err
 	}
@@ -108,7 +113,7 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 		}
 		versions, shape = append(versions, t.versions), append(shape, at)
 		for _, v := range t.versions {
-			if n := v.Relation.String(); !slices.Contains(f.Selection.Relations, n) {
+			if n := v.Relation.Own(); !slices.Contains(f.Selection.Relations, n) {
 				f.Selection.Relations = append(f.Selection.Relations, n)
 			}
 		}
@@ -117,6 +122,7 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 		f.Source = nothing{}
 	}
 	calc := RowsOf(versions, shape)
+	calc.join(whole)
 	if err := distinct(calc.Tables()); err != nil {
 		return nil, err
 	}
@@ -133,7 +139,7 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 // distinct makes sure that no two tables have one name: today one may have the name that another one had.
 func distinct(tables []*Table) error {
 	seen := map[string]bool{}
-	for _, t := range tables {
+	for _, t := range targets(tables) {
 		if seen[t.String()] {
 			return &eventlog.Problem{Err: fmt.Errorf("two of the tables are called %s in the shape that they have now", t), Hint: "Name one of them, or take the shape of then."}
 		}
@@ -154,14 +160,16 @@ type history struct {
 	versions []eventlog.RelationVersion // all it has ever had, oldest first
 	shape    int                        // the one that holds at the revision; -1: the table is not there yet
 	captured bool                       // now
+	gone     bool                       // it has been dropped by then
+	root     bool                       // it is a part of the partitioned table of its name
 	rank     int                        // of several tables that have had one name, the highest counts
 }
 
 func (h *history) relation() *eventlog.Relation { return h.versions[max(h.shape, 0)].Relation }
 
 // tablesAt reads which tables there are at a position: those known by then, with or without rows. A table is known by its
-// OID, so that a new name is no new table; of several tables that have had one name the newest counts. That a table has
-// been dropped is not known: it keeps its last rows.
+// OID, so that a new name is no new table; of several tables that have had one name the newest counts. One that init leaves out keeps
+// its last rows.
 func tablesAt(ctx context.Context, log *eventlog.Log, at eventlog.Position) ([]*history, error) {
 	versions, err := log.Relations(ctx)
 	if err != nil {
@@ -253,21 +261,28 @@ func group(versions []eventlog.RelationVersion, captured []eventlog.Captured, m 
 			h.shape = 0
 		}
 	}
+	for _, h := range all {
+		h.gone = h.shape >= 0 && h.versions[h.shape].Dropped
+	}
 	first := map[string]*history{}
 	for _, h := range all {
-		n := h.relation().String()
+		n := h.relation().Own()
 		if o := first[n]; h.shape >= 0 && (o == nil || o.rank < h.rank) {
 			first[n] = h
 		}
 	}
 	var out []*history
 	for _, h := range all {
-		if h.shape < 0 || first[h.relation().String()] == h {
+		if h.shape < 0 || first[h.relation().Own()] == h {
 			out = append(out, h)
 		}
 	}
-	slices.SortFunc(out, func(a, b *history) int { return strings.Compare(a.relation().String(), b.relation().String()) })
+	slices.SortFunc(out, byName)
 	return out
+}
+
+func byName(a, b *history) int {
+	return cmp.Or(strings.Compare(a.relation().String(), b.relation().String()), strings.Compare(a.relation().Own(), b.relation().Own()))
 }
 
 // choose finds the tables that names and patterns mean.
@@ -275,30 +290,43 @@ func choose(all []*history, names []string, rev eventlog.Revision) ([]*history, 
 	var chosen []*history
 	var known []string
 	for _, h := range all {
-		if h.shape >= 0 {
-			known = append(known, h.relation().String())
+		if n := h.relation().String(); h.shape >= 0 && !h.gone {
+			if !slices.Contains(known, n) {
+				known = append(known, n)
+			}
 			if len(names) == 0 {
+				h.root = h.relation().RootName != ""
 				chosen = append(chosen, h)
 			}
 		}
 	}
 	for _, n := range names {
-		found, later := false, ""
+		found, later, gone := false, "", ""
 		for _, h := range all {
-			if !matches(n, h.relation()) {
+			r := h.relation()
+			table := matches(n, r.Table)
+			if !table && !matches(n, func() (string, string) { return r.Schema, r.Name }) {
 				continue
 			}
-			if h.shape < 0 {
-				later = h.relation().String()
+			switch {
+			case h.shape < 0:
+				later = r.Own()
+				continue
+			case h.gone:
+				gone = r.Own()
 				continue
 			}
 			found = true
+			h.root = h.root || table && r.RootName != ""
 			if !slices.Contains(chosen, h) {
 				chosen = append(chosen, h)
 			}
 		}
 		switch {
 		case found:
+		case gone != "":
+			return nil, &eventlog.Problem{Err: fmt.Errorf("%s: %w (position %d): %s has been dropped by then", n, ErrNoSuchTable, rev.Position, gone),
+				Hint: "Use an earlier revision; backstory log " + n + " shows what happened until then."}
 		case later != "":
 			return nil, &eventlog.Problem{Err: fmt.Errorf("%s: %w (position %d): the log knows of %s only from a later position on", n, ErrNoSuchTable, rev.Position, later),
 				Hint: "Use a later revision, for instance HEAD."}
@@ -312,20 +340,21 @@ func choose(all []*history, names []string, rev eventlog.Revision) ([]*history, 
 			return nil, &eventlog.Problem{Err: fmt.Errorf("%s: %w (position %d)", n, ErrNoSuchTable, rev.Position), Hint: hint}
 		}
 	}
-	slices.SortFunc(chosen, func(a, b *history) int { return strings.Compare(a.relation().String(), b.relation().String()) })
+	slices.SortFunc(chosen, byName)
 	return chosen, nil
 }
 
 // matches tells whether a name or pattern means a table. A name without a schema means tables of any.
-func matches(pattern string, r *eventlog.Relation) bool {
-	if pattern == r.Name || pattern == r.String() {
+func matches(pattern string, of func() (schema, name string)) bool {
+	inSchema, table := of()
+	if pattern == table || pattern == inSchema+"."+table {
 		return true
 	}
 	schema, name, ok := strings.Cut(pattern, ".")
 	if !ok {
-		return wildcard(pattern, r.Name)
+		return wildcard(pattern, table)
 	}
-	return wildcard(schema, r.Schema) && wildcard(name, r.Name)
+	return wildcard(schema, inSchema) && wildcard(name, table)
 }
 
 // wildcard tells whether a name matches a pattern in which * stands for any run of characters.
@@ -391,10 +420,18 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 	r := &Report{Revision: cfg.Revision.How, Position: cfg.Revision.Position, Events: res.Events, SpilledBytes: res.SpilledBytes, Tables: []TableReport{}}
 	placer, _ := cfg.Into.(interface{ Place(*Table) string })
 	warn := func(format string, args ...any) { r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...)) }
-	for i, t := range res.Tables {
-		rel := calc.Relation(i)
-		if cfg.ShapeOfNow {
-			rel = tables[i].relation()
+	for _, t := range res.Tables {
+		var rel eventlog.Relation // what is true of one of its parts
+		captured := true
+		for n, i := range t.Parts {
+			r := calc.Relation(i)
+			if cfg.ShapeOfNow {
+				r = tables[i].relation()
+			}
+			if n == 0 {
+				rel = *r
+			}
+			rel.Complete, rel.InsertOnly, captured = rel.Complete && r.Complete, rel.InsertOnly || r.InsertOnly, captured && tables[i].captured
 		}
 		tr := TableReport{Table: t.String(), Rows: t.Rows, Incomplete: !rel.Complete, Orphans: t.Tally.Orphans}
 		if placer != nil {
@@ -403,7 +440,7 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 		if !rel.Complete && !rel.InsertOnly {
 			warn("%s: the log does not have all rows, and may have some that are gone or outdated", t)
 		}
-		if !tables[i].captured {
+		if !captured {
 			warn("%s is no longer captured, perhaps dropped: its rows are those that the log knew last", t)
 		}
 		if rel.InsertOnly {

@@ -24,7 +24,7 @@ func Contents(ctx context.Context, log *eventlog.Log, oid uint32, since, at even
 	}
 	sel := eventlog.Selection{Until: at, Quiet: true, NoMetadata: true}
 	for _, v := range versions {
-		if n := v.Relation.String(); !slices.Contains(sel.Relations, n) {
+		if n := v.Relation.Own(); !slices.Contains(sel.Relations, n) {
 			sel.Relations = append(sel.Relations, n)
 		}
 	}

@@ -57,7 +57,7 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 		return st, nil
 	}
 	// A TRUNCATE is about no row in particular. Where the table has never had one, this asks the log nothing.
-	err := log.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Relations: []string{st.Relation.String()}, Ops: []eventlog.Op{eventlog.OpTruncate},
+	err := log.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Relations: []string{st.Relation.Own()}, Ops: []eventlog.Op{eventlog.OpTruncate},
 		After: st.Last.Position, Until: until, Limit: 1}, func(ev *eventlog.Event) error {
 		st.Last = ev.Clone()
 		return nil

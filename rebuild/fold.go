@@ -38,6 +38,7 @@ type Result struct {
 // TableResult tells what a fold has made of one table.
 type TableResult struct {
 	*Table
+	Parts []int // of the calculator's tables, by their index: itself, or the partitions whose rows it has
 	Rows  int64
 	Tally Tally
 }

@@ -31,6 +31,7 @@ type Rows struct {
 	versions []*version // by number in the schema history
 	newest   []int      // by table: the number of the version whose shape it has
 	current  []*version // by table: of the last event
+	roots    []*Table   // by table: the one that it is a part of, nil for none
 	head     []byte     // scratch of Route
 	key      []byte
 }
@@ -67,12 +68,48 @@ func (c *Rows) Tables() []*Table {
 			c.tables[i].Key = nil
 		}
 	}
+	c.shapeRoots()
 	for _, v := range c.versions {
 		if v != nil {
 			v.mapTo(c.tables[v.table].Columns)
 		}
 	}
 	return c.tables
+}
+
+// join makes those tables parts of the partitioned tables of their names for which that is wanted, by table.
+func (c *Rows) join(wanted []bool) {
+	c.roots = make([]*Table, len(c.tables))
+	byName := map[string]*Table{}
+	for i, id := range c.newest {
+		if n := c.versions[id].rel.String(); wanted[i] {
+			if byName[n] == nil {
+				byName[n] = &Table{}
+			}
+			c.roots[i] = byName[n]
+		}
+	}
+	c.Tables()
+}
+
+// shapeRoots gives partitioned tables the shape of their first part. All have the same columns, perhaps in another order.
+func (c *Rows) shapeRoots() {
+	shaped := map[*Table]bool{}
+	for i, root := range c.roots {
+		if root == nil {
+			continue
+		}
+		t := c.tables[i]
+		t.Root = root
+		if !shaped[root] {
+			shaped[root] = true
+			*root = *t
+			root.Root = nil
+			root.Schema, root.Name = c.versions[c.newest[i]].rel.Table()
+		} else if !slices.EqualFunc(root.Key, t.Key, func(a, b int) bool { return root.Columns[a].Name == t.Columns[b].Name }) {
+			root.Key = nil
+		}
+	}
 }
 
 // needsBefore tells whether the values before a change matter.

@@ -28,7 +28,8 @@ func (e *engine) write(ctx context.Context, result *Result) (err error) {
 			e.Target.Abort()
 		}
 	}()
-	if err := e.Target.Begin(ctx, tables); err != nil {
+	whole, partsOf := parts(tables)
+	if err := e.Target.Begin(ctx, whole); err != nil {
 		return err
 	}
 	w := &writing{engine: e, total: rows, began: time.Now(), tables: tables}
@@ -41,10 +42,10 @@ func (e *engine) write(ctx context.Context, result *Result) (err error) {
 			err = errors.Join(err, m.loader.file.close())
 		}
 	}()
-	for i, t := range tables {
-		r := TableResult{Table: t}
+	for n, t := range whole {
+		r := TableResult{Table: t, Parts: partsOf[n]}
 		for try := 0; ; try++ {
-			err := w.table(ctx, i)
+			err := w.table(ctx, t, r.Parts)
 			if err == nil {
 				break
 			}
@@ -52,12 +53,15 @@ func (e *engine) write(ctx context.Context, result *Result) (err error) {
 				return fmt.Errorf("write %s: %w", t, err)
 			}
 		}
-		r.Tally.add(&e.moved[i])
-		for _, p := range e.parts[i*fanOut : (i+1)*fanOut] {
-			r.Rows += p.written
-			r.Tally.add(&p.tally)
-			r.Tally.add(&p.late)
-			p.forget()
+		for _, i := range r.Parts {
+			columns := t.columnsOf(tables[i])
+			r.Tally.add(e.moved[i].in(columns))
+			for _, p := range e.parts[i*fanOut : (i+1)*fanOut] {
+				r.Rows += p.written
+				r.Tally.add(p.tally.in(columns))
+				r.Tally.add(p.late.in(columns))
+				p.forget()
+			}
 		}
 		w.before += r.Rows
 		result.Tables = append(result.Tables, r)
@@ -116,8 +120,8 @@ type piece struct {
 
 // table writes one table. The emitters take its parts in order and run ahead of the writer by a few pieces each; since the
 // part that the writer waits for has always been taken, none waits for ever.
-func (w *writing) table(ctx context.Context, i int) (err error) {
-	tw, err := w.Target.Table(ctx, w.tables[i])
+func (w *writing) table(ctx context.Context, t *Table, of []int) (err error) {
+	tw, err := w.Target.Table(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -128,8 +132,13 @@ func (w *writing) table(ctx context.Context, i int) (err error) {
 		wg.Wait()
 		err = tw.Close(err)
 	}()
-	parts := w.parts[i*fanOut : (i+1)*fanOut]
-	var out [fanOut]chan piece
+	var parts []*part
+	columns := map[int][]int{} // by table
+	for _, i := range of {
+		parts = append(parts, w.parts[i*fanOut:(i+1)*fanOut]...)
+		columns[i] = t.columnsOf(w.tables[i])
+	}
+	out := make([]chan piece, len(parts))
 	for j := range out {
 		out[j] = make(chan piece, 2)
 	}
@@ -139,9 +148,10 @@ func (w *writing) table(ctx context.Context, i int) (err error) {
 		wg.Go(func() {
 			for {
 				j := int(next.Add(1)) - 1
-				if j >= fanOut {
+				if j >= len(parts) {
 					return
 				}
+				m.columns = columns[parts[j].table]
 				if err := m.write(inner, parts[j], out[j]); err != nil {
 					cancel(err)
 					return
@@ -182,6 +192,8 @@ type emitter struct {
 	folder  Folder
 	encoder Encoder
 	state   State
+	columns []int // of the part's table, see columnsOf
+	values  []Value
 	part    *part // that is being written
 	ctx     context.Context
 	out     chan<- piece
@@ -209,6 +221,17 @@ func (m *emitter) row(r *Row) error {
 			b := make([]byte, 0, chunkBytes+chunkBytes/4)
 			m.piece.bytes = &b
 		}
+	}
+	if m.columns != nil {
+		m.values = m.values[:0]
+		for _, c := range m.columns {
+			if c < 0 {
+				m.values = append(m.values, Value{})
+			} else {
+				m.values = append(m.values, r.Values[c])
+			}
+		}
+		r = &Row{Values: m.values}
 	}
 	var err error
 	if *m.piece.bytes, err = m.encoder.AppendRow(*m.piece.bytes, r); err != nil {

@@ -26,6 +26,8 @@ CREATE TABLE backstory.relation (
   oid         oid NOT NULL,
   schema      text NOT NULL,
   name        text NOT NULL,
+  root_schema text NOT NULL,     -- of a partition: the partitioned table that its rows belong to; empty: none
+  root_name   text NOT NULL,
   columns     json NOT NULL,
   key         int[] NOT NULL,
   key_deferrable boolean NOT NULL,
@@ -33,6 +35,7 @@ CREATE TABLE backstory.relation (
   identity    text NOT NULL,
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,
+  dropped     boolean NOT NULL,  -- the table is gone
   after_lsn   pg_lsn NOT NULL,
   at_lsn      pg_lsn NOT NULL,
   sealed_at   bigint NOT NULL
@@ -123,6 +126,8 @@ CREATE TABLE backstory.captured (
   oid         oid PRIMARY KEY,
   schema      text NOT NULL,
   name        text NOT NULL,
+  root_schema text NOT NULL DEFAULT '', -- of a partition: the partitioned table that its rows belong to
+  root_name   text NOT NULL DEFAULT '',
   columns     json NOT NULL,
   key         int[] NOT NULL,
   key_deferrable boolean NOT NULL,
@@ -130,6 +135,7 @@ CREATE TABLE backstory.captured (
   identity    text NOT NULL,
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,
+  dropped     boolean NOT NULL DEFAULT false, -- the table is gone, and that is to get its place in the log
   since_lsn   pg_lsn NOT NULL,
   published   text NOT NULL DEFAULT '', -- which rows of the source's catalogue publish it, in which version
   catalogue   text NOT NULL DEFAULT ''  -- what describes its columns and its file there
@@ -249,10 +255,11 @@ SELECT e.position,
        e.data::json AS data, e.before::json AS before,
        backstory.merged(c.metadata, e.meta::json) AS metadata,
        e.occurred_at,
-       CASE WHEN r.id IS NOT NULL THEN r.schema || '.' || r.name END AS relation,
+       CASE WHEN r.id IS NULL THEN NULL WHEN r.root_name <> '' THEN r.root_schema || '.' || r.root_name ELSE r.schema || '.' || r.name END AS relation,
        CASE WHEN r.id IS NOT NULL THEN coalesce(e.id_text, e.id::text) END AS key,
        k.source, e.xid, e.commit_lsn, e.change, e.part,
-       k.relation AS schema_version, k.rules_version, k.quiet
+       k.relation AS schema_version, k.rules_version, k.quiet,
+       CASE WHEN r.root_name <> '' THEN r.schema || '.' || r.name END AS partition
 FROM backstory.event e
 JOIN backstory.kind k ON k.id = e.kind
 JOIN backstory.aggregate a ON a.id = e.stream

@@ -25,7 +25,7 @@ func (s *system) checkout(at eventlog.Position, url, schema string, columns map[
 	if schema != "" {
 		args = append(args, "--schema", schema)
 	}
-	p := s.command(false, args...)
+	p := s.command(false, append(append(args, "--"), slices.Sorted(maps.Keys(columns))...)...) // by name: partitions are tables of their own then
 	if p.wait(2*time.Minute) != 0 {
 		s.t.Fatalf("checkout of position %d:\n%s", at, p.out)
 	}

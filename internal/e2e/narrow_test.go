@@ -161,7 +161,7 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 	s.once()
 	var got []string
 	for _, e := range s.allEvents() {
-		if e.Op == eventlog.OpNote { // OrdersAltered: it has no key any more
+		if e.Op == eventlog.OpNote || strings.HasSuffix(e.Type, "Healed") { // it has no key any more, and is compared in another way
 			continue
 		}
 		got = append(got, fmt.Sprint(e.Op, " ", string(e.Data)))

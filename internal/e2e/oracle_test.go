@@ -186,7 +186,7 @@ func witnessed(t *testing.T, db *session, all []*eventlog.Event) int {
 				}
 			}
 		}
-		logged[x] = append(logged[x], change{e.Op.String() + " " + e.Relation.String(), context})
+		logged[x] = append(logged[x], change{e.Op.String() + " " + e.Relation.Own(), context})
 	}
 	for x, list := range seen {
 		// The latest message before a row applies to it; rows before any message take the transaction's first.

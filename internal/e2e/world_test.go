@@ -183,7 +183,7 @@ func (w *world) commit() error {
 }
 
 func (w *world) table(r *eventlog.Relation) *worldTable {
-	name := r.String()
+	name := r.Own()
 	if w.byOID {
 		for old, t := range w.tables {
 			if t.rel.OID == r.OID && old != name { // it was renamed

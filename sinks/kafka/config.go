@@ -156,7 +156,7 @@ func (c *Config) topicFor(e *eventlog.Event) string {
 	}
 	schema, table := "", e.Aggregate
 	if e.Relation != nil {
-		schema, table = e.Relation.Schema, e.Relation.Name
+		schema, table = e.Relation.Table()
 	}
 	t := strings.NewReplacer("{aggregate}", cleanTopic(e.Aggregate), "{schema}", cleanTopic(schema), "{table}", cleanTopic(table)).Replace(c.Topic)
 	return t[:min(len(t), 249)]
