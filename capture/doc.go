@@ -6,7 +6,8 @@
 // [Stream.Run] makes sessions until its context ends. A session connects twice: once for replication commands, once for
 // the catalogue. Before it starts it asks the server who it is, on which timeline, how far its WAL is flushed, where the slot
 // stands and what is published, since START_REPLICATION itself refuses nothing: beyond the server's end it would skip in
-// silence (checkStart, checkPublications). A point where the log may lack changes is a [Gap]: it ends the stream, is written into
+// silence (checkStart, checkPublications). It starts from where the slot is, which may be before the end of the log: what it is told
+// again has to be what the log has (again), which no position tells of a source that was put back to an earlier state. A point where the log may lack changes is a [Gap]: it ends the stream, is written into
 // the log as an event, and waits for a person. Everything else that passes by itself (restart, cut network, slot still held by
 // the connection before) is tried again with growing pauses.
 //

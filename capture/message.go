@@ -50,7 +50,13 @@ func (x *session) message(b []byte) error {
 		if !x.inTx || len(b) < 5 {
 			return errMalformed
 		}
-		rel := x.relations[binary.BigEndian.Uint32(b[1:])]
+		if x.again.past {
+			return nil
+		}
+		rel, err := x.described(binary.BigEndian.Uint32(b[1:]))
+		if err != nil {
+			return err
+		}
 		if rel == nil {
 			return fmt.Errorf("row change of a relation that the source did not describe: %w", errMalformed)
 		}
@@ -75,7 +81,12 @@ func (x *session) message(b []byte) error {
 			x.skipped = max(x.skipped, e.at)
 			return e.err
 		}
-		x.inTx, x.xid = true, xid
+		if err := x.again.begin(lsn, at); err != nil {
+			return err
+		}
+		if x.inTx, x.xid = true, xid; x.again.past {
+			return nil
+		}
 		x.batch.Add(eventlog.Item{Kind: eventlog.ItemBegin, CommitLSN: lsn, Time: at, XID: xid, Timeline: x.server.timelineOf(lsn)})
 	case 'C':
 		c.u8()
@@ -84,7 +95,10 @@ func (x *session) message(b []byte) error {
 		if c.bad || !x.inTx {
 			return errMalformed
 		}
-		x.inTx = false
+		if x.inTx = false; x.again.past {
+			x.again.past = false
+			return nil
+		}
 		if n := len(x.batch.Items); n > 0 && x.batch.Items[n-1].Kind == eventlog.ItemBegin { // nothing of ours in it
 			x.batch.Items[n-1] = eventlog.Item{Kind: eventlog.ItemProgress, EndLSN: end, Timeline: x.batch.Items[n-1].Timeline}
 		} else {
@@ -100,11 +114,25 @@ func (x *session) message(b []byte) error {
 		if err != nil {
 			return err
 		}
-		return x.relation(m)
+		if x.again.relations == nil {
+			x.again.relations = map[uint32]*relationMessage{}
+		}
+		x.again.relations[m.oid] = m
+		if x.again.past { // perhaps of a table that is not captured any more; later changes of others are described by this, too
+			return nil
+		}
+		_, err = x.described(m.oid)
+		return err
 	case 'T':
+		if x.again.past {
+			return nil
+		}
 		n, _ := int(c.u32()), c.u8()
 		for i := 0; i < n && !c.bad; i++ {
-			rel := x.relations[c.u32()]
+			rel, err := x.described(c.u32())
+			if err != nil {
+				return err
+			}
 			if rel == nil || c.bad {
 				return fmt.Errorf("TRUNCATE of a relation that the source did not describe: %w", errMalformed)
 			}
@@ -114,6 +142,9 @@ func (x *session) message(b []byte) error {
 			return errMalformed
 		}
 	case 'M':
+		if x.again.past {
+			return nil
+		}
 		flags, _, prefix := c.u8(), c.u64(), c.str()
 		content := c.take(int(c.u32()))
 		if c.bad {
@@ -138,6 +169,49 @@ func (x *session) message(b []byte) error {
 	default:
 		return fmt.Errorf("message %q: %w", kind, errMalformed)
 	}
+	return nil
+}
+
+// described gives the relation that the source has described last under a number; nil if there is none.
+func (x *session) described(oid uint32) (*eventlog.Relation, error) {
+	if m := x.again.relations[oid]; m != nil {
+		delete(x.again.relations, oid)
+		if err := x.relation(m); err != nil {
+			return nil, err
+		}
+	}
+	return x.relations[oid], nil
+}
+
+// again is what the source tells again at the beginning of a session: transactions that the log has, down to the last one, which has to be
+// the one that the log has last. A source that was put back to an earlier state, and went on from there, has others in their places.
+type again struct {
+	end       eventlog.LSN // of the log: what was committed before is in it
+	last      eventlog.LSN // of the last transaction in the log, as long as it has not been met; 0: it is not told again
+	when      time.Time
+	past      bool                        // the transaction that is coming in is in the log
+	relations map[uint32]*relationMessage // described, and not looked up yet
+}
+
+func newAgain(head *eventlog.Head, start eventlog.LSN) again {
+	a := again{end: head.EndLSN}
+	if head.CommitLSN >= start && !head.OccurredAt.IsZero() {
+		a.last, a.when = head.CommitLSN, head.OccurredAt
+	}
+	return a
+}
+
+// begin is told of a transaction that begins.
+func (a *again) begin(commit eventlog.LSN, at time.Time) error {
+	a.past = commit < a.end
+	if a.last == 0 || commit < a.last {
+		return nil
+	}
+	if commit > a.last || !at.Equal(a.when) {
+		return &Gap{Reason: fmt.Sprintf("the source has other transactions than the log: it does not have the one of %s (WAL position %s). It was put back to an earlier state, and has gone on from there",
+			a.when.UTC().Format(time.RFC3339), a.last), From: a.end, To: commit}
+	}
+	a.last = 0
 	return nil
 }
 

@@ -29,6 +29,7 @@ type session struct {
 	sql       *pgx.Conn // for the catalogue; opened when it is needed
 	server    *Server
 	relations map[uint32]*eventlog.Relation
+	again     again
 	batch     *eventlog.Batch
 	ctx       context.Context
 	describe  func(*eventlog.Relation, []relationColumn) error // what the catalogue says of a relation
@@ -101,7 +102,10 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	if err := s.checkPublished(ctx, x.sql, head.EndLSN, x.server.FlushLSN); err != nil {
 		return err
 	}
-	start := pglogrepl.LSN(head.EndLSN)
+	// From where the slot is, not from where the log ends: what lies in between is told again, and shows whether it is the history that the
+	// log has.
+	start := pglogrepl.LSN(min(head.EndLSN, slot.ConfirmedFlush))
+	x.again = newAgain(&head, eventlog.LSN(start))
 	args := []string{"proto_version '1'", "publication_names '" + strings.ReplaceAll(eventlog.QuoteIdent(s.cfg.Publication)+","+eventlog.QuoteIdent(s.cfg.InsertPublication()), "'", "''") + "'", "messages 'true'"}
 	if err := pglogrepl.StartReplication(ctx, x.repl, s.cfg.Slot, start, pglogrepl.StartReplicationOptions{PluginArgs: args}); err != nil {
 		if eventlog.SQLState(err) == "55006" { // object_in_use

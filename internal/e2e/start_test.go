@@ -239,6 +239,13 @@ func TestSourceThatLostTransactions(t *testing.T) {
 		after      func(t *testing.T, s *system)
 	}{
 		{"its WAL ends before the log does", "lost transactions", func(*testing.T, *system) {}},
+		{"it was put back, and has more WAL than the log by now", "put back to an earlier state", func(t *testing.T, s *system) {
+			db := s.sql()
+			for range 3 {
+				db.do(`SELECT pg_switch_wal(); INSERT INTO public.things SELECT i, 'other' FROM generate_series(1000, 1200) i; DELETE FROM public.things WHERE id >= 1000`)
+			}
+			_ = db.Close(t.Context())
+		}},
 		{"it was promoted, and has more WAL than the log by now", "promoted", func(t *testing.T, s *system) {
 			promote(t, s.src)
 			db := s.sql()
