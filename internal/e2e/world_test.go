@@ -96,7 +96,7 @@ func (w *world) apply(e *eventlog.Event) error {
 
 // baselineEnded: from here on the log has all of a table's rows, and all of each.
 func (w *world) baselineEnded(e *eventlog.Event) error {
-	if strings.HasSuffix(e.Type, "Altered") {
+	if strings.HasSuffix(e.Type, "Altered") || strings.HasSuffix(e.Type, "Dropped") && e.Relation.Dropped {
 		w.table(e.Relation)
 		return nil
 	}
