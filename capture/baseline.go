@@ -621,7 +621,7 @@ func (t *importing) read(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, 
 		for errors.Is(err, errTooMuch) {
 			c, err = read(ctx, conn)
 		}
-		if err == nil && c.Rows > 0 {
+		if err == nil && c.Rows > 0 && !t.keyless() {
 			t.limit = int(min(max(t.chunkBytes()/(c.Bytes/int64(c.Rows)+1), 1), int64(4*t.limit), maxChunkRows))
 		}
 	}
@@ -761,7 +761,11 @@ func (t *importing) readRows(ctx context.Context, conn *pgx.Conn) (*eventlog.Chu
 	c := &eventlog.Chunk{}
 	err := t.begin(ctx, conn, t.query(), &c.Snapshot, func(v [][]byte) bool {
 		c.Add(v)
-		return t.fits(c)
+		if c.Bytes > 4*t.chunkBytes() && c.Rows < t.limit {
+			t.limit = max(1, c.Rows/4)
+			return false
+		}
+		return true
 	})
 	c.Last = c.Rows < t.limit
 	if c.AfterKey = t.after; c.Rows > 0 {

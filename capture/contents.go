@@ -31,6 +31,7 @@ type scan struct {
 	since    eventlog.Position
 	known    bool
 	span     int64 // blocks that a chunk looks at
+	some     int   // how many rows of a block, where it has too much for a chunk; 0: all
 	read     bool  // all of it
 }
 
@@ -97,7 +98,8 @@ func blockOf(ctid string) (int64, error) {
 	return n, nil
 }
 
-// readContents reads the next rows in the order of the file, in a transaction that is left open.
+// readContents reads the rows of the next blocks of the file, in a transaction that is left open; where one block alone has too much for a chunk,
+// some of its rows.
 func (t *importing) readContents(ctx context.Context, conn *pgx.Conn) (*eventlog.Chunk, error) {
 	s := t.scan
 	first, err := blockOf(t.after[0])
@@ -106,36 +108,41 @@ func (t *importing) readContents(ctx context.Context, conn *pgx.Conn) (*eventlog
 	}
 	end := first + s.span
 	c := &eventlog.Chunk{Since: s.since, Known: s.known}
-	at := t.after[0]
-	columns := "ctid"
+	at, columns, order := fmt.Sprintf("(%d,0)", end), "ctid", ""
 	if t.columns != "" {
 		columns += ", " + t.columns
 	}
-	query := fmt.Sprintf("SELECT %s FROM ONLY %s WHERE ctid OPERATOR(pg_catalog.>) '%s' AND ctid OPERATOR(pg_catalog.<) '(%d,0)' ORDER BY ctid LIMIT %d", columns, t.name, at, end, t.limit)
+	if s.some > 0 {
+		order = fmt.Sprintf(" ORDER BY ctid LIMIT %d", s.some)
+	}
+	last := ""
+	query := fmt.Sprintf("SELECT %s FROM ONLY %s WHERE ctid OPERATOR(pg_catalog.>) '%s' AND ctid OPERATOR(pg_catalog.<) '(%d,0)'%s", columns, t.name, t.after[0], end, order)
 	err = t.begin(ctx, conn, query, &c.Snapshot, func(v [][]byte) bool {
-		at = string(v[0])
+		last = string(v[0])
 		c.Add(v[1:])
-		return t.fits(c)
+		return c.Rows == 1 || c.Bytes <= 4*t.chunkBytes()
 	})
+	switch {
+	case errors.Is(err, errTooMuch) && s.span > 1:
+		s.span = max(1, s.span/8)
+	case errors.Is(err, errTooMuch):
+		s.some = max(1, c.Rows/4)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if c.Rows < t.limit {
-		if at, c.Last = fmt.Sprintf("(%d,0)", end), end >= s.blocks; c.Bytes < t.chunkBytes()/2 {
-			s.span = min(2*s.span, 1<<15)
+	if s.some > 0 && c.Rows == s.some {
+		at = last // and more of this block
+	} else {
+		c.Last, s.some = end >= s.blocks, 0
+		most := min(4*s.span, 1<<15)
+		if c.Rows > 0 {
+			most = min(most, s.span*t.chunkBytes()/(c.Bytes+1), s.span*maxChunkRows/int64(c.Rows))
 		}
+		s.span = max(1, most)
 	}
 	c.AfterKey = []string{at}
 	return c, nil
-}
-
-// fits tells whether a chunk has not become much larger than it was meant to be; if so, the next try is a smaller one.
-func (t *importing) fits(c *eventlog.Chunk) bool {
-	if c.Bytes > 4*t.chunkBytes() && c.Rows < t.limit {
-		t.limit = max(1, c.Rows/4)
-		return false
-	}
-	return true
 }
 
 // patience waits for somebody's ALTER TABLE, keeping the snapshot: what was read is not read again, unless the table is another one then.
