@@ -52,10 +52,9 @@ type Baseline struct {
 	// At is where the log ended behind its last chunk.
 	At    Position
 	again bool
-	first bool     // this chunk is where reading began
-	gone  bool     // the table was dropped, which is in the log now
-	doubt bool     // that rows have to be compared has turned out with the last chunk
-	began Position // of the log
+	first bool // this chunk is where reading began
+	gone  bool // the table was dropped, which is in the log now
+	doubt bool // that rows have to be compared has turned out with the last chunk
 }
 
 // Share is about how much of the table has been taken over, from 0 to 1.

@@ -52,7 +52,9 @@ func TestKindsOfTablesAndStatements(t *testing.T) {
 	// As the apply worker of a subscription does it.
 	origin := s.cfg.Capture.Slot
 	db.do(`SELECT pg_replication_origin_create('%s')`, origin)
-	defer func() { _, _ = db.Exec(context.Background(), fmt.Sprintf(`SELECT pg_replication_origin_drop('%s')`, origin)) }()
+	defer func() {
+		_, _ = db.Exec(context.Background(), fmt.Sprintf(`SELECT pg_replication_origin_drop('%s')`, origin))
+	}()
 	db.do(`SELECT pg_replication_origin_session_setup('%s')`, origin)
 	db.do(`BEGIN; SELECT pg_replication_origin_xact_setup('1/1', now()); INSERT INTO public.foreign_rows VALUES (1, 'far'); UPDATE public.foreign_rows SET v = 'away'; COMMIT`)
 	db.do(`SELECT pg_replication_origin_session_reset()`)
