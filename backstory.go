@@ -56,6 +56,8 @@ type Sidecar struct {
 	dispatch *sinks.Dispatcher // nil without reactors
 	started  time.Time
 
+	counting sync.Mutex // see contents
+
 	lag    lag
 	warned bool // of what doctor would find; owned by capture
 	now    atomic.Pointer[running]

@@ -36,7 +36,8 @@ func Contents(ctx context.Context, log *eventlog.Log, oid uint32, since, at even
 		delete(source.net, id)
 		return put(id, n, unseen)
 	}}
-	if _, err := (&Fold{Source: source, Selection: sel, Calculator: c, Target: noTarget{}}).Run(ctx); err != nil {
+	// A sidecar is at work in this process: what does not fit into little memory goes to files.
+	if _, err := (&Fold{Source: source, Selection: sel, Calculator: c, Target: noTarget{}, MaxMemoryBytes: 16 << 20}).Run(ctx); err != nil {
 		return fmt.Errorf("count the rows of %s in the log: %w", versions[len(versions)-1].Relation, err)
 	}
 	for id, n := range source.net {
