@@ -178,8 +178,12 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 			if err != nil {
 				return err
 			}
+			gone, err := capture.Gone(ctx, cfg.Capture, before) // which the sidecar notes, in its place
+			if err != nil {
+				return err
+			}
 			d.Start, d.Tables = res.Start, res.Tables
-			return log.SetCaptured(ctx, res.Tables)
+			return log.SetCaptured(ctx, append(slices.Clone(res.Tables), gone...))
 		})
 	}
 	res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, oidsOf(versions), waiting)
@@ -306,7 +310,11 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 			res.Tables[i].SinceLSN = before[j].SinceLSN // since then, but for the gap, which is noted
 		}
 	}
-	if err := log.SetCaptured(ctx, res.Tables); err != nil {
+	gone, err := capture.Gone(ctx, cfg.Capture, before)
+	if err != nil {
+		return nil, err
+	}
+	if err := log.SetCaptured(ctx, append(slices.Clone(res.Tables), gone...)); err != nil {
 		return nil, err
 	}
 	return &Done{Start: res.Start, Tables: res.Tables}, log.AcceptGap(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database,

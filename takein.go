@@ -39,7 +39,7 @@ func (s *Sidecar) alter(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if altered, err = capture.Altered(ctx, s.cfg.Capture, captured); err != nil {
+		if altered, err = capture.Altered(ctx, s.cfg.Capture, captured, *head); err != nil {
 			return err
 		}
 		if len(altered) > 0 {

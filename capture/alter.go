@@ -100,7 +100,9 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 
 // Altered finds the captured tables that are not in the catalogue as they were recorded, and describes them as they are to be recorded from now
 // on.
-func Altered(ctx context.Context, c Config, captured []eventlog.Captured) ([]eventlog.Alteration, error) {
+//
+// One that is missing was dropped, if this is the source of head: only then is that believed.
+func Altered(ctx context.Context, c Config, captured []eventlog.Captured, head eventlog.Head) ([]eventlog.Alteration, error) {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)
 	if err != nil {
@@ -111,7 +113,7 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured) ([]eve
 	for _, t := range captured {
 		oids = append(oids, t.OID)
 	}
-	var out []eventlog.Alteration
+	var out, dropped []eventlog.Alteration
 	// In one snapshot, as far as the catalogue has one. What is printed newer than that is found again next time.
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '"+protectLock+"'"); err != nil {
@@ -126,9 +128,9 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured) ([]eve
 			if is == nil && !t.Dropped {
 				gone := *t.Relation
 				gone.Dropped = true
-				out = append(out, eventlog.Alteration{Captured: eventlog.Captured{Relation: &gone, SinceLSN: t.SinceLSN, Published: t.Published, Catalogue: t.Catalogue}, Defined: true})
+				dropped = append(dropped, eventlog.Alteration{Captured: eventlog.Captured{Relation: &gone, SinceLSN: t.SinceLSN, Published: t.Published, Catalogue: t.Catalogue}, Defined: true})
 			}
-			if is == nil || is.String() == t.Catalogue {
+			if is == nil || is.String() == t.Catalogue && !t.Dropped {
 				continue
 			}
 			a, err := c.altered(ctx, tx, &t, is)
@@ -145,7 +147,44 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured) ([]eve
 	if eventlog.SQLState(err) == "55P03" { // lock_not_available: an ALTER TABLE is at work, and is seen when it is done
 		return nil, nil
 	}
-	return out, err
+	if err != nil || len(dropped) == 0 {
+		return out, err
+	}
+	repl, err := c.connectReplication(ctx, nil)
+	if err != nil {
+		return out, err
+	}
+	defer repl.Close(context.WithoutCancel(ctx))
+	sv, err := server(ctx, conn, repl)
+	if err != nil {
+		return out, err
+	}
+	if !sv.InRecovery && checkSource(sv, &head) == nil {
+		out = append(out, dropped...)
+	}
+	return out, nil
+}
+
+// Gone gives those captured tables that the source does not have any more.
+func Gone(ctx context.Context, c Config, captured []eventlog.Captured) ([]eventlog.Captured, error) {
+	conn, err := c.WithDefaults().Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var oids []uint32
+	for _, t := range captured {
+		oids = append(oids, t.OID)
+	}
+	rows, err := conn.Query(ctx, `SELECT oid::bigint FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[])`, bigints(oids))
+	if err != nil {
+		return nil, fmt.Errorf("look for the captured tables: %w", err)
+	}
+	there, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("look for the captured tables: %w", err)
+	}
+	return slices.DeleteFunc(slices.Clone(captured), func(t eventlog.Captured) bool { return slices.Contains(there, int64(t.OID)) }), nil
 }
 
 // altered describes one.

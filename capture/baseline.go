@@ -537,10 +537,11 @@ func (t *importing) findOrder(ctx context.Context, conn *pgx.Conn, r *eventlog.R
 	return nil
 }
 
-// fingerprintQuery changes whenever a table's columns, indexes or names do.
+// fingerprintQuery changes whenever a table's columns, indexes or names do, or the partitioned table that it is a part of.
 func (t *importing) fingerprintQuery() string {
 	return `SELECT concat_ws('/', c.oid, c.xmin, (SELECT string_agg(xmin::text, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0),
-		(SELECT string_agg(xmin::text, ',' ORDER BY indexrelid) FROM pg_index WHERE indrelid = c.oid)) AS ` + fingerprintName + `, pg_current_snapshot()::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ` + literal(t.schema) + ` AND c.relname = ` + literal(t.table)
+		(SELECT string_agg(xmin::text, ',' ORDER BY indexrelid) FROM pg_index WHERE indrelid = c.oid),
+		(SELECT rc.relnamespace || '.' || rc.relname FROM pg_class rc WHERE c.relispartition AND rc.oid = pg_partition_root(c.oid))) AS ` + fingerprintName + `, pg_current_snapshot()::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ` + literal(t.schema) + ` AND c.relname = ` + literal(t.table)
 }
 
 const fingerprintName = "backstory_fingerprint"

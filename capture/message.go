@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -250,6 +251,16 @@ func (x *session) relation(m *relationMessage) error {
 		}
 		if old := x.relations[m.oid]; old != nil && sameNames(old, m) {
 			return nil // dropped since; its shape was this one
+		}
+		if cap, ok := x.captured[m.oid]; ok && sameNames(cap.Relation, m) { // … or as it was recorded
+			was := *cap.Relation
+			was.Dropped, was.Complete, was.InsertOnly = false, r.Complete, r.InsertOnly
+			was.Columns = slices.Clone(was.Columns)
+			for i := range was.Columns {
+				was.Columns[i].Identity = m.columns[i].identity
+			}
+			x.relations[m.oid] = &was
+			return nil
 		}
 		x.cfg.Logger.Warn("a table was dropped before its rows were read; types are taken from the stream", "relation", r.String())
 		for i, c := range m.columns {

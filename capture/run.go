@@ -34,6 +34,28 @@ var ErrTablesChanged = errors.New("the captured tables were changed")
 // checkStart refuses to start where changes could be skipped in silence: START_REPLICATION itself refuses nothing
 // (PostgreSQL manual, Streaming Replication Protocol).
 func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error {
+	if err := checkSource(sv, head); err != nil {
+		return err
+	}
+	if name != head.Slot {
+		return WrongSlot(head.Slot, name)
+	}
+	gap := func(reason string, to eventlog.LSN) error { return &Gap{Reason: reason, From: head.EndLSN, To: to} }
+	switch {
+	case !slot.Exists:
+		return gap("the replication slot "+name+" is gone", sv.FlushLSN)
+	case slot.Plugin != "pgoutput" || slot.Database != sv.Database:
+		return &eventlog.Problem{Err: fmt.Errorf("replication slot %s belongs to something else (plugin %q, database %q)", name, slot.Plugin, slot.Database), Hint: "Choose another name with BACKSTORY_SLOT."}
+	case slot.WALStatus == "lost":
+		return gap("the server has removed WAL that the replication slot "+name+" needed", sv.FlushLSN)
+	case slot.ConfirmedFlush > head.EndLSN:
+		return gap("the replication slot "+name+" was moved or made again by somebody else", slot.ConfirmedFlush)
+	}
+	return nil
+}
+
+// checkSource tells whether a server is the log's source, and has all that the log has.
+func checkSource(sv *Server, head *eventlog.Head) error {
 	gap := func(reason string, to eventlog.LSN) error { return &Gap{Reason: reason, From: head.EndLSN, To: to} }
 	if sv.Database != head.Database && sv.SystemID == head.SystemID {
 		return &eventlog.Problem{Err: fmt.Errorf("the log belongs to database %s, the source is %s", head.Database, sv.Database), Hint: "Check BACKSTORY_SOURCE_URL; each database has a log of its own."}
@@ -42,9 +64,6 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 		// Not a gap yet: most likely a wrong URL, and a gap in the log cannot be taken back.
 		return &eventlog.Problem{Err: fmt.Errorf("the source is database %s of system %s, the log was made from %s of system %s", sv.Database, sv.SystemID, head.Database, head.SystemID),
 			Hint: "Check BACKSTORY_SOURCE_URL and BACKSTORY_LOG_URL. If the source was moved (dump and restore, pg_upgrade) and its history is to go on, run backstory init --accept-gap."}
-	}
-	if name != head.Slot {
-		return WrongSlot(head.Slot, name)
 	}
 	if sv.Timeline < head.Timeline {
 		return gap(fmt.Sprintf("the source is on timeline %d, the log already on %d: it was restored from a backup", sv.Timeline, head.Timeline), sv.FlushLSN)
@@ -67,16 +86,6 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 	}
 	if head.EndLSN > sv.FlushLSN {
 		return gap("the source has lost transactions that the log holds", sv.FlushLSN)
-	}
-	switch {
-	case !slot.Exists:
-		return gap("the replication slot "+name+" is gone", sv.FlushLSN)
-	case slot.Plugin != "pgoutput" || slot.Database != sv.Database:
-		return &eventlog.Problem{Err: fmt.Errorf("replication slot %s belongs to something else (plugin %q, database %q)", name, slot.Plugin, slot.Database), Hint: "Choose another name with BACKSTORY_SLOT."}
-	case slot.WALStatus == "lost":
-		return gap("the server has removed WAL that the replication slot "+name+" needed", sv.FlushLSN)
-	case slot.ConfirmedFlush > head.EndLSN:
-		return gap("the replication slot "+name+" was moved or made again by somebody else", slot.ConfirmedFlush)
 	}
 	return nil
 }

@@ -354,9 +354,16 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		less.Complete, rel = false, &less
 		delete(w.completed, rel.OID)
 	}
+	w.chunked = true
 	t, err := w.tableFor(ctx, rel, w.tx.lsn)
+	w.chunked = false
 	if err != nil {
 		return err
+	}
+	for r := range w.tables { // what the stream has described before is as this tells from now on
+		if r.OID == rel.OID && r.String() != t.rel.String() {
+			delete(w.tables, r)
+		}
 	}
 	w.importing = true
 	defer func() { w.importing = false }()
@@ -520,6 +527,9 @@ func (w *Writer) actual(r *Relation) *Relation {
 		out.Complete, changed = true, true
 	}
 	if _, last := w.log.dict.newestVersion(r.OID); last != nil {
+		if !w.chunked && r.String() != last.String() { // whether it was attached or detached by then only a chunk tells
+			out.RootSchema, out.RootName, changed = last.RootSchema, last.RootName, true
+		}
 		out.Columns = slices.Clone(r.Columns)
 		for i := range out.Columns {
 			c := &out.Columns[i]

@@ -74,14 +74,14 @@ func (t *Tally) unknown(column, columns int) {
 }
 
 // in gives a tally by the columns of a table that the one it counts for is a part of (see columnsOf).
-func (t *Tally) in(columns []int) *Tally {
+func (t *Tally) in(columns []place) *Tally {
 	if columns == nil || t.Unknown == nil {
 		return t
 	}
 	out := &Tally{Orphans: t.Orphans, Replaced: t.Replaced, Unknown: make([]int64, len(columns))}
 	for i, c := range columns {
-		if c >= 0 {
-			out.Unknown[i] = t.Unknown[c]
+		if c.from >= 0 {
+			out.Unknown[i] = t.Unknown[c.from]
 		}
 	}
 	return out
@@ -105,7 +105,15 @@ type Table struct {
 	Key          []int                // indexes into Columns; empty: rows may be there several times
 	Generated    []eventlog.Generated // columns that the fold does not give: the database computes them
 	// Root is the table that it is a part of, with the same columns by name; nil if it is one of its own.
-	Root *Table
+	Root   *Table
+	late   map[string]place    // by name, where columns are that it got later, or under another name
+	before map[string][]string // by name, what columns were called before
+}
+
+// place is where a part has the value of a column: among its own, or, if from is -1, the same in all rows.
+type place struct {
+	from  int
+	value Value
 }
 
 // parts gives the tables that are written, each with its parts by their index.
@@ -130,12 +138,19 @@ func targets(tables []*Table) []*Table {
 }
 
 // columnsOf gives the place of each column of a table in one of its parts; nil if all are in the same place.
-func (t *Table) columnsOf(part *Table) []int {
+func (t *Table) columnsOf(part *Table) []place {
 	same := true
-	var out []int
+	var out []place
 	for i := range t.Columns {
-		j := slices.IndexFunc(part.Columns, func(c eventlog.Column) bool { return c.Name == t.Columns[i].Name })
-		same, out = same && j == i, append(out, j)
+		name := t.Columns[i].Name
+		p := place{from: slices.IndexFunc(part.Columns, func(c eventlog.Column) bool { return c.Name == name })}
+		if later, ok := part.late[name]; ok && p.from < 0 {
+			p = later
+		}
+		if p.from < 0 && p.value.JSON == nil {
+			p.from = slices.IndexFunc(part.Columns, func(c eventlog.Column) bool { return slices.Contains(t.before[name], c.Name) })
+		}
+		same, out = same && p.from == i, append(out, p)
 	}
 	if same && len(part.Columns) == len(t.Columns) {
 		return nil

@@ -267,7 +267,7 @@ func group(versions []eventlog.RelationVersion, captured []eventlog.Captured, m 
 	first := map[string]*history{}
 	for _, h := range all {
 		n := h.relation().Own()
-		if o := first[n]; h.shape >= 0 && (o == nil || o.rank < h.rank) {
+		if o := first[n]; h.shape >= 0 && (o == nil || o.gone && !h.gone || o.gone == h.gone && o.rank < h.rank) { // that one is gone may be known later than that another one is there
 			first[n] = h
 		}
 	}

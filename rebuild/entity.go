@@ -56,13 +56,18 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 	if st.Last == nil {
 		return st, nil
 	}
-	// A TRUNCATE is about no row in particular. Where the table has never had one, this asks the log nothing.
-	err := log.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Relations: []string{st.Relation.Own()}, Ops: []eventlog.Op{eventlog.OpTruncate},
-		After: st.Last.Position, Until: until, Limit: 1}, func(ev *eventlog.Event) error {
+	// TRUNCATE and DROP are about no row in particular.
+	err := log.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Ops: []eventlog.Op{eventlog.OpTruncate, eventlog.OpNote}, After: st.Last.Position, Until: until}, func(ev *eventlog.Event) error {
+		if ev.Relation == nil || ev.Relation.OID != st.Relation.OID || ev.Op == eventlog.OpNote && !ev.Relation.Dropped { // perhaps of another partition
+			return nil
+		}
 		st.Last = ev.Clone()
-		return nil
+		return errWhole
 	})
-	if err != nil || st.Last.Op == eventlog.OpTruncate {
+	if errors.Is(err, errWhole) {
+		err = nil
+	}
+	if err != nil || st.Last.Op == eventlog.OpTruncate || st.Last.Op == eventlog.OpNote {
 		return st, err
 	}
 	versions, err := log.Relations(ctx)

@@ -92,21 +92,59 @@ func (c *Rows) join(wanted []bool) {
 	c.Tables()
 }
 
-// shapeRoots gives partitioned tables the shape of their first part. All have the same columns, perhaps in another order.
+// shapeRoots gives partitioned tables the shape of that part whose shape is the newest. All have the same columns, perhaps in another order; where
+// ALTER TABLE is known of some of them only, the others' later versions tell which column is which.
 func (c *Rows) shapeRoots() {
-	shaped := map[*Table]bool{}
+	lead := map[*Table]int{}
+	rank := func(i int) int { // one of which there is no event has the number of no version
+		if c.current[i] == nil {
+			return 0
+		}
+		return c.newest[i]
+	}
+	for i, root := range c.roots {
+		if n, ok := lead[root]; root != nil && (!ok || rank(i) > rank(n)) {
+			lead[root] = i
+		}
+	}
+	for root, n := range lead {
+		*root = *c.tables[n]
+		root.Root, root.late, root.before = nil, nil, map[string][]string{}
+		for _, v := range c.versions {
+			if v == nil || v.table != n || v.id >= c.newest[n] {
+				continue
+			}
+			for i := range root.Columns {
+				if o := slices.IndexFunc(v.rel.Columns, func(o eventlog.Column) bool { return eventlog.SameColumn(&o, &root.Columns[i]) }); o >= 0 {
+					root.before[root.Columns[i].Name] = append(root.before[root.Columns[i].Name], v.rel.Columns[o].Name)
+				}
+			}
+		}
+		root.Schema, root.Name = c.versions[c.newest[n]].rel.Table()
+	}
 	for i, root := range c.roots {
 		if root == nil {
 			continue
 		}
 		t := c.tables[i]
-		t.Root = root
-		if !shaped[root] {
-			shaped[root] = true
-			*root = *t
-			root.Root = nil
-			root.Schema, root.Name = c.versions[c.newest[i]].rel.Table()
-		} else if !slices.EqualFunc(root.Key, t.Key, func(a, b int) bool { return root.Columns[a].Name == t.Columns[b].Name }) {
+		t.Root, t.late = root, map[string]place{}
+		for _, v := range c.versions {
+			if v == nil || v.table != i || v.id <= c.newest[i] {
+				continue
+			}
+			for n := range v.rel.Columns {
+				col := &v.rel.Columns[n]
+				if _, ok := t.late[col.Name]; ok {
+					continue
+				}
+				p := place{from: slices.IndexFunc(t.Columns, func(o eventlog.Column) bool { return eventlog.SameColumn(&o, col) })}
+				if p.from < 0 && col.Missing != "" {
+					p.value = Value{[]byte(col.Missing), &col.Type}
+				}
+				t.late[col.Name] = p
+			}
+		}
+		if !slices.EqualFunc(root.Key, t.Key, func(a, b int) bool { return root.Columns[a].Name == t.Columns[b].Name }) {
 			root.Key = nil
 		}
 	}

@@ -133,7 +133,7 @@ func (w *writing) table(ctx context.Context, t *Table, of []int) (err error) {
 		err = tw.Close(err)
 	}()
 	var parts []*part
-	columns := map[int][]int{} // by table
+	columns := map[int][]place{} // by table
 	for _, i := range of {
 		parts = append(parts, w.parts[i*fanOut:(i+1)*fanOut]...)
 		columns[i] = t.columnsOf(w.tables[i])
@@ -192,7 +192,7 @@ type emitter struct {
 	folder  Folder
 	encoder Encoder
 	state   State
-	columns []int // of the part's table, see columnsOf
+	columns []place // of the part's table, see columnsOf
 	values  []Value
 	part    *part // that is being written
 	ctx     context.Context
@@ -225,10 +225,10 @@ func (m *emitter) row(r *Row) error {
 	if m.columns != nil {
 		m.values = m.values[:0]
 		for _, c := range m.columns {
-			if c < 0 {
-				m.values = append(m.values, Value{})
+			if c.from < 0 {
+				m.values = append(m.values, c.value)
 			} else {
-				m.values = append(m.values, r.Values[c])
+				m.values = append(m.values, r.Values[c.from])
 			}
 		}
 		r = &Row{Values: m.values}

@@ -154,13 +154,18 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 	type moment struct {
 		at    eventlog.Position
 		there bool // the row, from then on
+		table uint32
 	}
 	after := func(e *eventlog.Event) moment {
-		return moment{e.Position, e.Op != eventlog.OpDelete && e.AggregateID == id}
+		m := moment{at: e.Position, there: e.Op != eventlog.OpDelete && e.AggregateID == id}
+		if e.Relation != nil {
+			m.table = e.Relation.OID
+		}
+		return m
 	}
 	// end gives the TRUNCATE that ended the row between one of its events and the next.
 	end := func(m moment, next eventlog.Position) error {
-		i := slices.IndexFunc(ends, func(t *eventlog.Event) bool { return t.Position > m.at })
+		i := slices.IndexFunc(ends, func(t *eventlog.Event) bool { return t.Position > m.at && t.Relation.OID == m.table })
 		if !m.there || i < 0 || ends[i].Position >= next {
 			return nil
 		}

@@ -79,11 +79,174 @@ func TestPartitions(t *testing.T) {
 		"Apart public.apart, Event public.events public.events_0, Event public.events public.events_1, Order public.orders public.orders_1, Order public.orders public.orders_2, Order public.orders public.orders_3_0, Order public.orders public.orders_3_1" {
 		t.Errorf("imported: %s", got)
 	}
+	s.says(1, "OrderPartitionDropped", "show", "orders/40,2026-02-10")
 	s.says(1, "public.orders_1 has been dropped by then", "checkout", "--at", "HEAD", "--schema", "past", "orders_1")
 	s.says(0, "OrderDeleted", "log", "orders/2,2026-01-03")
+	// TRUNCATE of one partition ends its rows, and not those of others.
+	for row, ended := range map[string]bool{`orders/60,2026-03-02`: true, `orders/61,2026-03-03`: false, `orders/201,2026-06-01`: false} {
+		for verb, says := range map[string]string{"log": "OrderTruncated", "show": "was not there"} {
+			p := s.command(true, verb, row)
+			p.wait(time.Minute)
+			if strings.Contains(p.out.String(), says) != ended {
+				t.Errorf("backstory %s %s, of a row that TRUNCATE ended: %v: %s", verb, row, ended, strings.ReplaceAll(p.out.String(), "\n", " | "))
+			}
+		}
+	}
 	s.says(0, "", "checkout", "--at", moments[0].position, "--schema", "part", "orders_2")
 	if got := db.one(`SELECT count(*) FROM part.orders_2`); got != "28" {
 		t.Errorf("%s rows in one partition", got)
 	}
 	verify(t, s.openLog())
+}
+
+const twoOrders = `CREATE TABLE public.orders (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+	CREATE TABLE public.orders_1 PARTITION OF public.orders FOR VALUES FROM (0) TO (100); CREATE TABLE public.orders_2 PARTITION OF public.orders FOR VALUES FROM (100) TO (200);
+	CREATE TABLE public.plain (x int, y int, n numeric(10,2), PRIMARY KEY (y, x))`
+
+// rowsOf checks a table out and gives its rows.
+func (s *system) rowsOf(at, table string) string {
+	s.t.Helper()
+	s.says(0, "", "checkout", "--at", at, "--schema", "past", "--replace", "--database", s.cfg.Capture.URL, table)
+	return s.sql().one(`SELECT coalesce(string_agg(whole_row::text, ' ' ORDER BY whole_row::text), '') FROM past.%s whole_row`, table)
+}
+
+// TestDroppedAndMadeAgain: a table that takes the name of one that was dropped is the one that checkouts have, whatever the log learns first; also
+// when init is run before the sidecar.
+func TestDroppedAndMadeAgain(t *testing.T) {
+	for _, init := range []bool{false, true} {
+		t.Run(fmt.Sprintf("init comes first: %v", init), func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{})
+			db := s.sql()
+			db.do(twoOrders)
+			s.init()
+			db.do(`INSERT INTO public.orders VALUES (1, 'a'), (101, 'b'); INSERT INTO public.plain VALUES (1, 1, 1)`)
+			s.once()
+			var r *running
+			if !init {
+				r = s.start()
+			}
+			db.do(`DROP TABLE public.orders_2, public.plain; CREATE TABLE public.orders_2 PARTITION OF public.orders FOR VALUES FROM (100) TO (200); CREATE TABLE public.plain (x int PRIMARY KEY) PARTITION BY HASH (x);
+				CREATE TABLE public.plain_0 PARTITION OF public.plain FOR VALUES WITH (MODULUS 1, REMAINDER 0)`)
+			if init {
+				s.init()
+				s.once()
+			}
+			eventually(t, time.Minute, "the new tables are captured", func() (bool, error) {
+				return db.one(`SELECT count(*) FROM backstory.captured WHERE oid IN ('public.orders_2'::regclass, 'public.plain_0'::regclass)`) == "2", nil
+			})
+			db.do(`INSERT INTO public.orders VALUES (102, 'new'); INSERT INTO public.plain VALUES (3)`)
+			if init {
+				s.once()
+			} else {
+				eventually(t, time.Minute, "the log knows what was dropped", func() (bool, error) {
+					return db.one(`SELECT count(*) FROM backstory.relation WHERE dropped`) == "2", nil
+				})
+				if err := r.end(); err != nil {
+					t.Fatal(err)
+				}
+				s.once()
+			}
+			s.says(0, "", "checkout", "--partial", "--at", "HEAD", "--schema", "everything")
+			if got := s.rowsOf("HEAD", "orders") + " / " + s.rowsOf("HEAD", "plain"); got != "(1,a) (102,new) / (3)" {
+				t.Errorf("the log has %s", got)
+			}
+		})
+	}
+}
+
+// TestChangedAndDroppedWhileNobodyLooked: what was changed before it was dropped is filed as before.
+func TestChangedAndDroppedWhileNobodyLooked(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(twoOrders)
+	db.do(`CREATE TABLE public.whole (id int PRIMARY KEY, v text); ALTER TABLE public.whole REPLICA IDENTITY FULL`)
+	s.init()
+	db.do(`INSERT INTO public.plain VALUES (1, 10, 1), (2, 20, 2); INSERT INTO public.whole VALUES (1, 'a'); INSERT INTO public.orders VALUES (101, 'b')`)
+	s.once()
+	db.do(`UPDATE public.plain SET n = 3 WHERE x = 1; DELETE FROM public.plain WHERE x = 2; UPDATE public.whole SET v = 'z'; DELETE FROM public.orders WHERE id = 101; DROP TABLE public.plain, public.whole, public.orders_2`)
+	s.once()
+	if got := db.one(`SELECT string_agg(concat_ws(' ', type, aggregate_id, before, data), ', ' ORDER BY position) FROM backstory.events WHERE op <> 'insert' AND op <> 'note'`); got !=
+		`PlainUpdated 10,1 {"n":"1.00"} {"n":"3.00"}, PlainDeleted 20,2 {"x":2,"y":20,"n":"2.00"}, WholeUpdated 1 {"v":"a"} {"v":"z"}, OrderDeleted 101 {"id":101,"v":"b"}` {
+		t.Errorf("the log has %s", got)
+	}
+	verify(t, s.openLog())
+}
+
+// TestOtherSourceHasDroppedNothing: that tables are missing where somebody connects by mistake says nothing of them.
+func TestOtherSourceHasDroppedNothing(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(twoOrders)
+	s.init()
+	s.once()
+	url := s.cfg.Capture.URL
+	s.cfg.Log.URL = url
+	s.cfg.Capture.URL = s.src.URL(s.src.NewDatabase(t))
+	if err := s.tryOnce(); err == nil || !strings.Contains(err.Error(), "the log belongs to database") {
+		t.Errorf("elsewhere it says %v", err)
+	}
+	s.cfg.Capture.URL = url
+	if got := db.one(`SELECT count(*) FROM backstory.captured WHERE dropped`); got != "0" {
+		t.Errorf("%s tables count as dropped", got)
+	}
+}
+
+// TestPartitionsBehind: what happened before a partition was detached, or the partitioned table got another name or column, is told as it was
+// then, also by a sidecar that is behind, and while its rows are being read.
+func TestPartitionsBehind(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(twoOrders)
+	s.init()
+	db.do(`INSERT INTO public.orders VALUES (1, 'a'), (101, 'b')`)
+	s.once()
+	db.do(`UPDATE public.orders SET v = 'c' WHERE id = 101; UPDATE public.orders SET v = 'c' WHERE id = 1; ALTER TABLE public.orders DETACH PARTITION public.orders_2`)
+	s.once()
+	at := db.one(`SELECT max(position) FROM backstory.events WHERE type = 'OrderUpdated'`)
+	if got := s.rowsOf(at, "orders") + " / " + s.rowsOf("HEAD", "orders"); got != "(1,c) (101,c) / (1,c)" {
+		t.Errorf("before and after DETACH the log has %s", got)
+	}
+	db.do(`ALTER TABLE public.orders ATTACH PARTITION public.orders_2 FOR VALUES FROM (100) TO (200); CREATE TABLE public.orders_d PARTITION OF public.orders DEFAULT`)
+	s.init()
+	s.once()
+	r := s.start()
+	time.Sleep(time.Second)
+	db.do(`ALTER TABLE public.orders RENAME v TO w; ALTER TABLE public.orders ADD c text DEFAULT 'x'; INSERT INTO public.orders VALUES (102, 'n', 'y')`)
+	eventually(t, time.Minute, "the row is in the log", func() (bool, error) {
+		at = db.one(`SELECT coalesce(max(position), 0) FROM backstory.events WHERE op = 'insert' AND data::text LIKE '%%"y"%%'`)
+		return at != "0", nil
+	})
+	early := s.rowsOf(at, "orders") // the other partitions' new shape may not be known yet
+	eventually(t, time.Minute, "each partition's shape is known", func() (bool, error) {
+		return db.one(`SELECT count(DISTINCT oid) FROM backstory.relation WHERE columns::text LIKE '%%"w"%%'`) == "3", nil
+	})
+	if late := s.rowsOf(at, "orders"); late != "(1,c,x) (101,c,x) (102,n,y)" || early != late && early != "(1,c,) (101,c,x) (102,n,y)" {
+		t.Errorf("at first the log has %s, then %s", early, late)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	// Another name, while rows are being read.
+	o := newSystem(t, where{})
+	o.cfg.Capture.BaselineChunkBytes, o.cfg.Capture.BaselineBytesPerSecond = 2000, 20000
+	db = o.sql()
+	db.do(twoOrders)
+	db.do(`INSERT INTO public.orders SELECT i, repeat('x', 400) FROM generate_series(0, 199) i`)
+	o.init()
+	r = o.start()
+	eventually(t, time.Minute, "rows are being read", func() (bool, error) {
+		return db.one(`SELECT count(*) FROM backstory.baseline WHERE chunks > 1`) == "2", nil
+	})
+	db.do(`ALTER TABLE public.orders RENAME TO purchases`)
+	o.baselineDone()
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	o.once()
+	o.says(0, "200 rows", "checkout", "--at", "HEAD", "--schema", "past", "purchases")
+	o.says(1, "no such table", "checkout", "--at", "HEAD", "--schema", "none", "orders")
 }
