@@ -527,7 +527,7 @@ func (w *Writer) actual(r *Relation) *Relation {
 		out.Complete, changed = true, true
 	}
 	if _, last := w.log.dict.newestVersion(r.OID); last != nil {
-		if !w.chunked && r.String() != last.String() { // whether it was attached or detached by then only a chunk tells
+		if !w.chunked && (r.RootSchema != last.RootSchema || r.RootName != last.RootName) { // whether it was attached or detached by then only a chunk tells
 			out.RootSchema, out.RootName, changed = last.RootSchema, last.RootName, true
 		}
 		out.Columns = slices.Clone(r.Columns)
