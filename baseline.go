@@ -96,10 +96,10 @@ func (s *Sidecar) contents(ctx context.Context, r *eventlog.Relation, b eventlog
 	}
 	s.counting.Lock() // one at a time: each takes memory and connections
 	defer s.counting.Unlock()
-	err = s.log.PutContents(ctx, r.OID, b.At, func(put func(id string, rows, seen int64) error) error {
-		return rebuild.Contents(ctx, s.log, r.OID, b.Began, b.At, snapshot, func(id string, rows, unseen int64) error {
+	err = s.log.PutContents(ctx, r.OID, b.At, func(put func(id string, rows int64) error) error {
+		return rebuild.Contents(ctx, s.log, r.OID, b.Began, b.At, snapshot, func(id string, rows int64) error {
 			known = true
-			return put(id, rows, unseen)
+			return put(id, rows)
 		})
 	})
 	return known, err

@@ -136,7 +136,7 @@ func (i *Import) State() ([]ImportState, ImportRate) {
 	if n := len(i.rates); n > 0 {
 		if first := i.rates[0]; now.at.Sub(first.at) > time.Second {
 			s := now.at.Sub(first.at).Seconds()
-			r = ImportRate{(now.rows - first.rows) / s, (now.weight - first.weight) / s}
+			r = ImportRate{max(0, now.rows-first.rows) / s, max(0, now.weight-first.weight) / s} // one that is read anew goes back
 		}
 	}
 	return out, r
@@ -268,7 +268,7 @@ func (t *importing) run(ctx context.Context, once bool) {
 		if t.pause = min(2*t.pause, time.Minute); t.pause == 0 || t.number > before {
 			t.pause = time.Second
 		}
-		pause, over = t.pause, once && !retryable(err) && !errors.Is(err, errLocked) && !errors.Is(err, errLost) || errors.Is(err, ErrNoOrder)
+		pause, over = t.pause, once && !retryable(err) && !errors.Is(err, errLocked) && !errors.Is(err, errLost) && !errors.Is(err, eventlog.ErrNotVisible) || errors.Is(err, ErrNoOrder)
 	}
 	if news {
 		t.imp.stream.cfg.Logger.Warn("existing rows are not taken over", "relation", t.Table, "err", err, "hint", eventlog.Hint(err), "again_in", pause)
@@ -799,7 +799,7 @@ func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, sna
 		results = pc.Exec(ctx, isolation+prepare+t.fingerprintQuery()+"; "+query)
 	} else if _, err := pc.Exec(ctx, isolation+"SET TRANSACTION SNAPSHOT '"+s.name+"'; "+prepare).ReadAll(); err != nil {
 		return t.unread(conn, err)
-	} else if err := s.holder.QueryRow(ctx, t.fingerprintQuery()).Scan(&print, new(string)); err != nil { // as it is now, while nobody can alter it
+	} else if err := s.look.QueryRow(ctx, t.fingerprintQuery()).Scan(&print, new(string)); err != nil { // as it is now, while nobody can alter it
 		return t.unread(conn, err)
 	} else {
 		*snapshot = s.snapshot

@@ -453,7 +453,7 @@ type Size struct {
 }
 
 // countedChanges is that of a table c.
-const countedChanges = `pg_stat_get_tuples_updated(c.oid) || ' ' || pg_stat_get_tuples_deleted(c.oid)`
+const countedChanges = `concat_ws(' ', pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid), extract(epoch FROM pg_postmaster_start_time()), extract(epoch FROM pg_stat_get_db_stat_reset_time((SELECT oid FROM pg_database WHERE datname = current_database()))))`
 
 // Sizes estimates how large tables are, by OID. next is above every transaction of the source that has begun.
 func Sizes(ctx context.Context, c Config, oids []uint32) (sizes map[uint32]Size, next int64, err error) {

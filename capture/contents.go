@@ -24,7 +24,8 @@ type Contents func(ctx context.Context, r *eventlog.Relation, b eventlog.Baselin
 
 // scan is the reading of a table without a key.
 type scan struct {
-	holder   *pgx.Conn // of the snapshot
+	holder   *pgx.Conn // of the snapshot; it asks the catalogue nothing, whose locks it would keep
+	look     *pgx.Conn // for the catalogue as it is now
 	name     string    // of the snapshot, for SET TRANSACTION
 	snapshot string    // as pg_current_snapshot prints it
 	blocks   int64     // that the table had; rows in later ones the snapshot does not see
@@ -46,6 +47,10 @@ func (t *importing) beginScan(ctx context.Context, conn *pgx.Conn) (err error) {
 	}
 	s := &scan{holder: holder, span: 32}
 	t.scan = s
+	if s.look, err = t.imp.stream.cfg.Connect(ctx); err != nil {
+		t.endScan(ctx)
+		return err
+	}
 	defer func() {
 		if err != nil {
 			t.endScan(ctx)
@@ -54,12 +59,17 @@ func (t *importing) beginScan(ctx context.Context, conn *pgx.Conn) (err error) {
 	if _, err := holder.Exec(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0"); err != nil {
 		return fmt.Errorf("take a snapshot of the source: %w", err)
 	}
-	if err := holder.QueryRow(ctx, `SELECT pg_export_snapshot(), pg_current_snapshot()::text, coalesce(pg_relation_size($1::bigint::oid), 0) / current_setting('block_size')::bigint`, int64(t.OID)).
-		Scan(&s.name, &s.snapshot, &s.blocks); err != nil {
+	if _, err := holder.Exec(ctx, `SELECT set_config('transaction_timeout', '0', true) WHERE current_setting('server_version_num')::int >= 170000`); err != nil {
 		return fmt.Errorf("take a snapshot of the source: %w", err)
 	}
+	if err := holder.QueryRow(ctx, `SELECT pg_export_snapshot(), pg_current_snapshot()::text`).Scan(&s.name, &s.snapshot); err != nil {
+		return fmt.Errorf("take a snapshot of the source: %w", err)
+	}
+	if err := s.look.QueryRow(ctx, `SELECT coalesce(pg_relation_size($1::bigint::oid), 0) / current_setting('block_size')::bigint`, int64(t.OID)).Scan(&s.blocks); err != nil {
+		return fmt.Errorf("ask the source for the size of a table: %w", err)
+	}
 	if t.TotalBytes > 100<<20 {
-		t.imp.stream.cfg.Logger.Info("the existing rows of a table without a key are read in one transaction: until they are, the source's vacuum keeps what ends meanwhile", "relation", t.Table, "bytes", t.TotalBytes)
+		t.imp.stream.cfg.Logger.Info("the existing rows of a table without a key are read in one transaction: until they are, the source's vacuum keeps what ends meanwhile, and CREATE INDEX CONCURRENTLY waits", "relation", t.Table, "bytes", t.TotalBytes)
 	}
 	began := &eventlog.Chunk{Begins: true}
 	if err := t.begin(ctx, conn, nothing, &began.Snapshot, func([][]byte) bool { return true }); err != nil {
@@ -82,8 +92,11 @@ func (t *importing) beginScan(ctx context.Context, conn *pgx.Conn) (err error) {
 
 // endScan lets the snapshot go.
 func (t *importing) endScan(ctx context.Context) {
-	if t.scan != nil && t.scan.holder != nil {
+	if t.scan != nil {
 		_ = t.scan.holder.Close(context.WithoutCancel(ctx))
+		if t.scan.look != nil {
+			_ = t.scan.look.Close(context.WithoutCancel(ctx))
+		}
 	}
 	t.scan = nil
 }
@@ -120,7 +133,7 @@ func (t *importing) readContents(ctx context.Context, conn *pgx.Conn) (*eventlog
 	err = t.begin(ctx, conn, query, &c.Snapshot, func(v [][]byte) bool {
 		last = string(v[0])
 		c.Add(v[1:])
-		return c.Rows == 1 || c.Bytes <= 4*t.chunkBytes()
+		return c.Rows == 1 || c.Bytes <= 4*t.chunkBytes() && c.Rows <= 2*maxChunkRows
 	})
 	switch {
 	case errors.Is(err, errTooMuch) && s.span > 1:

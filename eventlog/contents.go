@@ -2,6 +2,7 @@ package eventlog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -11,10 +12,10 @@ import (
 
 // Existing rows of a table without a key. There is nothing by which they could be read in order, or told apart: a row is its content, and
 // what can be compared is how often a content is there. All of them are read in one snapshot of the source, chunk by chunk, from a first
-// chunk on, which is empty and holds the place before which everything that the snapshot sees is in the log. For a content,
+// chunk on, which is empty and holds the place before which everything that the snapshot sees is in the log, and nothing else (what a
+// standby holds back is waited for). For a content,
 //
-//   - seen is how many rows of the snapshot have been read so far, plus what the stream has added and taken away that the snapshot does
-//     not see: everything behind the first chunk, and before it what was committed and not visible yet;
+//   - seen is how many rows of the snapshot have been read so far, plus what the stream has added and taken away behind the first chunk;
 //   - rows is how many the log knows of, as a fold counts them: a row that is not there cannot be taken away.
 //
 // Once all are read, seen is the truth. A chunk imports what rows lacks of seen, and never more: where only some are read, what the
@@ -25,33 +26,38 @@ import (
 // Most contents are neither known before nor touched meanwhile, and are imported without a question. The counts of the others
 // are kept beside the log, each as of a position, and brought up to date from the index when they are needed.
 
+// ErrNotVisible means that the log has transactions of the source that the source does not show to anybody yet.
+var ErrNotVisible = errors.New("the source has committed more than it shows: a standby that it waits for (synchronous_standby_names) has not answered")
+
 // ContentID gives the entity's id of a row without a key from its JSON object, as the log files it.
 func ContentID(object []byte) string { return string(appendContentKey(nil, object)) }
 
 // PutContents records, before the existing rows of a table without a key are read, how often which content is there according to the log up to
 // a position: fill calls put with the ids of contents, each once. What was recorded before is forgotten.
-func (l *Log) PutContents(ctx context.Context, oid uint32, at Position, fill func(put func(id string, rows, seen int64) error) error) error {
+func (l *Log) PutContents(ctx context.Context, oid uint32, at Position, fill func(put func(id string, rows int64) error) error) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `DELETE FROM backstory.content WHERE oid = $1::bigint::oid`, int64(oid)); err != nil {
+		if _, err := tx.Exec(ctx, `DELETE FROM backstory.content WHERE oid = $1::bigint::oid OR NOT oid IN (SELECT oid FROM backstory.baseline WHERE done_at IS NULL)`, int64(oid)); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `SELECT set_config('transaction_timeout', '0', true) WHERE current_setting('server_version_num')::int >= 170000`); err != nil {
 			return err
 		}
 		r, w := io.Pipe()
 		filled := make(chan error, 1)
 		go func() {
 			var line []byte
-			err := fill(func(id string, rows, seen int64) error {
+			err := fill(func(id string, rows int64) error {
 				line = append(strconv.AppendUint(line[:0], uint64(oid), 10), '\t')
 				line = append(append(line, id...), '\t')
-				for i, n := range [3]int64{rows, seen, int64(at)} {
-					line = append(strconv.AppendInt(line, n, 10), "\t\t\n"[i])
-				}
+				line = append(strconv.AppendInt(line, rows, 10), '\t')
+				line = append(strconv.AppendInt(line, int64(at), 10), '\n')
 				_, err := w.Write(line)
 				return err
 			})
 			w.CloseWithError(err)
 			filled <- err
 		}()
-		_, err := tx.Conn().PgConn().CopyFrom(ctx, r, `COPY backstory.content (oid, id, rows, seen, position) FROM STDIN`)
+		_, err := tx.Conn().PgConn().CopyFrom(ctx, r, `COPY backstory.content (oid, id, rows, position) FROM STDIN`)
 		_ = r.CloseWithError(err)
 		if e := <-filled; e != nil && err != nil {
 			return e
@@ -87,7 +93,8 @@ func (l *Log) surplus(ctx context.Context, r *Relation, after []string, limit in
 // how many rows it has too many.
 const contentsQuery = `
 WITH k AS (
-  SELECT k.*, coalesce(c.rows, 0) AS rows, coalesce(c.seen, 0) AS seen, coalesce(c.position, $5) AS since
+  -- A chunk that comes again, since the stream was cut, has been counted.
+  SELECT k.*, coalesce(c.rows, 0) AS rows, coalesce(c.seen - CASE WHEN c.chunk = $10 THEN c.skipped ELSE 0 END, 0) AS seen, coalesce(c.position, $5) AS since
   FROM unnest($1::text[], $2::int8[], $3::int8[]) AS k(id, hash, n) LEFT JOIN backstory.content c ON c.oid = $4::bigint::oid AND c.id = k.id::uuid
 ), change AS (
   SELECT k.id, e.position, CASE e.kind = ANY ($8::int4[]) WHEN true THEN -1 ELSE 1 END AS n FROM k
@@ -105,8 +112,8 @@ WITH k AS (
 ), judged AS (
   SELECT *, least(n, greatest(0, seen + n - rows)) AS lacks FROM now
 ), put AS (
-  INSERT INTO backstory.content (oid, id, rows, seen, position) SELECT $4::bigint::oid, id::uuid, rows, seen + n - lacks, $9 FROM judged
-  ON CONFLICT (oid, id) DO UPDATE SET rows = excluded.rows, seen = excluded.seen, position = excluded.position
+  INSERT INTO backstory.content (oid, id, rows, seen, position, chunk, skipped) SELECT $4::bigint::oid, id::uuid, rows, seen + n - lacks, $9, $10, n - lacks FROM judged
+  ON CONFLICT (oid, id) DO UPDATE SET rows = excluded.rows, seen = excluded.seen, position = excluded.position, chunk = excluded.chunk, skipped = excluded.skipped
 )
 SELECT id, lacks, rows - seen FROM judged`
 
@@ -143,7 +150,7 @@ func (w *Writer) contents(ctx context.Context, t *table, c *Chunk, n map[string]
 			deletes = append(deletes, k)
 		}
 	}
-	rows, err := reads.Query(ctx, contentsQuery, ids, hashes, counts, int64(t.rel.OID), c.Since, t.agg.id, kinds, deletes, w.pos)
+	rows, err := reads.Query(ctx, contentsQuery, ids, hashes, counts, int64(t.rel.OID), c.Since, t.agg.id, kinds, deletes, w.pos, c.Number)
 	if err != nil {
 		return nil, fmt.Errorf("count rows without a key: %w", err)
 	}

@@ -2,7 +2,6 @@ package rebuild
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -11,9 +10,9 @@ import (
 )
 
 // Contents tells what the log knows at a position of a table whose version then has no key: put is called once with each content's id
-// (eventlog.ContentID), how many rows of it there are, and how many of these, fewer or more, are the work of transactions that a snapshot of
-// the source, as pg_current_snapshot prints it, does not see; those up to since it sees. It is never called by two goroutines at once.
-func Contents(ctx context.Context, log *eventlog.Log, oid uint32, since, at eventlog.Position, snapshot string, put func(id string, rows, unseen int64) error) error {
+// (eventlog.ContentID) and how many rows of it there are, never by two goroutines at once. It is eventlog.ErrNotVisible if the log has
+// transactions, after since, that a snapshot of the source, as pg_current_snapshot prints it, does not see.
+func Contents(ctx context.Context, log *eventlog.Log, oid uint32, since, at eventlog.Position, snapshot string, put func(id string, rows int64) error) error {
 	versions, err := log.Relations(ctx)
 	if err != nil {
 		return err
@@ -30,54 +29,27 @@ func Contents(ctx context.Context, log *eventlog.Log, oid uint32, since, at even
 	}
 	rows := RowsOf([][]eventlog.RelationVersion{versions}, []int{len(versions) - 1})
 	sel.NoBefore = !rows.needsBefore()
-	source := &lateEvents{Source: log, oid: oid, since: since, snapshot: snapshot, net: map[string]int64{}}
-	c := &contents{Rows: rows, put: func(id string, n int64) error {
-		unseen := source.net[id]
-		delete(source.net, id)
-		return put(id, n, unseen)
-	}}
+	source := &seenEvents{Source: log, oid: oid, since: since, snapshot: snapshot}
+	c := &contents{Rows: rows, put: put}
 	// A sidecar is at work in this process: what does not fit into little memory goes to files.
 	if _, err := (&Fold{Source: source, Selection: sel, Calculator: c, Target: noTarget{}, MaxMemoryBytes: 16 << 20}).Run(ctx); err != nil {
 		return fmt.Errorf("count the rows of %s in the log: %w", versions[len(versions)-1].Relation, err)
 	}
-	for id, n := range source.net {
-		if err := put(id, 0, n); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
-// lateEvents are those of a log; those of transactions that a snapshot does not see are counted on the way.
-type lateEvents struct {
+// seenEvents are those of a log, of which a snapshot has to see the transactions.
+type seenEvents struct {
 	Source
 	oid      uint32
 	since    eventlog.Position
 	snapshot string
-	net      map[string]int64
 }
 
-// maxLate bounds how many contents may be counted. It is transactions that had been committed, and were not visible yet, when the
-// snapshot was taken: usually none.
-const maxLate = 1 << 18
-
-var errLate = errors.New("the source has committed more than it shows: does a standby that it waits for (synchronous_standby_names) not answer?")
-
-func (s *lateEvents) Read(ctx context.Context, sel eventlog.Selection, f func(*eventlog.Event) error) error {
+func (s *seenEvents) Read(ctx context.Context, sel eventlog.Selection, f func(*eventlog.Event) error) error {
 	return s.Source.Read(ctx, sel, func(e *eventlog.Event) error {
-		if e.Position > s.since && e.Relation != nil && e.Relation.OID == s.oid && !eventlog.Sees(s.snapshot, e.XID) {
-			switch e.Op {
-			case eventlog.OpInsert, eventlog.OpImport:
-				s.net[e.AggregateID]++
-			case eventlog.OpDelete:
-				s.net[e.AggregateID]--
-			case eventlog.OpUpdate:
-				s.net[e.AggregateID]++
-				s.net[e.PreviousID]--
-			}
-			if len(s.net) > maxLate {
-				return errLate
-			}
+		if e.Position > s.since && e.Op != eventlog.OpNote && e.Relation != nil && e.Relation.OID == s.oid && !eventlog.Sees(s.snapshot, e.XID) {
+			return eventlog.ErrNotVisible
 		}
 		return f(e)
 	})

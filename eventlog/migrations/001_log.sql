@@ -174,8 +174,10 @@ CREATE UNLOGGED TABLE backstory.content (
   oid      oid NOT NULL,
   id       uuid NOT NULL,
   rows     bigint NOT NULL,
-  seen     bigint NOT NULL,
+  seen     bigint NOT NULL DEFAULT 0,
   position bigint NOT NULL,
+  chunk    bigint NOT NULL DEFAULT 0, -- that was counted last, and
+  skipped  bigint NOT NULL DEFAULT 0, -- how many of its rows the log had
   PRIMARY KEY (oid, id)
 );
 
