@@ -109,10 +109,7 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured, head e
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	var oids []uint32
-	for _, t := range captured {
-		oids = append(oids, t.OID)
-	}
+	oids := oidsOf(captured)
 	var out, dropped []eventlog.Alteration
 	// In one snapshot, as far as the catalogue has one. What is printed newer than that is found again next time.
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -165,6 +162,13 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured, head e
 	return out, nil
 }
 
+func oidsOf(captured []eventlog.Captured) (oids []uint32) {
+	for _, t := range captured {
+		oids = append(oids, t.OID)
+	}
+	return oids
+}
+
 // Gone gives those captured tables that the source does not have any more.
 func Gone(ctx context.Context, c Config, captured []eventlog.Captured) ([]eventlog.Captured, error) {
 	conn, err := c.WithDefaults().Connect(ctx)
@@ -172,10 +176,7 @@ func Gone(ctx context.Context, c Config, captured []eventlog.Captured) ([]eventl
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	var oids []uint32
-	for _, t := range captured {
-		oids = append(oids, t.OID)
-	}
+	oids := oidsOf(captured)
 	rows, err := conn.Query(ctx, `SELECT oid::bigint FROM pg_class WHERE oid = ANY ($1::bigint[]::oid[])`, bigints(oids))
 	if err != nil {
 		return nil, fmt.Errorf("look for the captured tables: %w", err)

@@ -18,8 +18,8 @@ import (
 // chunk is a transaction that borrows the snapshot (PostgreSQL manual, SET TRANSACTION SNAPSHOT), so that ALTER TABLE waits for a chunk
 // and not for the table. What of it counts the log tells (eventlog, contents.go). It begins anew when it was interrupted.
 
-// Contents prepares the log for the rows of a table without a key: what it knows of them at b.At, and what of that a snapshot does not
-// see. known is false if it knows nothing.
+// Contents prepares the log for the rows of a table without a key: what it knows of them at b.At, all of which the snapshot has to see
+// (eventlog.ErrNotVisible). known is false if it knows nothing.
 type Contents func(ctx context.Context, r *eventlog.Relation, b eventlog.Baseline, snapshot string) (known bool, err error)
 
 // scan is the reading of a table without a key.
@@ -59,7 +59,7 @@ func (t *importing) beginScan(ctx context.Context, conn *pgx.Conn) (err error) {
 	if _, err := holder.Exec(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0"); err != nil {
 		return fmt.Errorf("take a snapshot of the source: %w", err)
 	}
-	if _, err := holder.Exec(ctx, `SELECT set_config('transaction_timeout', '0', true) WHERE current_setting('server_version_num')::int >= 170000`); err != nil {
+	if _, err := holder.Exec(ctx, eventlog.NoTransactionTimeout); err != nil {
 		return fmt.Errorf("take a snapshot of the source: %w", err)
 	}
 	if err := holder.QueryRow(ctx, `SELECT pg_export_snapshot(), pg_current_snapshot()::text`).Scan(&s.name, &s.snapshot); err != nil {

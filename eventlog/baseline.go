@@ -374,8 +374,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	case was.Pass == PassShape:
 		err = w.altered(t, before)
 	case keyless && c.Begins:
-		w.tx.change++
-		w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "BaselineBegan"}, text: []byte{}, data: []byte(`{}`)})
+		w.note(t, "BaselineBegan", []byte(`{}`))
 		made = w.pos
 	case keyless && was.Pass == PassGone:
 		err = w.surplusContents(ctx, t, c)
@@ -451,9 +450,14 @@ func (w *Writer) wholeNow(ctx context.Context, t *table, b *Baseline) (err error
 	if t.rel.InsertOnly && b.Heal && b.Imported == 0 { // it was compared, and nothing had happened
 		return nil
 	}
-	w.tx.change++
-	w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + "BaselineEnded"}, text: []byte{}, data: fmt.Appendf(nil, `{"rows":%d,"imported":%d}`, b.Rows, b.Imported)})
+	w.note(t, "BaselineEnded", fmt.Appendf(nil, `{"rows":%d,"imported":%d}`, b.Rows, b.Imported))
 	return nil
+}
+
+// note makes an event that is about a table and none of its rows.
+func (w *Writer) note(t *table, what string, data []byte) {
+	w.tx.change++
+	w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + what}, text: []byte{}, data: data})
 }
 
 // existing takes over the rows of a chunk.
@@ -706,15 +710,14 @@ func Sees(snapshot string, xid uint32) bool {
 		n, _ := strconv.ParseUint(s, 10, 64)
 		return uint32(n)
 	}
-	x := xid
-	if before(x, number(parts[0])) {
+	if before(xid, number(parts[0])) {
 		return true
 	}
-	if !before(x, number(parts[1])) {
+	if !before(xid, number(parts[1])) {
 		return false
 	}
 	for _, s := range strings.Split(parts[2], ",") {
-		if s != "" && number(s) == x {
+		if s != "" && number(s) == xid {
 			return false
 		}
 	}

@@ -120,8 +120,7 @@ func (w *Writer) altered(t *table, before []*Relation) error {
 	if err != nil {
 		return err
 	}
-	w.tx.change++
-	w.event(t, &eventRow{op: OpNote, part: part{typ: t.agg.name + typ}, text: []byte{}, data: data})
+	w.note(t, typ, data)
 	return nil
 }
 
