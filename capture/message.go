@@ -30,6 +30,9 @@ func (x *session) data(b []byte) error {
 			return errMalformed
 		}
 		if !x.inTx && end > x.skipped {
+			if err := x.again.reached(end); err != nil {
+				return err
+			}
 			x.skipped = end
 			if end > eventlog.LSN(x.received.Load()) {
 				x.received.Store(uint64(end))
@@ -209,11 +212,23 @@ func (a *again) begin(commit eventlog.LSN, at time.Time) error {
 		return nil
 	}
 	if commit > a.last || !at.Equal(a.when) {
-		return &Gap{Reason: fmt.Sprintf("the source has other transactions than the log: it does not have the one of %s (WAL position %s). It was put back to an earlier state, and has gone on from there",
-			a.when.UTC().Format(time.RFC3339), a.last), From: a.end, To: commit}
+		return a.other(commit)
 	}
 	a.last = 0
 	return nil
+}
+
+// reached is told how far the source has read its WAL, between two transactions: what it has passed without a word is not there.
+func (a *again) reached(end eventlog.LSN) error {
+	if a.last == 0 || end <= a.last {
+		return nil
+	}
+	return a.other(end)
+}
+
+func (a *again) other(to eventlog.LSN) error {
+	return &Gap{Reason: fmt.Sprintf("the source has other transactions than the log: it does not have the one of %s (WAL position %s). It was put back to an earlier state, and has gone on from there",
+		a.when.UTC().Format(time.RFC3339), a.last), From: a.end, To: to}
 }
 
 // relation takes the description of a table, which comes before its first row in a session and after its shape changed.

@@ -246,6 +246,13 @@ func TestSourceThatLostTransactions(t *testing.T) {
 			}
 			_ = db.Close(t.Context())
 		}},
+		{"it was put back, and has more WAL than the log by now, of nothing that is captured", "put back to an earlier state", func(t *testing.T, s *system) {
+			db := s.sql()
+			for range 4 {
+				db.do(`SELECT pg_switch_wal(); CREATE TEMPORARY TABLE nobody_asks_for AS SELECT 1; DROP TABLE nobody_asks_for`)
+			}
+			_ = db.Close(t.Context())
+		}},
 		{"it was promoted, and has more WAL than the log by now", "promoted", func(t *testing.T, s *system) {
 			promote(t, s.src)
 			db := s.sql()
