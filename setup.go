@@ -103,6 +103,9 @@ func (p *Plan) permitted() error {
 		}
 		lacks = append(lacks, "publish "+strings.Join(names, ", ")+", which it does not own")
 	}
+	if len(p.DDL) > 0 && !p.Superuser {
+		lacks = append(lacks, "make or remove an event trigger, which takes a superuser")
+	}
 	if len(lacks) == 0 {
 		return nil
 	}

@@ -46,6 +46,12 @@ func parseCatalogue(s string) (c catalogue) {
 	return c
 }
 
+// attributeVersions and keyVersions are expressions for what a catalogue has of a table c.
+const (
+	attributeVersions = `coalesce((SELECT string_agg(a.attnum || ':' || a.xmin || CASE WHEN a.atthasmissing THEN ':m' ELSE '' END, ' ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), '')`
+	keyVersions       = `coalesce((SELECT md5(string_agg(i.indexrelid || ':' || i.xmin, ' ' ORDER BY i.indexrelid)) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)), '')`
+)
+
 // catalogues reads those of some tables. One that is gone has none.
 func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*catalogue, error) {
 	list := bigints(oids)
@@ -53,8 +59,7 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 	rows, err := q.Query(ctx, `
 		SELECT c.oid::bigint, c.relfilenode::bigint, n.nspname || '.' || c.relname,
 		       coalesce((SELECT rn.nspname || '.' || rc.relname FROM pg_class rc JOIN pg_namespace rn ON rn.oid = rc.relnamespace WHERE c.relispartition AND rc.oid = pg_partition_root(c.oid)), ''),
-		       coalesce((SELECT string_agg(a.attnum || ':' || a.xmin || CASE WHEN a.atthasmissing THEN ':m' ELSE '' END, ' ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), ''),
-		       coalesce((SELECT md5(string_agg(i.indexrelid || ':' || i.xmin, ' ' ORDER BY i.indexrelid)) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)), '')
+		       `+attributeVersions+`, `+keyVersions+`
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1::bigint[]::oid[])`, list)
 	if err != nil {
 		return nil, fmt.Errorf("look at the captured tables: %w", err)
@@ -251,7 +256,7 @@ func whyHeal(was, now *eventlog.Relation, before, is *catalogue) string {
 		switch {
 		case o < 0 && c.Missing == "":
 			return fmt.Sprintf("what column %s was in rows of before is not in the catalogue", c.Name)
-		case o >= 0 && was.Columns[o].Type.OID != c.Type.OID && !(isText(&c.Type) && isText(&was.Columns[o].Type)):
+		case o >= 0 && was.Columns[o].Type.OID != c.Type.OID && !(c.Type.IsText() && was.Columns[o].Type.IsText()):
 			return fmt.Sprintf("column %s has another type", c.Name)
 		case o < 0 && slices.ContainsFunc(was.Columns, func(o eventlog.Column) bool { return o.Name == c.Name }):
 			return fmt.Sprintf("column %s is another one than before", c.Name) // rows of in between may have been taken for rows with the new one
@@ -328,6 +333,3 @@ func rewritten(before, after string) bool {
 	}
 	return others > 0 || cleared > 0
 }
-
-// isText tells whether a type prints its text as it is: text and varchar.
-func isText(t *eventlog.Type) bool { return t.OID == 25 || t.OID == 1043 }

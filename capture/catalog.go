@@ -2,6 +2,7 @@ package capture
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -199,20 +200,21 @@ type queryer interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// describe fills in what the catalogue says of a relation: its columns (or, if the stream named them, their types), and
-// its key. The catalogue may be newer than the stream, which is at transaction xid: columns that it does not have any more are read as
-// text, and of those that were changed since it is not known which ones they are.
-func describe(ctx context.Context, q queryer, r *eventlog.Relation, stream []relationColumn, xid uint32) error {
-	rows, err := q.Query(ctx, `
-		SELECT a.attname, a.attnum, CASE WHEN a.atthasmissing THEN a.attmissingval::text ELSE '' END, $2::bigint <> 0 AND age(a.xmin) BETWEEN 0 AND age($2::text::xid) - 1, a.atttypid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull,
-		       `+root+`, a.attgenerated <> '', coalesce((SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''), ''),
+// describedColumns gives what has to be known of each column of a table: oid is an expression for its OID, xid for the transaction that
+// the stream is at, or 0. It is asked of the catalogue as it is, or, by an event trigger, as it is in the middle of a transaction (ddl.go).
+func describedColumns(oid, xid string) string {
+	return strings.NewReplacer("$oid", oid, "$xid", xid).Replace(`
+		SELECT a.attname AS name, a.attnum AS num, CASE WHEN a.atthasmissing THEN a.attmissingval::text ELSE '' END AS missing, $xid <> 0 AND age(a.xmin) BETWEEN 0 AND age($xid::text::xid) - 1 AS newer,
+		       a.atttypid::bigint AS type, format_type(a.atttypid, a.atttypmod) AS type_name, a.attnotnull AS not_null, r.schema AS root_schema, r.name AS root_name,
+		       a.attgenerated <> '' AS generated, coalesce((SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''), '') AS expression,
 		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
 		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
-		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.ord <= i.indnkeyatts AND k.num = a.attnum), 0),
-		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND NOT i.indimmediate),
+		         WHERE i.indrelid = a.attrelid AND i.indisprimary AND k.ord <= i.indnkeyatts AND k.num = a.attnum), 0) AS key,
+		       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND NOT i.indimmediate) AS deferrable,
 		       c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
-		         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
+		         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END) AS identity
 		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+		CROSS JOIN LATERAL (SELECT ` + root + `) r(schema, name)
 		CROSS JOIN LATERAL (
 		  WITH RECURSIVE base(oid) AS (
 		    SELECT a.atttypid UNION ALL SELECT t.typbasetype FROM base JOIN pg_type t ON t.oid = base.oid WHERE t.typtype = 'd'
@@ -225,54 +227,87 @@ func describe(ctx context.Context, q queryer, r *eventlog.Relation, stream []rel
 		         coalesce((SELECT t.typdelim FROM pg_type t WHERE t.oid = b.typelem), ',') AS delim, b.typcategory AS category
 		  FROM b
 		) b
-		WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, int64(r.OID), int64(xid))
+		WHERE a.attrelid = $oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`)
+}
+
+// describedColumn is a row of describedColumns.
+type describedColumn struct {
+	Name       string
+	Num        int16
+	Missing    string
+	Newer      bool
+	Type       uint32
+	TypeName   string `json:"type_name"`
+	NotNull    bool   `json:"not_null"`
+	RootSchema string `json:"root_schema"`
+	RootName   string `json:"root_name"`
+	Generated  bool
+	Expression string
+	Base       uint32
+	Elem       uint32
+	ElemBase   uint32
+	Delim      string
+	Category   string
+	Key        int // its place in the primary key, from 1 on
+	Deferrable bool
+	Identity   bool
+}
+
+// describe fills in what the catalogue says of a relation: its columns (or, if the stream named them, their types), and
+// its key. The catalogue may be newer than the stream, which is at transaction xid: columns that it does not have any more are read as
+// text, and of those that were changed since it is not known which ones they are.
+func describe(ctx context.Context, q queryer, r *eventlog.Relation, stream []relationColumn, xid uint32) error {
+	rows, err := q.Query(ctx, "SELECT coalesce(json_agg(d), '[]')::text FROM ("+describedColumns("$1::bigint::oid", "$2::bigint")+") d", int64(r.OID), int64(xid))
 	if err != nil {
 		return fmt.Errorf("read the columns of %s: %w", r, err)
 	}
-	defer rows.Close()
+	text, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[string])
+	var columns []describedColumn
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &columns)
+	}
+	if err != nil {
+		return fmt.Errorf("read the columns of %s: %w", r, err)
+	}
+	if len(columns) == 0 && stream != nil {
+		return errGone
+	}
+	fillIn(r, columns, stream)
+	return nil
+}
+
+// fillIn completes a relation by its columns.
+func fillIn(r *eventlog.Relation, columns []describedColumn, stream []relationColumn) {
 	byName := map[string]eventlog.Column{}
 	keyOrder := map[string]int{}
 	var order []string
 	expressions := map[string]string{} // of generated columns
-	for rows.Next() {
-		var col eventlog.Column
-		var oid, base, elem, elembase int64
-		var missing, expression, delim, category string
-		var keyPos int
-		var newer bool
-		if err := rows.Scan(&col.Name, &col.Num, &missing, &newer, &oid, &col.Type.Name, &col.NotNull, &r.RootSchema, &r.RootName, &col.Generated, &expression, &base, &elem, &elembase, &delim, &category, &keyPos, &r.Deferrable, &col.Identity); err != nil {
-			return fmt.Errorf("read the columns of %s: %w", r, err)
-		}
+	for _, d := range columns {
+		r.RootSchema, r.RootName, r.Deferrable = d.RootSchema, d.RootName, d.Deferrable
+		col := eventlog.Column{Name: d.Name, Num: d.Num, NotNull: d.NotNull, Generated: d.Generated, Identity: d.Identity, Type: eventlog.Type{OID: d.Type, Name: d.TypeName}}
 		t := &col.Type
-		if known, ok := eventlog.TypeKind(uint32(base)); ok {
+		if known, ok := eventlog.TypeKind(d.Base); ok {
 			t.Kind, t.Array, t.Delim = known.Kind, known.Array, known.Delim
-		} else if elem != 0 && category == "A" {
+		} else if d.Elem != 0 && d.Category == "A" {
 			t.Array = true
-			if known, ok := eventlog.TypeKind(uint32(elembase)); ok && !known.Array {
+			if known, ok := eventlog.TypeKind(d.ElemBase); ok && !known.Array {
 				t.Kind = known.Kind
 			}
-			if delim != "," {
-				t.Delim = delim[0]
+			if d.Delim != "," && d.Delim != "" {
+				t.Delim = d.Delim[0]
 			}
 		}
-		t.OID = uint32(oid)
 		switch {
-		case newer:
+		case d.Newer:
 			col.Num = 0
-		case missing != "":
-			col.Missing = string(eventlog.AppendJSON(nil, t, oneElement(missing)))
+		case d.Missing != "":
+			col.Missing = string(eventlog.AppendJSON(nil, t, oneElement(d.Missing)))
 		}
-		byName[col.Name], expressions[col.Name] = col, expression
-		if keyPos > 0 {
-			keyOrder[col.Name] = keyPos
+		byName[col.Name], expressions[col.Name] = col, d.Expression
+		if d.Key > 0 {
+			keyOrder[col.Name] = d.Key
 		}
 		order = append(order, col.Name)
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read the columns of %s: %w", r, err)
-	}
-	if len(order) == 0 && stream != nil {
-		return errGone
 	}
 	if stream == nil {
 		for _, n := range order {
@@ -321,7 +356,6 @@ func describe(ctx context.Context, q queryer, r *eventlog.Relation, stream []rel
 	if len(r.Key) == 0 && r.ReplicaIdentity == 'i' { // what tells its rows apart in the stream is the best name they have
 		r.Key = identityColumnsOf(r)
 	}
-	return nil
 }
 
 // oneElement gives the element of a one-dimensional array that has one, not NULL, as Postgres prints it (PostgreSQL manual, Arrays, Array

@@ -26,6 +26,9 @@ type Config struct {
 	Exclude []string
 	// FullIdentity are patterns of tables to which Apply gives REPLICA IDENTITY FULL. Nothing else ever alters a table. Default none.
 	FullIdentity []string
+	// DDLTrigger tells whether Apply makes the event trigger, or removes it; nil: it stays as it is. Making one takes a superuser
+	// (PostgreSQL manual, CREATE EVENT TRIGGER).
+	DDLTrigger *bool
 	// MaxBatchBytes bounds the memory of one batch of row changes; a few are in flight. A single larger row change
 	// exceeds it. Default 1 MiB.
 	MaxBatchBytes int

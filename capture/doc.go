@@ -87,6 +87,10 @@
 // attributes is that their missing values went away, it is VACUUM FULL or ALTER TABLE, and taken for the latter. Attributes whose
 // catalogue rows are newer than the transaction that the stream is at may be others than they were: their numbers are not taken.
 //
+// With event triggers (ddl.go) the transaction itself tells, in its place. What they say of a table describes its rows until they say something
+// else, also where the catalogue is far ahead; and how complete a table is then follows from what the log had before it, not from the
+// catalogue. The catalogue is looked at all the same: a trigger may be disabled, and types are not in what it tells.
+//
 // # Not obvious
 //
 //   - A table without a primary key whose replica identity is an index is known by the columns of that index: they are its key in

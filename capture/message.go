@@ -99,7 +99,7 @@ func (x *session) message(b []byte) error {
 		if c.bad || !x.inTx {
 			return errMalformed
 		}
-		if x.inTx = false; x.again.past {
+		if x.inTx, x.rewritten = false, nil; x.again.past {
 			x.again.past = false
 			return nil
 		}
@@ -159,6 +159,9 @@ func (x *session) message(b []byte) error {
 				x.batch.Add(eventlog.Item{Kind: eventlog.ItemChunk, Chunk: chunk})
 			}
 			return nil
+		}
+		if prefix == ddlPrefix && flags&1 != 0 && x.inTx {
+			return x.defined(content)
 		}
 		if prefix != "backstory" && prefix != "_bemi" {
 			return nil
@@ -307,14 +310,27 @@ func (x *session) unknown(r *eventlog.Relation) error {
 	return fmt.Errorf("%w: %s is in the stream, but not recorded as captured in this way", ErrTablesChanged, r)
 }
 
-// fromCatalog asks the source's catalogue, on a connection that is idle otherwise, and so may have been cut.
+// fromCatalog describes a relation by what the event trigger has told of it, if there is one, or else by the source's catalogue, on a
+// connection that is idle otherwise, and so may have been cut.
 func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) error {
 	if err := x.ask(); err != nil {
 		return err
 	}
-	if err := describe(x.ctx, x.sql, r, stream, x.xid); err != nil {
+	told, err := x.toldBy(r.OID, r.ReplicaIdentity, stream)
+	if err != nil {
 		return err
 	}
+	if told != nil {
+		fillIn(r, told.Columns, stream)
+		r.Told = true
+	} else if err := describe(x.ctx, x.sql, r, stream, x.xid); err != nil {
+		return err
+	}
+	return x.complete(r)
+}
+
+// complete finds out whether every row of a relation is in the log as it is under this description.
+func (x *session) complete(r *eventlog.Relation) error {
 	was, ok := x.captured[r.OID]
 	if !ok || x.recorded == nil {
 		return nil
@@ -341,7 +357,10 @@ func (x *session) fromCatalog(r *eventlog.Relation, stream []relationColumn) err
 		return err
 	}
 	is, before := list[r.OID], parseCatalogue(was.Catalogue)
-	if is == nil {
+	switch {
+	case is == nil && r.Told:
+		return nil
+	case is == nil:
 		r.Columns, r.Key, r.Generated = nil, nil, nil
 		return errGone
 	}

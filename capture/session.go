@@ -30,22 +30,25 @@ type session struct {
 	server    *Server
 	relations map[uint32]*eventlog.Relation
 	again     again
-	batch     *eventlog.Batch
-	ctx       context.Context
-	describe  func(*eventlog.Relation, []relationColumn) error // what the catalogue says of a relation
-	send      func([]byte) error                               // a message to the source
-	inTx      bool
-	xid       uint32       // of the transaction
-	skipped   eventlog.LSN // a keepalive's position, not yet in a batch
-	lastEnd   eventlog.LSN // of the last commit or progress handed over
-	lastHand  time.Time
-	lastTold  time.Time
-	told      eventlog.LSN
-	alive     time.Duration // how often the source hears from us at least
-	until     eventlog.LSN  // 0, or where Run ends
-	done      bool
-	parted    bool // the source has taken leave, too
-	err       error
+	// definitions are the last ones that the event trigger has told of each table.
+	definitions map[uint32]*ddlMessage
+	rewritten   []uint32 // tables that the command rewrites whose definition comes next
+	batch       *eventlog.Batch
+	ctx         context.Context
+	describe    func(*eventlog.Relation, []relationColumn) error // what the catalogue says of a relation
+	send        func([]byte) error                               // a message to the source
+	inTx        bool
+	xid         uint32       // of the transaction
+	skipped     eventlog.LSN // a keepalive's position, not yet in a batch
+	lastEnd     eventlog.LSN // of the last commit or progress handed over
+	lastHand    time.Time
+	lastTold    time.Time
+	told        eventlog.LSN
+	alive       time.Duration // how often the source hears from us at least
+	until       eventlog.LSN  // 0, or where Run ends
+	done        bool
+	parted      bool // the source has taken leave, too
+	err         error
 }
 
 // Stream connects and streams until ctx ends, the connection breaks, or, with until not zero, everything before until

@@ -21,6 +21,9 @@ type Plan struct {
 	Tables []*Table
 	// SQL prepares the source; empty if it is prepared. The slot is made by a replication command afterwards.
 	SQL []string
+	// DDL is that part of SQL that makes or removes the event trigger, and Superuser whether this role may do so; both only if Config.DDLTrigger asks for it.
+	DDL       []string
+	Superuser bool
 	// NewSlot tells that the slot is to be made.
 	NewSlot bool
 	// Histories are tables in which a library keeps its own history.
@@ -90,7 +93,10 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	if p.Histories, err = histories(ctx, conn); err != nil {
 		return nil, err
 	}
-	return p, c.publicationSQL(ctx, conn, p)
+	if err := c.publicationSQL(ctx, conn, p); err != nil {
+		return nil, err
+	}
+	return p, c.ddlSQL(ctx, conn, p)
 }
 
 // Alters tells whether SQL gives a table another replica identity. ALTER TABLE wants the table for itself, and whoever comes after it

@@ -347,23 +347,20 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	if was == nil || c.Number != was.Chunks+1 {
 		return fmt.Errorf("chunk %d of %s came where another one was expected", c.Number, c.Relation) // one before it was lost
 	}
-	before, rel := w.log.dict.shapes(c.Relation.OID), c.Relation
+	rel := c.Relation
+	before, ids := w.log.dict.shapes(rel.OID)
 	doubt := was.Pass == PassShape && !was.Heal && len(rel.Key) > 0 && !rel.InsertOnly && nameless(before, rel)
 	if doubt {
 		less := *rel
 		less.Complete, rel = false, &less
 		delete(w.completed, rel.OID)
 	}
-	w.chunked = true
-	t, err := w.tableFor(ctx, rel, w.tx.lsn)
-	w.chunked = false
+	if rel.Dropped && len(before) > 0 && before[0].Dropped {
+		rel = before[0]
+	}
+	t, err := w.redefined(ctx, rel)
 	if err != nil {
 		return err
-	}
-	for r := range w.tables { // what the stream has described before is as this tells from now on
-		if r.OID == rel.OID && r.String() != t.rel.String() {
-			delete(w.tables, r)
-		}
 	}
 	w.importing = true
 	defer func() { w.importing = false }()
@@ -372,7 +369,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	differs := heals || was.Heal // otherwise there was nothing that the log could have known wrongly
 	switch {
 	case was.Pass == PassShape:
-		err = w.altered(t, before)
+		err = w.altered(t, before, ids, &alteration{}, was.Heal)
 	case keyless && c.Begins:
 		w.note(t, "BaselineBegan", []byte(`{}`))
 		made = w.pos
@@ -531,7 +528,10 @@ func (w *Writer) actual(r *Relation) *Relation {
 		out.Complete, changed = true, true
 	}
 	if _, last := w.log.dict.newestVersion(r.OID); last != nil {
-		if !w.chunked && (r.RootSchema != last.RootSchema || r.RootName != last.RootName) { // whether it was attached or detached by then only a chunk tells
+		if r.Told && !w.rooted && out.Complete != last.Complete && !r.InsertOnly {
+			out.Complete, out.Generation, changed = last.Complete, last.Generation, true
+		}
+		if !w.rooted && (r.RootSchema != last.RootSchema || r.RootName != last.RootName) { // whether it was attached or detached by then the stream does not tell
 			out.RootSchema, out.RootName, changed = last.RootSchema, last.RootName, true
 		}
 		out.Columns = slices.Clone(r.Columns)
@@ -560,7 +560,7 @@ func (b *Baseline) sql() string {
 	if b.AfterKey != nil {
 		list := make([]string, len(b.AfterKey))
 		for i, k := range b.AfterKey {
-			list[i] = quoteLiteral(k)
+			list[i] = QuoteLiteral(k)
 		}
 		key = "ARRAY[" + strings.Join(list, ",") + "]"
 	}

@@ -23,6 +23,7 @@ type openTx struct {
 	context    []byte    // what applies now; nil before the first message
 	chunk      *Chunk    // of existing rows, which the transaction marks the place of
 	baseline   *Baseline // how far they are then
+	progress   []byte    // SQL, for when it is whole
 }
 
 type ctxRow struct {
@@ -75,6 +76,13 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 				if err := w.relieve(ctx); err != nil {
 					return err
 				}
+			}
+		case ItemDefinition:
+			if w.tx.skip || !w.tx.open {
+				continue
+			}
+			if err := w.define(ctx, it); err != nil {
+				return err
 			}
 		case ItemChunk:
 			if w.tx.skip {
@@ -192,6 +200,7 @@ func (w *Writer) commitTx(it *Item) {
 	if t.chunk != nil {
 		w.commitChunk()
 	}
+	w.progress = append(w.progress, t.progress...)
 	t.open = false
 }
 

@@ -45,23 +45,25 @@ type ItemKind uint8
 
 // The kinds of items. Begin … Commit enclose one source transaction, which may span several batches.
 const (
-	ItemBegin    ItemKind = iota + 1 // XID, CommitLSN, Time
-	ItemChange                       // Op, Relation, Old, New
-	ItemMessage                      // Text: transactional context, JSON
-	ItemCommit                       // EndLSN
-	ItemProgress                     // EndLSN: nothing is outstanding up to here; no transaction is open
-	ItemReset                        // the stream was cut: forget the open transaction, it comes again
-	ItemChunk                        // Chunk: rows that were there before, as of this place
+	ItemBegin      ItemKind = iota + 1 // XID, CommitLSN, Time
+	ItemChange                         // Op, Relation, Old, New
+	ItemMessage                        // Text: transactional context, JSON
+	ItemCommit                         // EndLSN
+	ItemProgress                       // EndLSN: nothing is outstanding up to here; no transaction is open
+	ItemReset                          // the stream was cut: forget the open transaction, it comes again
+	ItemChunk                          // Chunk: rows that were there before, as of this place
+	ItemDefinition                     // Relation: how a table is defined from here on, or that it was dropped
 )
 
 // Item is one thing the source said.
 type Item struct {
 	Kind      ItemKind
 	Op        Op
+	Rewritten bool // the rows of the table were written anew, and may have other values
 	OldFull   bool // Old is the whole row, not only its replica identity
 	XID       uint32
 	Timeline  uint32    // on which CommitLSN lies
-	Relation  *Relation // of a change
+	Relation  *Relation // of a change, or the definition
 	CommitLSN LSN       // start of the commit record; orders transactions
 	EndLSN    LSN       // the byte after the commit record; what is acknowledged
 	Time      time.Time // commit time

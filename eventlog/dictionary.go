@@ -303,7 +303,8 @@ func (l *Log) Aggregates(ctx context.Context) ([]string, error) {
 type RelationVersion struct {
 	ID int
 	*Relation
-	AfterLSN, AtLSN LSN // it holds from some point after AfterLSN, from AtLSN at the latest
+	AfterLSN, AtLSN LSN      // it holds from some point after AfterLSN, from AtLSN at the latest
+	AtPosition      Position // events are of it from here on
 }
 
 // Relations gives the schema history, oldest first.
@@ -311,7 +312,7 @@ func (l *Log) Relations(ctx context.Context) ([]RelationVersion, error) {
 	if err := l.dict.load(ctx); err != nil {
 		return nil, err
 	}
-	rows, err := l.pool.Query(ctx, `SELECT id, (after_lsn - '0/0')::bigint, (at_lsn - '0/0')::bigint FROM backstory.relation ORDER BY id`)
+	rows, err := l.pool.Query(ctx, `SELECT id, (after_lsn - '0/0')::bigint, (at_lsn - '0/0')::bigint, at_position FROM backstory.relation ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("read the schema history: %w", err)
 	}
@@ -322,7 +323,7 @@ func (l *Log) Relations(ctx context.Context) ([]RelationVersion, error) {
 	for rows.Next() {
 		var v RelationVersion
 		var after, at int64
-		if err := rows.Scan(&v.ID, &after, &at); err != nil {
+		if err := rows.Scan(&v.ID, &after, &at, &v.AtPosition); err != nil {
 			return nil, fmt.Errorf("read the schema history: %w", err)
 		}
 		v.AfterLSN, v.AtLSN = LSN(after), LSN(at)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,40 +40,109 @@ type Key struct {
 	Columns []string
 }
 
-// shapes gives the versions of a table, newest first.
-func (d *dictionary) shapes(oid uint32) []*Relation {
+// shapes gives the versions of a table, newest first, and their numbers.
+func (d *dictionary) shapes(oid uint32) (out []*Relation, ids []int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var ids []int
 	for id, r := range d.relations {
 		if r.OID == oid {
 			ids = append(ids, id)
 		}
 	}
 	slices.SortFunc(ids, func(a, b int) int { return b - a })
-	var out []*Relation
 	for _, id := range ids {
 		out = append(out, d.relations[id])
 	}
-	return out
+	return out, ids
 }
 
-// altered makes the event that says where a table has got another shape at the latest. before are its versions, newest first; it may be that
-// the stream has told of the last one already.
-func (w *Writer) altered(t *table, before []*Relation) error {
-	i := slices.IndexFunc(before, func(r *Relation) bool { return !r.SameDefinition(t.rel) })
-	var what struct {
-		Table string `json:"renamed_from,omitempty"`
-		// Partition is the table's own name, where it became a partition of the one that the event is of, or was one of Detached.
-		Partition string            `json:"partition,omitempty"`
-		Detached  string            `json:"detached_from,omitempty"`
-		Added     []string          `json:"added,omitempty"`
-		Dropped   []string          `json:"dropped,omitempty"`
-		Renamed   map[string]string `json:"renamed,omitempty"`
-		Retyped   map[string]string `json:"retyped,omitempty"`
-		Key       *[]string         `json:"key,omitempty"`
+// define takes the definition that a table has from this very place on. Its rows may have got other values there, which no row change tells:
+// where it was rewritten, where a column has another type, and where one that was computed is not any more. Where it has another key the log
+// does not know them by that. Then it is incomplete until they are compared (see Alter).
+func (w *Writer) define(ctx context.Context, it *Item) error {
+	before, ids := w.log.dict.shapes(it.Relation.OID)
+	if len(before) == 0 || it.Relation.Dropped && before[0].Dropped {
+		return nil // nothing of it is in the log yet, or nothing new
 	}
+	was, r := before[0], *it.Relation
+	r.Complete, r.Generation = was.Complete, was.Generation
+	r.Columns = slices.Clone(r.Columns)
+	whole := !it.Rewritten && sameKey(was, &r)
+	for i := range r.Columns {
+		c, o := &r.Columns[i], was.column(&r.Columns[i])
+		computed := slices.ContainsFunc(was.Generated, func(g Generated) bool { return g.Num == c.Num })
+		switch {
+		case o >= 0 && c.Missing == "":
+			c.Missing = was.Columns[o].Missing
+		case o < 0 && c.Missing == "" && !it.Rewritten && !computed:
+			c.Missing = "null"
+		}
+		if o < 0 && c.Missing == "" || o >= 0 && was.Columns[o].Type.OID != c.Type.OID && !(c.Type.IsText() && was.Columns[o].Type.IsText()) {
+			whole = false
+		}
+	}
+	if was.SameDefinition(&r) && !it.Rewritten {
+		return nil
+	}
+	if !whole && !r.Dropped {
+		r.Complete, r.Generation = false, math.MaxInt64
+		// Whoever looks at the catalogue has it compared, even if it is by then as it was before; unless that is about to begin.
+		if b := w.baselines[r.OID]; b == nil || !b.Heal || b.Chunks > 0 {
+			w.tx.progress = fmt.Appendf(w.tx.progress, "UPDATE backstory.captured SET catalogue = '{}', complete = false WHERE oid = %d AND catalogue <> ''; ", r.OID)
+		}
+	}
+	w.lastDML = w.tx.lsn // it held to here
+	t, err := w.redefined(ctx, &r)
+	if err != nil {
+		return err
+	}
+	return w.altered(t, before, ids, &alteration{Exactly: true, Rewritten: it.Rewritten}, false)
+}
+
+// redefined finds what the writer knows of a relation, as tableFor, whose partitioned table is known.
+func (w *Writer) redefined(ctx context.Context, r *Relation) (*table, error) {
+	w.rooted = true
+	t, err := w.tableFor(ctx, r, w.tx.lsn)
+	w.rooted = false
+	if err != nil {
+		return nil, err
+	}
+	for o := range w.tables { // what the stream has described before is as this tells from now on
+		if o.OID == r.OID && o.String() != t.rel.String() {
+			delete(w.tables, o)
+		}
+	}
+	return t, nil
+}
+
+// alteration is what an event says of an altered table.
+type alteration struct {
+	Exactly   bool   `json:"exactly,omitempty"`   // at this place, not somewhere before
+	Rewritten bool   `json:"rewritten,omitempty"` // rows may have got other values; told only if exactly
+	Table     string `json:"renamed_from,omitempty"`
+	// Partition is the table's own name, where it became a partition of the one that the event is of, or was one of Detached.
+	Partition string            `json:"partition,omitempty"`
+	Detached  string            `json:"detached_from,omitempty"`
+	Added     []string          `json:"added,omitempty"`
+	Dropped   []string          `json:"dropped,omitempty"`
+	Renamed   map[string]string `json:"renamed,omitempty"`
+	Retyped   map[string]string `json:"retyped,omitempty"`
+	Key       *[]string         `json:"key,omitempty"`
+}
+
+// altered makes the event that says where a table has got another shape: exactly there, or at the latest. before are its versions, newest
+// first, and their numbers; it may be that the stream has told of the last one already. Where such an event was made of the shape before, another
+// one only says that its rows are compared.
+func (w *Writer) altered(t *table, before []*Relation, ids []int, what *alteration, heal bool) error {
+	i := slices.IndexFunc(before, func(r *Relation) bool { return !r.SameDefinition(t.rel) })
 	if i >= 0 {
+		ids = ids[:i]
+	}
+	said := w.log.dict.noted(ids)
+	if said && !heal && !what.Rewritten {
+		return nil
+	}
+	if i >= 0 && !said {
 		old := before[i]
 		if old.Own() != t.rel.Own() {
 			what.Table = old.Own()
@@ -122,6 +192,18 @@ func (w *Writer) altered(t *table, before []*Relation) error {
 	}
 	w.note(t, typ, data)
 	return nil
+}
+
+// noted tells whether an event says that a table has got one of some versions.
+func (d *dictionary) noted(versions []int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range d.kinds {
+		if k.op == OpNote && (strings.HasSuffix(k.typ, "Altered") || strings.HasSuffix(k.typ, "Dropped")) && slices.Contains(versions, k.relationID) {
+			return true
+		}
+	}
+	return false
 }
 
 // HasHistory tells whether the log holds events of a table from before a gap, or from before it was left out for a while: what it says of a

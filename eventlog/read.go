@@ -148,7 +148,7 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 			cond := func(id, txt string) string {
 				c := fmt.Sprintf("e.stream = %d AND e.%s = %d", a.id, id, hash)
 				if text {
-					return c + " AND e." + txt + " = " + quoteLiteral(sel.EntityID)
+					return c + " AND e." + txt + " = " + QuoteLiteral(sel.EntityID)
 				}
 				return c
 			}
@@ -172,7 +172,8 @@ func entityHash(a *aggregate, id string) (hash int64, text bool) {
 	return keyHash([]byte(id)), true
 }
 
-func quoteLiteral(s string) string {
+// QuoteLiteral quotes a text for use in SQL, whatever standard_conforming_strings is.
+func QuoteLiteral(s string) string {
 	q := "'" + strings.ReplaceAll(s, "'", "''") + "'"
 	if strings.Contains(s, `\`) {
 		return " E" + strings.ReplaceAll(q, `\`, `\\`)

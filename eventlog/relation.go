@@ -31,6 +31,9 @@ type Type struct {
 	Delim byte   `json:"delim,omitempty"` // the array's delimiter; zero means a comma (only box uses another, ';')
 }
 
+// IsText tells whether a type prints its text as it is: text and varchar.
+func (t *Type) IsText() bool { return t.OID == 25 || t.OID == 1043 }
+
 // Column is one column of one version of a relation.
 type Column struct {
 	Name string `json:"name"`
@@ -86,6 +89,9 @@ type Relation struct {
 	// Generation is that of the table's baseline when this was described: Complete is as it was then, and a baseline of an earlier generation
 	// that ends since changes nothing about it. It is no part of the version.
 	Generation int64
+	// Told says that an event trigger has described it, at a place before this: how complete it is, the version of that place says. It is no part
+	// of the version.
+	Told bool
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
 	// Generated are the columns that the source computes from the others and does not send; they are not among Columns.

@@ -126,23 +126,6 @@ func (l *Log) Resolve(ctx context.Context, text string, opt RevisionOptions) (Re
 	return r, nil
 }
 
-// Registered gives, by number, the position of the append with which each version of a table came into the log: its first
-// event lies there or a little before. LSNs tell less, since they may be used again after a gap.
-func (l *Log) Registered(ctx context.Context) (map[int]Position, error) {
-	rows, err := l.pool.Query(ctx, `SELECT id, sealed_at FROM backstory.relation`)
-	if err != nil {
-		return nil, fmt.Errorf("read the schema history: %w", err)
-	}
-	at := map[int]Position{}
-	var id int
-	var p int64
-	_, err = pgx.ForEachRow(rows, []any{&id, &p}, func() error { at[id] = Position(p); return nil })
-	if err != nil {
-		return nil, fmt.Errorf("read the schema history: %w", err)
-	}
-	return at, nil
-}
-
 // showMoment prints a time in its zone, with as much of a fraction as it has.
 func showMoment(t time.Time) string {
 	zone := t.Location().String()

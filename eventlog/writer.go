@@ -68,7 +68,7 @@ type Writer struct {
 	completed map[uint32]int64     // tables of which that has ended meanwhile: the generation
 	touched   touched              // rows of theirs that the stream has told of
 	importing bool                 // the event that is made is that of such a row
-	chunked   bool                 // what is described comes with a chunk, not with the stream
+	rooted    bool                 // what is described tells of which partitioned table it is a partition; the stream does not
 	uncached  Position             // of the last such event of a row that the cache does not have
 	remaining LSN                  // about how much of them is still to come, in bytes
 	lastChunk time.Time

@@ -179,15 +179,11 @@ func tablesAt(ctx context.Context, log *eventlog.Log, at eventlog.Position) ([]*
 	if err != nil {
 		return nil, err
 	}
-	registered, err := log.Registered(ctx)
-	if err != nil {
-		return nil, err
-	}
 	captured, err := log.Captured(ctx)
 	if err != nil {
 		return nil, err
 	}
-	m := moment{at: at, registered: registered}
+	m := moment{at: at}
 	switch {
 	case at > head.Position:
 		return nil, fmt.Errorf("check out position %d: the log ends at %d", at, head.Position)
@@ -209,22 +205,11 @@ func tablesAt(ctx context.Context, log *eventlog.Log, at eventlog.Position) ([]*
 	return group(versions, captured, m), nil
 }
 
-// moment is a position, and what tells which versions of tables hold there.
+// moment is a position, and what tells which tables were captured there.
 type moment struct {
-	now        bool // it is the head
-	at         eventlog.Position
-	lsn        eventlog.LSN              // of the transaction there
-	registered map[int]eventlog.Position // by number of the version
-}
-
-// appendEvents is more than one append to the log has.
-const appendEvents = 1 << 18
-
-// holds tells whether the log knew a version by then. One that came with the append that the position lies in is told by its
-// LSN, those before and after by their place in the log: LSNs of another lineage mean nothing here.
-func (m *moment) holds(v *eventlog.RelationVersion) bool {
-	p := m.registered[v.ID]
-	return m.now || p <= m.at || p-m.at < appendEvents && v.AtLSN <= m.lsn
+	now bool // it is the head
+	at  eventlog.Position
+	lsn eventlog.LSN // of the transaction there
 }
 
 // group puts together the versions of each table, and finds the one that holds at a moment. The schema history has a table's
@@ -241,7 +226,7 @@ func group(versions []eventlog.RelationVersion, captured []eventlog.Captured, m 
 			byOID[v.OID] = h
 			all = append(all, h)
 		}
-		if m.holds(&v) {
+		if v.AtPosition <= m.at {
 			h.shape, h.rank = len(h.versions), v.ID
 		}
 		h.versions = append(h.versions, v)

@@ -213,25 +213,24 @@ func TestWhichVersionHolds(t *testing.T) {
 		return &eventlog.Relation{OID: oid, Schema: "public", Name: name}
 	}
 	versions := []eventlog.RelationVersion{
-		{ID: 1, Relation: rel(1, "a"), AtLSN: 0x100}, {ID: 2, Relation: rel(2, "b"), AtLSN: 0x200}, {ID: 3, Relation: rel(1, "c"), AtLSN: 0x300},
+		{ID: 1, Relation: rel(1, "a"), AtPosition: 10}, {ID: 2, Relation: rel(2, "b"), AtPosition: 400}, {ID: 3, Relation: rel(1, "c"), AtPosition: 500},
 		// the source moved to another server, where LSNs are small and OIDs are others
-		{ID: 4, Relation: rel(7, "b"), AtLSN: 0x10}, {ID: 5, Relation: rel(8, "c"), AtLSN: 0x20},
+		{ID: 4, Relation: rel(7, "b"), AtPosition: 999_000}, {ID: 5, Relation: rel(8, "c"), AtPosition: 1_000_000},
 	}
-	registered := map[int]eventlog.Position{1: 10, 2: 1000, 3: 1000, 4: 1_000_000, 5: 1_000_000}
 	captured := []eventlog.Captured{{Relation: rel(7, "b"), SinceLSN: 0x8}, {Relation: rel(8, "c"), SinceLSN: 0x8}, {Relation: rel(9, "new"), SinceLSN: 0x30}}
 	for _, c := range []struct {
 		moment
 		want string
 	}{
-		{moment{at: 5, lsn: 0x100}, "a:1 b:7 c:8 new:9"}, // of the append; that b and c came so late is told by nothing
-		{moment{at: 500, lsn: 0x280}, "a:1 b:2 c:8 new:9"},
+		{moment{at: 5, lsn: 0x100}, "b:7 c:8 new:9"}, // that they came so late is told by nothing
+		{moment{at: 10, lsn: 0x100}, "a:1 b:7 c:8 new:9"},
+		{moment{at: 499, lsn: 0x280}, "a:1 b:2 c:8 new:9"},
 		{moment{at: 500, lsn: 0x300}, "b:2 c:1 new:9"},
 		{moment{at: 2000, lsn: 0x900}, "b:2 c:1 new:9"},
 		{moment{at: 1_000_000, lsn: 0x20}, "b:7 c:8"},
 		{moment{at: 2_000_000, lsn: 0x40}, "b:7 c:8 new:9"},
 		{moment{now: true, at: 2_000_001}, "b:7 c:8 new:9"},
 	} {
-		c.registered = registered
 		var got []string
 		for _, h := range group(versions, captured, c.moment) {
 			if h.shape >= 0 {

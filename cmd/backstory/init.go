@@ -39,8 +39,8 @@ const askAbove = 10 << 30
 
 func newInit() *cobra.Command {
 	var o struct {
-		printSQL, yes, acceptGap, noBaseline bool
-		full                                 []string
+		printSQL, yes, acceptGap, noBaseline, ddlTrigger bool
+		full                                             []string
 	}
 	c := &cobra.Command{
 		Use:   "init",
@@ -60,6 +60,9 @@ func newInit() *cobra.Command {
 			}
 			cfg := s.config(log)
 			cfg.Capture.FullIdentity, cfg.NoBaseline = o.full, o.noBaseline
+			if cmd.Flags().Changed("ddl-trigger") {
+				cfg.Capture.DDLTrigger = &o.ddlTrigger
+			}
 			if err := cfg.Capture.WithDefaults().Validate(); err != nil {
 				return &exitError{exitUsage, err}
 			}
@@ -95,6 +98,7 @@ func newInit() *cobra.Command {
 	c.Flags().BoolVar(&o.yes, "yes", false, "do not ask")
 	c.Flags().BoolVar(&o.acceptGap, "accept-gap", false, "go on after a gap: with a new slot; what happened in between stays unknown")
 	c.Flags().BoolVar(&o.noBaseline, "no-baseline", false, "do not take over rows that exist already: their history begins with their next change")
+	c.Flags().BoolVar(&o.ddlTrigger, "ddl-trigger", false, "make an event trigger, by which ALTER TABLE and DROP TABLE have their exact places in the history (takes a superuser); =false removes it")
 	c.Flags().StringSliceVar(&o.full, "replica-identity-full", nil, "a `TABLE` (or pattern) that gets REPLICA IDENTITY FULL, so that updates and deletes without a key are captured; shows what that costs")
 	return c
 }
@@ -282,11 +286,17 @@ func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
 		}
 		fmt.Fprintln(s, "BEGIN;\n"+capture.LimitLock+";  -- so that the application does not have to wait behind it")
 	}
-	for _, q := range p.SQL {
+	for _, q := range p.SQL[:len(p.SQL)-len(p.DDL)] {
 		fmt.Fprintln(s, q)
 	}
 	if p.Alters() {
 		fmt.Fprintln(s, "COMMIT;")
+	}
+	if len(p.DDL) > 0 {
+		fmt.Fprintln(s, "-- The event triggers, as a superuser:")
+	}
+	for _, q := range p.DDL {
+		fmt.Fprintln(s, q)
 	}
 	if owner := soleOwner(p.Tables); owner != "" && slices.ContainsFunc(p.SQL, func(q string) bool { return strings.HasPrefix(q, "CREATE PUBLICATION") }) {
 		c := cfg.Capture.WithDefaults()

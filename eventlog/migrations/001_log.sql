@@ -19,8 +19,8 @@ CREATE TABLE backstory.source (
   UNIQUE (system_id, database, incarnation, timeline)
 );
 
--- Schema history: every version of a captured table. It holds from some point after after_lsn, and at at_lsn at the
--- latest (the stream tells of a change of shape only with the next row).
+-- Schema history: every version of a captured table. Events are of it from at_position on. At the source it held from some point after
+-- after_lsn, and at at_lsn at the latest (the stream tells of a change of shape only with the next row); with the event trigger both are the same.
 CREATE TABLE backstory.relation (
   id          int PRIMARY KEY,
   oid         oid NOT NULL,
@@ -38,6 +38,7 @@ CREATE TABLE backstory.relation (
   dropped     boolean NOT NULL,  -- the table is gone
   after_lsn   pg_lsn NOT NULL,
   at_lsn      pg_lsn NOT NULL,
+  at_position bigint NOT NULL,
   sealed_at   bigint NOT NULL
 );
 

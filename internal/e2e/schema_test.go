@@ -127,10 +127,13 @@ var alterations = []string{
 // nobody has changed since, whether the sidecar looks on, or comes later.
 func TestAlteredTables(t *testing.T) {
 	t.Parallel()
-	for _, how := range []string{"step by step", "behind", "running"} {
+	for _, how := range []string{"step by step", "behind", "running", "step by step, with the event trigger", "running, with the event trigger"} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			s := newSystem(t, where{tables: []string{"public.*"}})
+			how, trigger, _ := strings.Cut(how, ", ")
+			with := trigger != ""
+			s.cfg.Capture.DDLTrigger = &with
 			s.cfg.Capture.BaselineChunkBytes = 60 // a row or two
 			db := s.sql()
 			db.do(`CREATE TYPE public.mood AS ENUM ('sad', 'glad'); CREATE TYPE public.pair AS (a int, b text);

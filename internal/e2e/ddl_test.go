@@ -1,0 +1,231 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/backstory-dev/backstory/eventlog"
+)
+
+// definitions are commands that define tables otherwise, each of which changes something that a checkout shows, and row changes between them.
+var definitions = []string{
+	`ALTER TABLE public.things ADD a int DEFAULT 7`,
+	`UPDATE public.things SET a = 8 WHERE id = 1`,
+	`ALTER TABLE public.things ADD b text`,
+	`ALTER TABLE public.things DROP b`,
+	`ALTER TABLE public.things ADD b int`,
+	`UPDATE public.things SET b = 1`,
+	`ALTER TABLE public.things DROP b; ALTER TABLE public.things ADD b int`, // of the same name and type: the stream shows nothing
+	`UPDATE public.things SET b = 2 WHERE id = 2`,
+	`ALTER TABLE public.things RENAME v TO w`,
+	`ALTER TABLE public.things ADD c public.mood DEFAULT 'glad', ADD t timestamptz DEFAULT '2026-10-31 12:00+02', ADD d interval DEFAULT '1 day 2 hours', ADD x bytea DEFAULT '\x00ff', ADD f float8 DEFAULT 0.1`,
+	`ALTER TABLE public.things ALTER a SET NOT NULL`,
+	`SAVEPOINT s; ALTER TABLE public.things DROP w; UPDATE public.things SET a = 9; ROLLBACK TO s`,
+	`SAVEPOINT s; ALTER TABLE public.things ADD s text DEFAULT 's'; RELEASE s`,
+	`DROP TYPE public.mood CASCADE`, // which drops column c
+	`ALTER TABLE public.things RENAME TO stuff`,
+	`ALTER TABLE public.stuff DROP CONSTRAINT things_pkey, ADD PRIMARY KEY (n)`,
+	`INSERT INTO public.stuff (id, w, n, a) VALUES (10, 'ten', 10, 0)`,
+	`ALTER TABLE public.stuff DROP CONSTRAINT stuff_pkey, ADD PRIMARY KEY (id)`,
+	`ALTER TABLE public.stuff SET SCHEMA elsewhere`,
+	`DELETE FROM elsewhere.stuff WHERE id = 2`,
+	`ALTER SCHEMA elsewhere RENAME TO somewhere`,
+	`UPDATE somewhere.stuff SET w = 'last'`,
+}
+
+// TestDDLTrigger: with the event trigger every command that alters a table has its exact place, between the row changes of its own transaction
+// too, for a sidecar that comes when all is over. A checkout of each place shows the table as the source did.
+func TestDDLTrigger(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ what, begin, between, end string }{
+		{"one transaction", "BEGIN", "", "COMMIT"},
+		{"a transaction each", "BEGIN", "COMMIT; BEGIN", "COMMIT"},
+		{"as a replica", "SET session_replication_role = replica; BEGIN", "", "COMMIT"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{tables: []string{"public.*"}})
+			yes := true
+			s.cfg.Capture.DDLTrigger = &yes
+			db := s.sql()
+			db.do(`SET search_path = public; CREATE SCHEMA elsewhere; CREATE TYPE public.mood AS ENUM ('sad', 'glad');
+				CREATE TABLE public.things (id int PRIMARY KEY, v text, n int NOT NULL); CREATE TABLE public.marks (n int PRIMARY KEY); CREATE TABLE public.others (id int PRIMARY KEY)`)
+			s.init()
+			db.do(`INSERT INTO public.others VALUES (1); INSERT INTO public.things SELECT i, 'v' || i, i FROM generate_series(1, 5) i`)
+			s.once()
+			const all = "n.nspname IN ('public', 'elsewhere', 'somewhere') AND c.relname IN ('things', 'stuff')"
+			type state struct {
+				rows    contents
+				columns map[string][]string
+				shapes  map[string]string
+			}
+			var states []state
+			mark := func() {
+				columns := columnsOf(db, all)
+				rows, err := dump(t.Context(), db, columns)
+				if err != nil {
+					t.Fatal(err)
+				}
+				states = append(states, state{rows, columns, shapes(db, all)})
+				db.do(`INSERT INTO public.marks VALUES (%d)`, len(states))
+			}
+			// Other settings than ours change how defaults are printed; a role that owns nothing but the tables is enough.
+			db.do(`SET DateStyle = 'SQL, DMY'; SET IntervalStyle = sql_standard; SET bytea_output = escape; SET extra_float_digits = -5; SET TimeZone = 'Asia/Tokyo'; SET search_path = public, elsewhere`)
+			settings := func(ours bool) {
+				if ours {
+					db.do(`SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = postgres; SET LOCAL bytea_output = hex; SET LOCAL extra_float_digits = 1; SET LOCAL TimeZone = 'UTC'; SET LOCAL search_path = pg_catalog`)
+				} else {
+					db.do(`SET LOCAL DateStyle = 'SQL, DMY'; SET LOCAL IntervalStyle = sql_standard; SET LOCAL bytea_output = escape; SET LOCAL extra_float_digits = -5; SET LOCAL TimeZone = 'Asia/Tokyo'; SET LOCAL search_path = public, elsewhere`)
+				}
+			}
+			db.do("%s", c.begin)
+			altered := 0
+			for _, q := range definitions {
+				settings(false)
+				db.do("%s", q)
+				settings(true)
+				mark()
+				if c.between != "" {
+					db.do("%s", c.between)
+				}
+				if !strings.Contains(q, "ROLLBACK") {
+					altered += strings.Count(q, "ALTER ") - strings.Count(q, ", ALTER ") + strings.Count(q, "DROP TYPE")
+				}
+			}
+			altered -= strings.Count(strings.Join(definitions, ";"), "TABLE public.things ALTER") // counted twice
+			db.do("%s", c.end)
+			s.once()
+			l := s.openLog()
+			verify(t, l)
+			log, partial := s.logSQL(), false
+			for i, want := range states {
+				at := eventlog.Position(atoi(t, log.one(`SELECT position FROM backstory.events WHERE type = 'MarkCreated' AND aggregate_id = '%d'`, i+1)))
+				url := s.log.URL(s.log.NewDatabase(t))
+				table := tableOf(want.rows)
+				args := []string{"checkout", "--at", fmt.Sprint(at), "--database", url, "--schema", "then", table}
+				if partial = partial || strings.Contains(definitions[i], "ADD PRIMARY KEY"); partial {
+					args = append(args, "--partial") // it does not count as complete until it is compared
+				}
+				p := s.command(false, args...)
+				if p.wait(time.Minute) != 0 {
+					t.Fatalf("checkout after %s:\n%s", definitions[i], p.out)
+				}
+				there := open(t, url)
+				for name, columns := range want.columns {
+					_, short, _ := strings.Cut(name, ".")
+					have, err := dump(t.Context(), there, map[string][]string{"then." + short: columns})
+					if err != nil {
+						t.Fatalf("checkout after %s: %v\n%s", definitions[i], err, p.out)
+					}
+					if err := difference(name, "the checkout", have["then."+short], want.rows[name], columns); err != nil {
+						t.Errorf("checkout of %d, after %s: %v", at, definitions[i], err)
+					}
+					if got, want := shapes(there, "n.nspname = 'then'")[short], strings.ReplaceAll(want.shapes[short], "public.mood", "text"); got != want {
+						t.Errorf("after %s it was made as\n%s, it was\n%s", definitions[i], got, want)
+					}
+				}
+				_ = there.Close(t.Context())
+			}
+			// Each has an event, between the marks before and after it; looking at the catalogue later finds nothing new.
+			count := func() string {
+				return log.one(`SELECT count(*) || ' ' || count(*) FILTER (WHERE data->>'exactly' = 'true') FROM backstory.events WHERE type LIKE '%%Altered'`)
+			}
+			if want := fmt.Sprintf("%d %[1]d", altered); count() != want {
+				t.Errorf("there are %s events of tables altered, and exactly; want %s", count(), want)
+			}
+			r := s.start()
+			eventually(t, time.Minute, "the catalogue is looked at", func() (bool, error) {
+				return log.one(`SELECT count(*) FROM backstory.captured WHERE schema = 'somewhere' AND name = 'stuff'`) == "1", nil
+			})
+			db.do(`BEGIN; INSERT INTO public.marks VALUES (1000); DROP TABLE public.others; INSERT INTO public.marks VALUES (1001); COMMIT`)
+			eventually(t, time.Minute, "the table that was dropped is captured no more", func() (bool, error) {
+				return log.one(`SELECT count(*) FROM backstory.captured WHERE name = 'others'`) == "0", nil
+			})
+			if err := r.end(); err != nil {
+				t.Fatal(err)
+			}
+			s.once()
+			// One more says that the rows are compared, since the table had another key for a while.
+			if want := fmt.Sprintf("%d %d", altered+1, altered); count() != want {
+				t.Errorf("after the catalogue was looked at there are %s events of tables altered, and exactly; want %s", count(), want)
+			}
+			if got := log.one(`SELECT string_agg(type, ' ' ORDER BY position) FROM backstory.events WHERE type LIKE 'Other%%' OR aggregate_id IN ('1000', '1001')`); got != "OtherCreated MarkCreated OtherDropped MarkCreated" {
+				t.Errorf("of the table that was dropped the log says %s", got)
+			}
+			w := newWorld()
+			w.byOID = true
+			w.replay(t, l, nil)
+			w.sameTables(t, s.sql(), all)
+		})
+	}
+}
+
+// TestDDLTriggerOfOthers: the event trigger works for whoever alters a table, and is no hindrance; it is made once, and removed when that is asked
+// for, by a superuser. What it has said does not count once it was disabled.
+func TestDDLTriggerOfOthers(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{tables: []string{"public.*"}})
+	db := s.sql()
+	role := "owner_" + databaseOf(t, s.cfg.Capture.URL)
+	db.do(`CREATE ROLE %s LOGIN REPLICATION; GRANT CREATE ON SCHEMA public TO %[1]s; GRANT CREATE ON DATABASE %s TO %[1]s`, role, databaseOf(t, s.cfg.Capture.URL))
+	db.do(`DO $$ DECLARE f regprocedure; BEGIN FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP EXECUTE 'REVOKE EXECUTE ON FUNCTION ' || f || ' FROM public'; END LOOP; END $$`)
+	owner := open(t, withUser(t, s.cfg.Capture.URL, role))
+	owner.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text)`)
+	yes, no := true, false
+	super := s.cfg.Capture.URL
+	s.cfg.Capture.URL = withUser(t, super, role)
+	s.cfg.Capture.DDLTrigger = &yes
+	if _, err := s.tryInit(within(t, time.Minute), nil); err == nil || !strings.Contains(err.Error(), "superuser") {
+		t.Fatalf("init of a role that is no superuser: %v", err)
+	}
+	s.cfg.Capture.URL = super
+	s.init()
+	triggers := func() string {
+		return db.one(`SELECT count(*) || ' ' || coalesce(min(oid), 0) || ' ' || (SELECT count(*) FROM pg_namespace WHERE nspname = 'backstory_ddl') FROM pg_event_trigger WHERE evtenabled = 'A'`)
+	}
+	made := triggers()
+	if !strings.HasPrefix(made, "3 ") || !strings.HasSuffix(made, " 1") {
+		t.Errorf("there are event triggers: %s", made)
+	}
+	s.init()
+	if got := triggers(); got != made {
+		t.Errorf("made again, they are %s; they were %s", got, made)
+	}
+	owner.do(`INSERT INTO public.things VALUES (1, 'a')`)
+	owner.do(`ALTER TABLE public.things ADD w int`)
+	log := s.logSQL()
+	s.once()
+	count := func(where string) string {
+		return log.one(`SELECT count(*) FROM backstory.events WHERE type = 'ThingAltered' AND %s`, where)
+	}
+	if got := count(`data->>'exactly' = 'true'`); got != "1" {
+		t.Errorf("%s of 1 alterations by its owner have their place", got)
+	}
+	// Altered while the event trigger is disabled: of the same name and type, it is another column.
+	owner.do(`ALTER TABLE public.things ALTER w SET DEFAULT 3`)
+	owner.do(`UPDATE public.things SET w = 5`)
+	db.do(`ALTER EVENT TRIGGER backstory_ddl DISABLE`)
+	owner.do(`ALTER TABLE public.things DROP w; ALTER TABLE public.things ADD w int DEFAULT 7`)
+	db.do(`ALTER EVENT TRIGGER backstory_ddl ENABLE ALWAYS`)
+	owner.do(`INSERT INTO public.things VALUES (2, 'b', 8)`)
+	s.once()
+	s.once() // which sees the catalogue
+	s.once()
+	checkLog(t, s.openLog()).sameTables(t, db, "n.nspname = 'public'")
+	h, err := s.openLog().Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	columns := columnsOf(db, "n.nspname = 'public'")
+	s.checkoutOfNow(db, h.Position, columns)
+	s.cfg.Capture.DDLTrigger = &no
+	s.init()
+	if got := triggers(); got != "0 0 0" {
+		t.Errorf("after they were removed there are event triggers: %s", got)
+	}
+	s.cfg.Capture.DDLTrigger = nil
+	s.init()
+	owner.do(`ALTER TABLE public.things DROP v`)
+}
