@@ -48,6 +48,9 @@ func (s *Sidecar) alter(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := s.leaveOut(ctx, head, captured, false); err != nil {
+			return err
+		}
 		if compared {
 			counted, err = s.compare(ctx, captured, head.Position)
 		}
@@ -66,6 +69,18 @@ func (s *Sidecar) alter(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// leaveOut records which partitions are not captured, of partitioned tables that are. One that could be is about to be taken in, unless that has been
+// tried.
+func (s *Sidecar) leaveOut(ctx context.Context, head *eventlog.Head, captured []eventlog.Captured, tried bool) error {
+	cfg := s.cfg.Capture
+	cfg.Tables, cfg.Exclude = head.Tables, head.Exclude
+	out, err := capture.LeftOut(ctx, cfg, captured)
+	if err != nil {
+		return err
+	}
+	return s.log.LeaveOut(ctx, out, head.Position, tried)
 }
 
 // compare has the tables compared with the log of which only inserts are in the stream, if it is time for that. at is where the log ended before.
@@ -144,7 +159,7 @@ func (s *Sidecar) takeIn(ctx context.Context) {
 			if len(taken) > 0 { // also where another one failed
 				err = errors.Join(err, s.log.AddCaptured(ctx, taken))
 			}
-			return err
+			return errors.Join(err, s.leaveOut(ctx, head, append(captured, taken...), true))
 		})
 		for _, t := range taken {
 			s.cfg.Logger.Info(t.String()+" is captured from now on", "inserts_only", t.InsertOnly, "empty", t.Complete)

@@ -52,6 +52,64 @@ func (l *Log) Captured(ctx context.Context) ([]Captured, error) {
 	return out, rows.Err()
 }
 
+// LeftOut is a partition that is not captured, of a partitioned table of which others are.
+type LeftOut struct {
+	OID                  uint32
+	Schema, Name         string // its own
+	RootSchema, RootName string // of the partitioned table
+	Why                  string // "it is unlogged"
+	Possible             bool   // it could be captured
+}
+
+// LeaveOut records which partitions are not captured, from a position on: that which the log had before they were looked for. Those that could be
+// count only where that has been tried.
+func (l *Log) LeaveOut(ctx context.Context, list []LeftOut, at Position, tried bool) error {
+	oids, roots := []int64{}, []string{}
+	for _, p := range list {
+		oids, roots = append(oids, int64(p.OID)), append(roots, p.RootSchema+"."+p.RootName)
+	}
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE backstory.left_out SET until_position = $3 WHERE until_position IS NULL
+			AND NOT EXISTS (SELECT FROM unnest($1::bigint[], $2::text[]) x(oid, root) WHERE x.oid = left_out.oid::bigint AND x.root = root_schema || '.' || root_name)`, oids, roots, at); err != nil {
+			return err
+		}
+		for _, p := range list {
+			if p.Possible && !tried {
+				continue
+			}
+			if _, err := tx.Exec(ctx, `INSERT INTO backstory.left_out (oid, schema, name, root_schema, root_name, why, since_position) SELECT $1::bigint::oid, $2, $3, $4, $5, $6, $7
+				WHERE NOT EXISTS (SELECT FROM backstory.left_out WHERE oid = $1::bigint::oid AND until_position IS NULL) ON CONFLICT (oid, since_position) DO UPDATE SET until_position = NULL, why = $6, root_schema = $4, root_name = $5`,
+				int64(p.OID), p.Schema, p.Name, p.RootSchema, p.RootName, p.Why, at); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Remedy(fmt.Errorf("record which partitions are not captured: %w", err))
+	}
+	return nil
+}
+
+// LeftOut gives the partitions that were not captured at a position, by name.
+func (l *Log) LeftOut(ctx context.Context, at Position) ([]LeftOut, error) {
+	rows, err := l.pool.Query(ctx, `SELECT oid::bigint, schema, name, root_schema, root_name, why FROM backstory.left_out
+		WHERE since_position <= $1 AND (until_position IS NULL OR until_position >= $1 AND $1 < (SELECT position FROM backstory.head)) ORDER BY schema, name`, at)
+	if err != nil {
+		return nil, Remedy(fmt.Errorf("read which partitions are not captured: %w", err))
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p LeftOut, err error) {
+		var oid int64
+		err = row.Scan(&oid, &p.Schema, &p.Name, &p.RootSchema, &p.RootName, &p.Why)
+		p.OID = uint32(oid)
+		return p, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read which partitions are not captured: %w", err)
+	}
+	return list, nil
+}
+
 // CapturedTable gives a captured table by its OID, with the generation of its baseline; it is an error wrapping pgx.ErrNoRows if there is none.
 func (l *Log) CapturedTable(ctx context.Context, oid uint32) (Captured, error) {
 	var stored storedRelation

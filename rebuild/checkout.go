@@ -96,7 +96,17 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 	for _, t := range tables {
 		whole = append(whole, t.root)
 	}
-	if err := checkComplete(tables, cfg.Partial); err != nil {
+	out, err := cfg.Log.LeftOut(ctx, cfg.Revision.Position)
+	if err != nil {
+		return nil, err
+	}
+	out = slices.DeleteFunc(out, func(p eventlog.LeftOut) bool {
+		return !slices.ContainsFunc(tables, func(t *history) bool {
+			schema, name := t.relation().Table()
+			return t.root && schema == p.RootSchema && name == p.RootName
+		})
+	})
+	if err := checkComplete(tables, out, cfg.Partial); err != nil {
 		return nil, err
 	}
 	f := &Fold{Source: cfg.Log, Target: cfg.Into, MaxMemoryBytes: cfg.MaxMemoryBytes, Workers: cfg.Workers, TempDir: cfg.TempDir, Progress: cfg.Progress,
@@ -131,7 +141,7 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("check out %s: %w", cfg.Revision.How, err)
 	}
-	r := report(result, calc, tables, cfg)
+	r := report(result, calc, tables, out, cfg)
 	r.Seconds = time.Since(began).Seconds()
 	return r, nil
 }
@@ -376,7 +386,7 @@ func nearest(asked string, tables []string) string {
 }
 
 // checkComplete refuses tables of which the log does not have all rows.
-func checkComplete(tables []*history, partial bool) error {
+func checkComplete(tables []*history, out []eventlog.LeftOut, partial bool) error {
 	var names, inserts []string
 	for _, t := range tables {
 		switch r := t.relation(); {
@@ -393,6 +403,9 @@ func checkComplete(tables []*history, partial bool) error {
 	if len(inserts) > 0 {
 		why = append(why, fmt.Sprintf("%s: without a usable key what updates and deletes have made of their rows is known only from comparing them with the source now and then", shorten(inserts)))
 	}
+	for _, p := range out {
+		why = append(why, fmt.Sprintf("%s.%s: its partition %s.%s is not captured: %s", p.RootSchema, p.RootName, p.Schema, p.Name, p.Why))
+	}
 	if len(why) == 0 || partial {
 		return nil
 	}
@@ -401,7 +414,7 @@ func checkComplete(tables []*history, partial bool) error {
 }
 
 // report says what people should know.
-func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
+func report(res *Result, calc *Rows, tables []*history, out []eventlog.LeftOut, cfg Config) *Report {
 	r := &Report{Revision: cfg.Revision.How, Position: cfg.Revision.Position, Events: res.Events, SpilledBytes: res.SpilledBytes, Tables: []TableReport{}}
 	placer, _ := cfg.Into.(interface{ Place(*Table) string })
 	warn := func(format string, args ...any) { r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...)) }
@@ -421,6 +434,12 @@ func report(res *Result, calc *Rows, tables []*history, cfg Config) *Report {
 		tr := TableReport{Table: t.String(), Rows: t.Rows, Incomplete: !rel.Complete, Orphans: t.Tally.Orphans}
 		if placer != nil {
 			tr.Into = placer.Place(t.Table)
+		}
+		for _, p := range out {
+			if t.String() == p.RootSchema+"."+p.RootName {
+				tr.Incomplete = true
+				warn("%s: its partition %s.%s is not captured: %s", t, p.Schema, p.Name, p.Why)
+			}
 		}
 		if !rel.Complete && !rel.InsertOnly {
 			warn("%s: the log does not have all rows, and may have some that are gone or outdated", t)

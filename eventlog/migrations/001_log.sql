@@ -142,6 +142,19 @@ CREATE TABLE backstory.captured (
   catalogue   text NOT NULL DEFAULT ''  -- what describes its columns and its file there
 );
 
+-- Partitions that are not captured, of partitioned tables that are: while there are any, the log does not have all rows of those.
+CREATE TABLE backstory.left_out (
+  oid            oid NOT NULL,
+  schema         text NOT NULL,
+  name           text NOT NULL,
+  root_schema    text NOT NULL,
+  root_name      text NOT NULL,
+  why            text NOT NULL,
+  since_position bigint NOT NULL,  -- where the log ended when that was seen
+  until_position bigint,           -- where it ended when it was so no longer
+  PRIMARY KEY (oid, since_position)
+);
+
 CREATE SEQUENCE backstory.generation;
 
 -- How far the rows that existed before their table was captured have been taken over, in the order of its key. Moved in the

@@ -250,3 +250,31 @@ func TestPartitionsBehind(t *testing.T) {
 	o.says(0, "200 rows", "checkout", "--at", "HEAD", "--schema", "past", "purchases")
 	o.says(1, "no such table", "checkout", "--at", "HEAD", "--schema", "none", "orders")
 }
+
+// TestPartitionsLeftOut: a partitioned table of which a partition is not captured is not whole, and is so again when that has gone. A checkout
+// of it says which one, and why.
+func TestPartitionsLeftOut(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.cfg.Capture.Exclude = []string{"public.orders_2"}
+	db := s.sql()
+	db.do(`CREATE TABLE public.orders (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)`)
+	for i := 1; i < 3; i++ {
+		db.do(`CREATE TABLE public.orders_%d PARTITION OF public.orders FOR VALUES FROM (%d) TO (%d); INSERT INTO public.orders VALUES (%[2]d, 'a')`, i, 100*i, 100*(i+1))
+	}
+	s.init()
+	s.once()
+	at := db.one(`SELECT position FROM backstory.head`)
+	says := "its partition public.orders_2 is not captured: BACKSTORY_TABLES and BACKSTORY_EXCLUDE leave it out"
+	s.says(1, says, "checkout", "--at", "HEAD", "--schema", "a", "orders")
+	s.says(0, says, "checkout", "--at", "HEAD", "--schema", "b", "--partial", "orders")
+	s.says(0, "1 row", "checkout", "--at", "HEAD", "--schema", "c", "orders_1")
+	// Detached, it is no part of the table from then on; the past stays as it was.
+	db.do(`INSERT INTO public.orders VALUES (101, 'b'); ALTER TABLE public.orders DETACH PARTITION public.orders_2; INSERT INTO public.orders VALUES (102, 'c')`)
+	s.once()
+	s.says(0, "3 rows", "checkout", "--at", "HEAD", "--schema", "d", "orders")
+	s.says(1, says, "checkout", "--at", at, "--schema", "e", "orders")
+	db.do(`CREATE UNLOGGED TABLE public.orders_3 PARTITION OF public.orders FOR VALUES FROM (300) TO (400)`)
+	s.once()
+	s.says(1, "its partition public.orders_3 is not captured: it is unlogged", "checkout", "--at", "HEAD", "--schema", "f", "orders")
+}
