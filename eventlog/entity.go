@@ -13,6 +13,15 @@ type Entity struct {
 	Aggregate string // Order
 	ID        string // 42; empty: all of them
 	Table     string // public.orders; empty for aggregates without a table
+	// Others are other aggregates under which its history lies: those of before its table was renamed, or attached as a partition, and those of
+	// partitions with keys of other types. Of these only the events of the tables OIDs count.
+	Others []string
+	OIDs   []uint32
+}
+
+// Selection selects the events of it.
+func (e Entity) Selection() Selection {
+	return Selection{Aggregates: append([]string{e.Aggregate}, e.Others...), OIDs: e.OIDs, EntityID: e.ID}
 }
 
 // ErrNoEntity means that the log knows nothing of that name.
@@ -67,10 +76,14 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	if len(found) > 1 && slices.Contains(found, name) {
 		found = []string{name}
 	}
-	switch len(found) {
-	case 1:
-		return Entity{Aggregate: found[0], ID: id, Table: table[found[0]]}, nil
-	case 0:
+	one := len(found) > 1 && table[found[0]] != "" && !slices.ContainsFunc(found, func(a string) bool { return table[a] != table[found[0]] })
+	switch {
+	case len(found) == 1 || one:
+		slices.Sort(found)
+		e := Entity{Aggregate: found[0], ID: id, Table: table[found[0]]}
+		e.Others, e.OIDs = l.dict.others(e.Aggregate, e.Table)
+		return e, nil
+	case len(found) == 0:
 		var all []string
 		for n := range names {
 			all = append(all, n)
@@ -88,6 +101,35 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	}
 	slices.Sort(found)
 	return Entity{}, &Problem{fmt.Errorf("%s can mean %s", name, strings.Join(found, " or ")), "Use one of these names, or the table with its schema."}
+}
+
+// others finds the other aggregates of a table's rows, and the tables by whose events they are that: those that have its name, as long as they had
+// it, and before.
+func (d *dictionary) others(aggregate, table string) (others []string, oids []uint32) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	until := map[uint32]int{} // the last version of that name
+	for id, r := range d.relations {
+		if r.String() == table {
+			until[r.OID] = max(until[r.OID], id)
+		}
+	}
+	for _, k := range d.kinds {
+		if k.relation == nil || k.aggregate.name == aggregate || k.relationID > until[k.relation.OID] {
+			continue
+		}
+		if !slices.Contains(others, k.aggregate.name) {
+			others = append(others, k.aggregate.name)
+		}
+	}
+	if len(others) > 0 {
+		for oid := range until {
+			oids = append(oids, oid)
+		}
+	}
+	slices.Sort(others)
+	slices.Sort(oids)
+	return others, oids
 }
 
 // list gives the aggregates once each, sorted.

@@ -17,7 +17,8 @@ type Selection struct {
 	After      Position // only later events
 	Until      Position // only this one and earlier; 0 means the head at the start of reading
 	Aggregates []string // only these
-	EntityID   string   // with exactly one aggregate: only this entity, by its id; events that moved it away count too
+	OIDs       []uint32 // of all aggregates but the first, only events of these tables
+	EntityID   string   // with aggregates: only this entity, by its id; events that moved it away count too
 	Types      []string // only these
 	Relations  []string // only row changes of these tables, public.orders
 	Ops        []Op     // only these
@@ -122,6 +123,7 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 		var ids []string
 		for id, k := range d.kinds {
 			if len(sel.Aggregates) > 0 && !slices.Contains(sel.Aggregates, k.aggregate.name) ||
+				len(sel.OIDs) > 0 && k.aggregate.name != sel.Aggregates[0] && (k.relation == nil || !slices.Contains(sel.OIDs, k.relation.OID)) ||
 				len(sel.Types) > 0 && !slices.Contains(sel.Types, k.typ) ||
 				len(sel.Relations) > 0 && (k.relation == nil || !slices.Contains(sel.Relations, k.relation.String()) && !slices.Contains(sel.Relations, k.relation.Own())) ||
 				len(sel.Ops) > 0 && !slices.Contains(sel.Ops, k.op) ||

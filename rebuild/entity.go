@@ -14,6 +14,7 @@ type EntityState struct {
 	Last     *eventlog.Event // the last event about it until then; nil if there was none
 	Relation *eventlog.Relation
 	Unknown  []string // columns whose value is not known
+	Became   string   // public.purchases: the table that its rows belonged to by then, if that is not the one that was asked for
 }
 
 var errWhole = errors.New("the whole row is known")
@@ -25,7 +26,8 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 	if until == 0 {
 		return st, nil
 	}
-	sel := eventlog.Selection{Aggregates: []string{e.Aggregate}, EntityID: e.ID, Until: until, Quiet: true, Newest: true, Limit: 64}
+	sel := e.Selection()
+	sel.Until, sel.Quiet, sel.Newest, sel.Limit = until, true, true, 64
 	for {
 		n, whole := 0, false
 		var oldest eventlog.Position
@@ -57,7 +59,7 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 		return st, nil
 	}
 	// TRUNCATE and DROP are about no row in particular.
-	err := log.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Ops: []eventlog.Op{eventlog.OpTruncate, eventlog.OpNote}, After: st.Last.Position, Until: until}, func(ev *eventlog.Event) error {
+	err := log.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, Ops: []eventlog.Op{eventlog.OpTruncate, eventlog.OpNote}, After: st.Last.Position, Until: until}, func(ev *eventlog.Event) error {
 		if ev.Relation == nil || ev.Relation.OID != st.Relation.OID || ev.Op == eventlog.OpNote && !ev.Relation.Dropped { // perhaps of another partition
 			return nil
 		}
@@ -82,7 +84,15 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 				shape = len(mine)
 			}
 			mine = append(mine, v)
+			if v.AtPosition <= until {
+				if st.Became = ""; e.Table != "" && v.String() != e.Table {
+					st.Became = v.String()
+				}
+			}
 		}
+	}
+	if st.Became != "" {
+		return st, nil
 	}
 	if len(mine) == 0 {
 		return nil, fmt.Errorf("the event log is damaged: no shape of %s is known", st.Relation)

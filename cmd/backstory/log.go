@@ -51,7 +51,8 @@ func newLog() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				sel.Aggregates, sel.EntityID = []string{e.Aggregate}, e.ID
+				of := e.Selection()
+				sel.Aggregates, sel.OIDs, sel.EntityID = of.Aggregates, of.OIDs, of.EntityID
 			}
 			if o.since != "" {
 				r, err := s.resolve(ctx, l, o.since, o.json)
@@ -130,7 +131,7 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 		return l.Read(ctx, sel, f)
 	}
 	var ends []*eventlog.Event // oldest first
-	err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, Ops: []eventlog.Op{eventlog.OpTruncate}, Until: sel.Until, Quiet: true},
+	err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, Ops: []eventlog.Op{eventlog.OpTruncate}, Until: sel.Until, Quiet: true},
 		func(e *eventlog.Event) error { ends = append(ends, e.Clone()); return nil })
 	if err != nil {
 		return err
@@ -173,7 +174,7 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 	}
 	var before moment // the row when the selection begins
 	if sel.After > 0 {
-		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, EntityID: id, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
+		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, EntityID: id, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
 			func(e *eventlog.Event) error { before = after(e); return nil }); err != nil {
 			return err
 		}

@@ -82,6 +82,10 @@ func newShow() *cobra.Command {
 					return &eventlog.Problem{Err: fmt.Errorf("the log knows nothing of %s at position %d", name, pos),
 						Hint: "backstory log " + ent.Aggregate + " shows what it knows of others. A row from before the history is known from its next change on."}
 				}
+				if st.Became != "" {
+					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its table had become %s, or a part of that", name, pos, st.Became),
+						Hint: "backstory show " + st.Became + "/" + ent.ID + " shows it."}
+				}
 				if st.Last.PreviousID == ent.ID {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s%s", name, pos, st.Last.AggregateID, byAndAt(st.Last)),
 						Hint: "backstory show " + st.Last.Entity() + " shows it."}

@@ -278,3 +278,59 @@ func TestPartitionsLeftOut(t *testing.T) {
 	s.once()
 	s.says(1, "its partition public.orders_3 is not captured: it is unlogged", "checkout", "--at", "HEAD", "--schema", "f", "orders")
 }
+
+// TestHistoryOfARowAcrossNames: log and show follow a row through the names that its table had, as far as it is that table's.
+func TestHistoryOfARowAcrossNames(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.orders (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE public.orders_1 PARTITION OF public.orders FOR VALUES FROM (0) TO (100);
+		CREATE TABLE public.apart (id int PRIMARY KEY, v text); CREATE TABLE public.things (id int PRIMARY KEY, v text);
+		CREATE TABLE public.parcels (id int NOT NULL, code text NOT NULL, k int) PARTITION BY LIST (k); CREATE TABLE public.parcels_1 PARTITION OF public.parcels (PRIMARY KEY (id)) FOR VALUES IN (1); CREATE TABLE public.parcels_2 PARTITION OF public.parcels (PRIMARY KEY (code)) FOR VALUES IN (2)`)
+	s.init()
+	db.do(`INSERT INTO public.parcels VALUES (1, 'x', 1), (2, 'y', 2); INSERT INTO public.orders VALUES (1, 'a'), (2, 'b'); INSERT INTO public.apart VALUES (101, 'c'), (2, 'of another table'); INSERT INTO public.things VALUES (1, 'd'), (2, 'e')`)
+	s.once()
+	at := db.one(`SELECT position FROM backstory.head`)
+	db.do(`ALTER TABLE public.things RENAME TO stuff; DELETE FROM public.apart WHERE id = 2; ALTER TABLE public.orders ATTACH PARTITION public.apart FOR VALUES FROM (100) TO (200); ALTER TABLE public.orders DETACH PARTITION public.orders_1`)
+	s.once()
+	db.do(`UPDATE public.stuff SET v = 'D' WHERE id = 1; UPDATE public.orders SET v = 'C' WHERE id = 101; UPDATE public.orders_1 SET v = 'A' WHERE id = 1`)
+	s.once()
+	history := func(entity, want string) {
+		t.Helper()
+		p := s.command(false, "log", entity, "--json", "--reverse")
+		if code := p.wait(time.Minute); code != 0 {
+			t.Fatalf("log %s returned %d:\n%s", entity, code, p.out)
+		}
+		var got []string
+		for _, line := range strings.Split(strings.TrimSpace(p.out.String()), "\n") {
+			if _, rest, ok := strings.Cut(line, `"type":"`); ok {
+				typ, _, _ := strings.Cut(rest, `"`)
+				got = append(got, typ)
+			}
+		}
+		if g := strings.Join(got, " "); g != want {
+			t.Errorf("log %s gives %s, want %s", entity, g, want)
+		}
+	}
+	history("stuff/1", "ThingCreated StuffUpdated")
+	history("stuff/2", "ThingCreated")
+	history("things/1", "ThingCreated")
+	history("orders/101", "ApartCreated OrderUpdated")
+	history("orders/2", "OrderCreated ApartCreated ApartDeleted") // the other one was in a table that is a part of it now
+	history("orders_1/1", "OrderCreated Orders1Updated")
+	history("orders/1", "OrderCreated")
+	history("parcels", "ParcelCreated ParcelsCreated") // keys of two types
+	s.says(0, "x", "show", "parcels/1")
+	s.says(0, "y", "show", "parcels/y")
+	s.says(0, "D", "show", "stuff/1")
+	s.says(0, "e", "show", "stuff/2") // nobody has changed it since
+	s.says(0, "e", "show", "things/2", "--at", at)
+	s.says(1, "its table had become public.stuff", "show", "things/1")
+	s.says(0, "C", "show", "orders/101")
+	s.says(0, "c", "show", "apart/101", "--at", at)
+	s.says(1, "its table had become public.orders", "show", "apart/101")
+	s.says(0, "A", "show", "orders_1/1")
+	s.says(0, "b", "show", "orders_1/2")
+	s.says(1, "its table had become public.orders_1", "show", "orders/1")
+	s.says(0, "a", "show", "orders/1", "--at", at)
+}
