@@ -94,9 +94,13 @@ func (s *Sidecar) contents(ctx context.Context, r *eventlog.Relation, b eventlog
 			return false, ctx.Err()
 		}
 	}
+	running := s.now.Load()
+	if running == nil {
+		return false, context.Canceled // the attempt has ended
+	}
 	s.counting.Lock() // one at a time: each takes memory and connections
 	defer s.counting.Unlock()
-	err = s.log.PutContents(ctx, r.OID, b.At, func(put func(id string, rows int64) error) error {
+	err = s.log.PutContents(ctx, running.writer.Head().Epoch, r.OID, b.At, func(put func(id string, rows int64) error) error {
 		return rebuild.Contents(ctx, s.log, r.OID, b.Began, b.At, snapshot, func(id string, rows int64) error {
 			known = true
 			return put(id, rows)

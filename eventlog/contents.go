@@ -37,7 +37,9 @@ func ContentID(object []byte) string { return string(appendContentKey(nil, objec
 
 // PutContents records, before the existing rows of a table without a key are read, how often which content is there according to the log up to
 // a position: fill calls put with the ids of contents, each once. What was recorded before is forgotten.
-func (l *Log) PutContents(ctx context.Context, oid uint32, at Position, fill func(put func(id string, rows int64) error) error) error {
+//
+// It is done for the writer of an epoch: if another one has taken over meanwhile, nothing is recorded, and the error is ErrFenced.
+func (l *Log) PutContents(ctx context.Context, epoch int64, oid uint32, at Position, fill func(put func(id string, rows int64) error) error) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM backstory.content WHERE oid = $1::bigint::oid OR NOT oid IN (SELECT oid FROM backstory.baseline WHERE done_at IS NULL)`, int64(oid)); err != nil {
 			return err
@@ -65,7 +67,14 @@ func (l *Log) PutContents(ctx context.Context, oid uint32, at Position, fill fun
 		if e := <-filled; e != nil && err != nil {
 			return e
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		var mine bool
+		if err := tx.QueryRow(ctx, `SELECT epoch = $1 FROM backstory.head FOR SHARE`, epoch).Scan(&mine); err != nil || !mine {
+			return errors.Join(err, fenced)
+		}
+		return nil
 	})
 	if err != nil {
 		return Remedy(fmt.Errorf("record what the log knows of a table without a key: %w", err))
@@ -115,10 +124,10 @@ WITH k AS (
 ), judged AS (
   SELECT *, least(n, greatest(0, seen + n - rows)) AS lacks FROM now
 ), put AS (
-  INSERT INTO backstory.content (oid, id, rows, seen, position, chunk, skipped) SELECT $4::bigint::oid, id::uuid, rows, seen + n - lacks, $9, $10, n - lacks FROM judged
+  INSERT INTO backstory.content (oid, id, rows, seen, position, chunk, skipped) SELECT $4::bigint::oid, id::uuid, rows, seen + n - lacks, $9, $10, n - lacks FROM judged WHERE $11 = (SELECT epoch FROM backstory.head)
   ON CONFLICT (oid, id) DO UPDATE SET rows = excluded.rows, seen = excluded.seen, position = excluded.position, chunk = excluded.chunk, skipped = excluded.skipped
 )
-SELECT id, lacks, rows - seen FROM judged`
+SELECT id, lacks, rows - seen FROM judged WHERE $11 = (SELECT epoch FROM backstory.head)`
 
 // counted is what the log makes of a content: how many of a chunk's rows it lacks, and how many it has more than there are.
 type counted struct{ lacks, surplus int64 }
@@ -153,7 +162,7 @@ func (w *Writer) contents(ctx context.Context, t *table, c *Chunk, n map[string]
 			deletes = append(deletes, k)
 		}
 	}
-	rows, err := reads.Query(ctx, contentsQuery, ids, hashes, counts, int64(t.rel.OID), c.Since, t.agg.id, kinds, deletes, w.pos, c.Number)
+	rows, err := reads.Query(ctx, contentsQuery, ids, hashes, counts, int64(t.rel.OID), c.Since, t.agg.id, kinds, deletes, w.pos, c.Number, w.head.Epoch)
 	if err != nil {
 		return nil, fmt.Errorf("count rows without a key: %w", err)
 	}
@@ -161,6 +170,9 @@ func (w *Writer) contents(ctx context.Context, t *table, c *Chunk, n map[string]
 	var now counted
 	if _, err := pgx.ForEachRow(rows, []any{&id, &now.lacks, &now.surplus}, func() error { out[id] = now; return nil }); err != nil {
 		return nil, fmt.Errorf("count rows without a key: %w", err)
+	}
+	if len(out) < len(ids) {
+		return nil, fenced
 	}
 	return out, nil
 }
