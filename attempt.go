@@ -239,7 +239,7 @@ func (s *Sidecar) warn(ctx context.Context) {
 	s.warned = true
 	for _, f := range found {
 		if f.Severity != capture.Info {
-			s.cfg.Logger.Warn(f.What, "risk", f.Risk, "remedy", f.SQL+f.Remedy)
+			s.cfg.Logger.Warn(f.What, "risk", f.Risk, "remedy", f.Mend())
 		}
 	}
 }

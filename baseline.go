@@ -37,9 +37,9 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		if c.Complete || !w.Head().Baseline {
 			continue
 		}
-		if old, err := s.log.HasHistory(ctx, c.OID); err != nil {
+		if never, err := incomparable(ctx, s.log, c); err != nil {
 			return nil, err
-		} else if old && len(c.Key) > 0 && (c.InsertOnly || s.log.Healable(c.Relation) != nil) {
+		} else if never {
 			continue
 		}
 		if wanted = append(wanted, c); i < 0 || begun[i].Chunks == 0 {
@@ -76,6 +76,12 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		return nil, err
 	}
 	return out, nil
+}
+
+// incomparable tells whether the log may hold outdated rows of a table that cannot be compared with the source.
+func incomparable(ctx context.Context, log *eventlog.Log, c eventlog.Captured) (bool, error) {
+	old, err := log.HasHistory(ctx, c.OID)
+	return old && len(c.Key) > 0 && (c.InsertOnly || log.Healable(c.Relation) != nil), err
 }
 
 // contents records what the log knows of a table without a key, before its rows are read.

@@ -103,9 +103,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 	if st.Log.SizeBytes, err = log.Size(ctx); err != nil {
 		return nil, err
 	}
-	if r, err := log.Resolve(ctx, "24 hours ago", eventlog.RevisionOptions{}); err == nil && r.Position > 0 {
-		st.Log.GrowthBytesPerDay = int64(float64(st.Log.SizeBytes) * float64(h.Position-r.Position) / float64(h.Position))
-	}
+	st.Log.GrowthBytesPerDay = growth(ctx, log, h, st.Log.SizeBytes)
 	tables, err := log.Captured(ctx)
 	if err != nil {
 		return nil, err
@@ -158,6 +156,15 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 		}
 	}
 	return st, nil
+}
+
+// growth is the share of the log's bytes that the events of the last 24 hours have; 0 while the history is shorter.
+func growth(ctx context.Context, log *eventlog.Log, h *eventlog.Head, size int64) int64 {
+	r, err := log.Resolve(ctx, "24 hours ago", eventlog.RevisionOptions{})
+	if err != nil || r.Position == 0 {
+		return 0
+	}
+	return int64(float64(size) * float64(h.Position-r.Position) / float64(h.Position))
 }
 
 // look asks the source how it stands; nil if it does not answer.

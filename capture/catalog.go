@@ -463,7 +463,7 @@ func (c Config) unmatched(all []tableName) (out []Finding) {
 					have += fmt.Sprintf(" and %d more", n-12)
 				}
 			}
-			out = append(out, Finding{Severity: Warning, What: fmt.Sprintf("%s: %s matches no table", list.name, text), Risk: list.risk,
+			out = append(out, Finding{Check: "pattern", Severity: Warning, What: fmt.Sprintf("%s: %s matches no table", list.name, text), Risk: list.risk,
 				Remedy: "spell it as Postgres does (capitals count), or leave it out; " + have})
 		}
 	}

@@ -10,7 +10,7 @@ func TestFindingsOfAServerAndItsSlot(t *testing.T) {
 	find := func(f func(add func(Finding))) string {
 		var out []string
 		f(func(f Finding) {
-			if f.Risk == "" || f.SQL+f.Remedy == "" {
+			if f.Risk == "" || f.Mend() == "" {
 				t.Errorf("%+v does not say why, or what to do", f)
 			}
 			out = append(out, string(f.Severity)+": "+f.What)
@@ -30,7 +30,7 @@ func TestFindingsOfAServerAndItsSlot(t *testing.T) {
 		}
 	}
 	c := Config{Slot: "history"}
-	healthy := Slot{Exists: true, WALStatus: "reserved", Failover: true}
+	healthy := Slot{Exists: true, WALStatus: "reserved", SafeBytes: -1, Failover: true}
 	for _, x := range []struct {
 		change  func(*Slot)
 		version int

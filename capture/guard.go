@@ -24,21 +24,41 @@ func holders(ctx context.Context, q *pgx.Conn, s *Slot, end eventlog.LSN) (list 
 	if behind := int64(end - s.ConfirmedFlush); end > s.ConfirmedFlush && behind > s.RetainedBytes/2 {
 		list = append(list, fmt.Sprintf("%s of it is not in the log yet", megabytes(behind)))
 	}
+	open, err := openTransactions(ctx, q)
+	for _, o := range open {
+		list = append(list, o.what)
+	}
+	return list, err
+}
+
+// openTransaction is one that has written and has not ended for ten seconds.
+type openTransaction struct {
+	what     string
+	end      string // the SQL that ends it
+	prepared bool
+}
+
+// openTransactions are the oldest of them, prepared ones too, a few of each kind.
+func openTransactions(ctx context.Context, q *pgx.Conn) ([]openTransaction, error) {
 	rows, err := q.Query(ctx, `
 		SELECT format('pid %s (%s, %s) has had a transaction open%s', pid, usename, coalesce(nullif(application_name, ''), 'no application name'),
-			coalesce(' for ' || date_trunc('second', clock_timestamp() - xact_start), '')) -- which it takes pg_monitor to see
+			coalesce(' for ' || date_trunc('second', clock_timestamp() - xact_start), '')), -- which it takes pg_monitor to see
+			format('SELECT pg_terminate_backend(%s);', pid), false
 		FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND coalesce(xact_start < clock_timestamp() - interval '10 seconds', true) ORDER BY age(backend_xid) DESC LIMIT 3) a
 		UNION ALL
-		SELECT format('prepared transaction %L has been open for %s', gid, date_trunc('second', clock_timestamp() - prepared))
+		SELECT format('prepared transaction %L has been open for %s', gid, date_trunc('second', clock_timestamp() - prepared)), format('ROLLBACK PREPARED %L;', gid), true
 		FROM (SELECT * FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '10 seconds' ORDER BY age(transaction) DESC LIMIT 3) p`)
 	if err != nil {
 		return nil, fmt.Errorf("ask the source for its transactions: %w", err)
 	}
-	open, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	open, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o openTransaction, err error) {
+		err = row.Scan(&o.what, &o.end, &o.prepared)
+		return o, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("ask the source for its transactions: %w", err)
 	}
-	return append(list, open...), nil
+	return open, nil
 }
 
 func megabytes(n int64) string { return fmt.Sprintf("%d MB", n/1e6) }

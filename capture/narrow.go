@@ -139,26 +139,3 @@ func (c Config) narrowed(ctx context.Context, conn *pgx.Conn, tables []eventlog.
 	}
 	return n, nil
 }
-
-// examinePublished looks for tables that are in the wrong one of our publications.
-func (c Config) examinePublished(ctx context.Context, conn *pgx.Conn, tables []*Table, add func(Finding)) error {
-	refused, err := c.refused(ctx, conn)
-	if err != nil {
-		return err
-	}
-	for _, t := range refused {
-		add(Finding{Severity: Danger, What: fmt.Sprintf("Postgres refuses the application's UPDATEs and DELETEs of %s: it is published, and %s", t.name, t.why),
-			Risk: "the application fails", SQL: strings.Join(c.moveSQL(t), "; ") + ";", Cost: "its updates and deletes are not in the log any more, and the log says so; a sidecar that runs does this by itself if it owns table and publications"})
-	}
-	published, err := c.publications(ctx, conn, 0)
-	if err != nil {
-		return err
-	}
-	for _, t := range tables {
-		if !t.InsertOnly && published.of(c, t.OID, true) != "" {
-			add(Finding{Severity: Warning, What: fmt.Sprintf("only inserts of %s are captured, though it has a usable key by now", t),
-				Risk: "its updates and deletes are not in the log", Remedy: "backstory init"})
-		}
-	}
-	return nil
-}

@@ -26,6 +26,9 @@ type Server struct {
 	// SenderTimeout is wal_sender_timeout: after so much silence the source ends the connection; 0: never.
 	SenderTimeout time.Duration
 	Settings      map[string]string // those that doctor and the stream look at
+	Role          string            // who we are there
+	// sources tells where each of Settings comes from (pg_settings.source).
+	sources map[string]string
 	// switches tells where each older timeline was left.
 	switches []timelineSwitch
 }
@@ -84,30 +87,31 @@ func (c Config) connectReplication(ctx context.Context, adapt func(*pgconn.Confi
 }
 
 var settingNames = []string{"wal_level", "max_replication_slots", "max_wal_senders", "wal_sender_timeout", "max_slot_wal_keep_size", "fsync",
-	"server_encoding", "TimeZone", "synchronized_standby_slots", "sync_replication_slots", "logical_decoding_work_mem", "idle_replication_slot_timeout"}
+	"server_encoding", "TimeZone", "synchronized_standby_slots", "sync_replication_slots", "logical_decoding_work_mem", "idle_replication_slot_timeout",
+	"max_wal_size", "transaction_timeout", "max_connections"}
 
 // settings asks the source for its version and settings.
 func settings(ctx context.Context, conn *pgx.Conn) (*Server, error) {
-	s := &Server{Settings: map[string]string{}}
+	s := &Server{Settings: map[string]string{}, sources: map[string]string{}}
 	var flush, timeout int64
 	err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
 		(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0')::bigint,
-		(SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout')`).Scan(&s.Version, &s.InRecovery, &flush, &timeout)
+		(SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'), current_database(), current_user`).Scan(&s.Version, &s.InRecovery, &flush, &timeout, &s.Database, &s.Role)
 	if err != nil {
 		return nil, fmt.Errorf("ask the source for its version: %w", err)
 	}
 	s.FlushLSN, s.SenderTimeout = eventlog.LSN(flush), time.Duration(timeout)*time.Millisecond
-	rows, err := conn.Query(ctx, `SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY ($1)`, settingNames)
+	rows, err := conn.Query(ctx, `SELECT name, current_setting(name), source FROM pg_settings WHERE name = ANY ($1)`, settingNames)
 	if err != nil {
 		return nil, fmt.Errorf("read the source's settings: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var k, v string
-		if err := rows.Scan(&k, &v); err != nil {
+		var k, v, from string
+		if err := rows.Scan(&k, &v, &from); err != nil {
 			return nil, fmt.Errorf("read the source's settings: %w", err)
 		}
-		s.Settings[k] = v
+		s.Settings[k], s.sources[k] = v, from
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("read the source's settings: %w", err)
@@ -177,6 +181,7 @@ type Slot struct {
 	RetainedBytes  int64  // of WAL that the slot keeps from being removed
 	SafeBytes      int64  // that may still be written before the slot is in danger; -1: without limit
 	Failover       bool
+	Invalidated    string // why it is lost, where the server tells (17 and later): wal_removed, idle_timeout, …
 }
 
 // Slot asks the source for the slot.
@@ -185,9 +190,9 @@ func (c Config) ReadSlot(ctx context.Context, conn *pgx.Conn) (*Slot, error) {
 	err := conn.QueryRow(ctx, `SELECT true, coalesce(plugin, ''), coalesce(database, ''), active, coalesce(active_pid, 0),
 		coalesce(confirmed_flush_lsn - '0/0', 0)::bigint, coalesce(restart_lsn - '0/0', 0)::bigint, coalesce(wal_status, ''),
 		coalesce(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - restart_lsn, 0)::bigint,
-		coalesce(safe_wal_size, -1), coalesce((to_jsonb(s)->>'failover')::bool, false)
+		coalesce(safe_wal_size, -1), coalesce((to_jsonb(s)->>'failover')::bool, false), coalesce(to_jsonb(s)->>'invalidation_reason', '')
 		FROM pg_replication_slots s WHERE slot_name = $1`, c.Slot).
-		Scan(&s.Exists, &s.Plugin, &s.Database, &s.Active, &s.ActivePID, (*int64lsn)(&s.ConfirmedFlush), (*int64lsn)(&s.Restart), &s.WALStatus, &s.RetainedBytes, &s.SafeBytes, &s.Failover)
+		Scan(&s.Exists, &s.Plugin, &s.Database, &s.Active, &s.ActivePID, (*int64lsn)(&s.ConfirmedFlush), (*int64lsn)(&s.Restart), &s.WALStatus, &s.RetainedBytes, &s.SafeBytes, &s.Failover, &s.Invalidated)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, nil
 	}

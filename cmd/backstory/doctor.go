@@ -56,8 +56,12 @@ func newDoctor() *cobra.Command {
 	return c
 }
 
-// printFindings prints the worst first, and what they have in common once.
+// printFindings prints the worst first, and what they have in common once. What mends them can be copied as it stands.
 func printFindings(s *screen, found []capture.Finding) {
+	if len(found) == 0 {
+		fmt.Fprintln(s, s.green("Nothing found: the source is safe to capture."))
+		return
+	}
 	var sum []string
 	for _, sev := range []struct {
 		capture.Severity
@@ -67,7 +71,7 @@ func printFindings(s *screen, found []capture.Finding) {
 		n := int64(0)
 		for i, f := range found {
 			same := func(g capture.Finding) bool {
-				return g.Severity == f.Severity && g.Risk == f.Risk && g.SQL == f.SQL && g.Remedy == f.Remedy && g.Cost == f.Cost
+				return g.Check == f.Check && g.Severity == f.Severity && g.Risk == f.Risk && (g.SQL == "") == (f.SQL == "") && g.Remedy == f.Remedy && g.Cost == f.Cost
 			}
 			if f.Severity != sev.Severity {
 				continue
@@ -76,26 +80,34 @@ func printFindings(s *screen, found []capture.Finding) {
 			if slices.ContainsFunc(found[:i], same) {
 				continue
 			}
+			var mend []string
 			for _, g := range found[i:] {
-				if same(g) {
-					fmt.Fprintf(s, "%s  %s\n", sev.paint(sev.label), g.What)
+				if !same(g) {
+					continue
+				}
+				fmt.Fprintf(s, "%s  %s\n", sev.paint(sev.label), s.wrapped(g.What, 9))
+				for _, q := range g.Statements() {
+					if !slices.Contains(mend, s.cyan(q)) || q == "BEGIN;" || q == "COMMIT;" {
+						mend = append(mend, s.cyan(q))
+					}
 				}
 			}
-			fmt.Fprintf(s, "         risk: %s\n", f.Risk)
-			if mend := f.SQL + f.Remedy; mend != "" { // it has one of them
-				fmt.Fprintf(s, "         mend: %s\n", mend)
+			fmt.Fprintf(s, "         risk: %s\n", s.wrapped(f.Risk, 15))
+			if f.Remedy != "" && len(mend) > 0 {
+				mend = append(mend, "-- "+f.Remedy)
+			} else if f.Remedy != "" {
+				mend = append(mend, s.wrapped(f.Remedy, 15))
+			}
+			if len(mend) > 0 {
+				fmt.Fprintf(s, "         mend: %s\n", strings.Join(mend, "\n               "))
 			}
 			if f.Cost != "" {
-				fmt.Fprintf(s, "         cost: %s\n", f.Cost)
+				fmt.Fprintf(s, "         cost: %s\n", s.wrapped(f.Cost, 15))
 			}
 		}
 		if n > 0 {
 			sum = append(sum, counted(n, sev.one))
 		}
-	}
-	if len(found) == 0 {
-		fmt.Fprintln(s, s.green("Nothing found: the source is safe to capture."))
-		return
 	}
 	fmt.Fprintf(s, "found    %s\n", strings.Join(sum, ", "))
 }

@@ -465,7 +465,7 @@ var jsonFields = map[string][]string{
 	"log": {"position", "id", "aggregate", "aggregate_id", "type", "op", "data", "before", "metadata", "occurred_at", "relation", "key",
 		"source", "xid", "commit_lsn", "change", "part", "schema_version", "rules_version"},
 	"status":      {"log.position", "source.received_lsn", "source.confirmed_lsn", "source.lag_bytes", "source.lag_seconds", "baseline.done", "caught_up", "reactors"},
-	"doctor":      {"severity", "what", "risk"},
+	"doctor":      {"check", "severity", "what", "risk"},
 	"verify":      {"events", "appends", "position", "seal"},
 	"sink status": {"name", "state", "position", "lag_events", "lag_seconds"},
 	"sink pause":  {"name", "paused"},

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 )
@@ -17,7 +18,33 @@ import (
 type screen struct {
 	*bufio.Writer
 	color bool
+	width int // columns of the terminal; 0: there is none
 	close func()
+}
+
+// wrapped breaks a text between words where the terminal ends; all but its first line are indented, as the first one is by what stands before
+// it.
+func (s *screen) wrapped(text string, indent int) string {
+	if s.width < 40 {
+		return text
+	}
+	var b strings.Builder
+	at := indent
+	for i, word := range strings.Fields(text) {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case i == 0:
+		case at+1+n > s.width:
+			b.WriteString("\n" + strings.Repeat(" ", indent))
+			at = indent
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(word)
+		at += n
+	}
+	return b.String()
 }
 
 func isTerminal(f *os.File) bool {
@@ -37,7 +64,7 @@ func openScreen(cmd *cobra.Command, paged bool) *screen {
 		w := bufio.NewWriterSize(out, 64<<10)
 		return &screen{Writer: w, close: func() { _ = w.Flush() }}
 	}
-	s := &screen{color: os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+	s := &screen{color: os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb", width: terminalColumns(f)}
 	var dst io.Writer = f
 	s.close = func() { _ = s.Flush() }
 	if paged {

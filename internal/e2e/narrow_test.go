@@ -144,7 +144,7 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 		t.Helper()
 		all, err := capture.Examine(t.Context(), s.cfg.Capture)
 		if err != nil || !slices.ContainsFunc(all, func(f capture.Finding) bool {
-			return f.Severity == severity && strings.Contains(f.What, what) && f.SQL+f.Remedy != ""
+			return f.Severity == severity && strings.Contains(f.What, what) && f.Mend() != ""
 		}) {
 			t.Errorf("doctor does not find %q: %+v, %v", what, all, err)
 		}
