@@ -348,7 +348,7 @@ func TestDoctorOfTables(t *testing.T) {
 	quoted := func(x table) string { return pgx.Identifier{`Shop "1"`, x.name}.Sanitize() }
 	for _, x := range tables {
 		q := quoted(x)
-		p.with(fmt.Sprintf("warning: only inserts of Shop \"1\".%s can be captured: ", x.name)+fmt.Sprintf(strings.ReplaceAll(x.want, "%s", "%[1]s"), q),
+		p.with(fmt.Sprintf("warning: only inserts of Shop \"1\".%s can be captured: ", x.name)+strings.ReplaceAll(x.want, "%s", q),
 			func() { db.do("%s", "CREATE TABLE "+q+" "+strings.ReplaceAll(x.make, "%[1]s", q)) }, func() {
 				if x.name != "keyless" {
 					p.mend(p.look(), "only inserts of Shop \"1\"."+x.name)
@@ -577,13 +577,19 @@ func TestDoctorMeanwhile(t *testing.T) {
 	}
 
 	// The limit of its WAL.
-	s.once()
 	filler := func() { db.do(`SELECT pg_logical_emit_message(false, 'filler', repeat('x', 10000000))`) }
-	db.do(`CHECKPOINT`)
+	caughtUp := func() {
+		eventually(t, time.Minute, "the slot keeps little", func() (bool, error) {
+			db.do(`CHECKPOINT; INSERT INTO public.things SELECT 1 + max(id) FROM public.things`)
+			s.once()
+			return db.one(`SELECT pg_current_wal_lsn() - restart_lsn < 3000000 FROM pg_replication_slots WHERE slot_name = '%s'`, slot) == "t", nil
+		})
+	}
+	caughtUp()
 	p.set("max_slot_wal_keep_size", "48MB")()
 	p.with("before replication slot "+slot+" is in danger → ALTER SYSTEM SET max_slot_wal_keep_size", func() {
-		for n := 0; !strings.Contains(written(p.look()), "is in danger") && n < 20; n++ {
-			filler()
+		for db.one(`SELECT safe_wal_size > 12000000 FROM pg_replication_slots WHERE slot_name = '%s'`, slot) == "t" {
+			db.do(`SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1000000))`)
 		}
 	}, nil)
 	p.set("max_slot_wal_keep_size", "48MB")()
@@ -592,10 +598,9 @@ func TestDoctorMeanwhile(t *testing.T) {
 			filler()
 		}
 	}, nil)
-	db.do(`CHECKPOINT`)
-	s.once() // nothing is lost
+	caughtUp() // nothing is lost
 	p.set("max_slot_wal_keep_size", "48MB")()
-	for range 16 {
+	for range 8 {
 		filler()
 	}
 	p.with("danger: the log does not go on: the server has removed WAL that the replication slot "+slot+" needed → ", p.does(`CHECKPOINT`), func() {
