@@ -16,7 +16,7 @@ import (
 
 const (
 	// examineLimit bounds each part of what Examine looks at in the log.
-	examineLimit = 15 * time.Second
+	examineLimit = 10 * time.Second
 	// stoppedAfter is how long nobody may stream before that is a finding: a restart takes less.
 	stoppedAfter = 10 * time.Minute
 	// muchGrowth of the log in a day is worth a note where it lies on the source's own server.

@@ -315,7 +315,7 @@ const sidecarConnections = 12
 func (x *examination) connections(ctx context.Context) error {
 	var left, limit int64
 	err := x.conn.QueryRow(ctx, `SELECT current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint - coalesce(current_setting('reserved_connections', true)::bigint, 0)
-			- (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name NOT LIKE 'backstory%'),
+			- (SELECT sum(numbackends) FROM pg_stat_database)::bigint + (SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'backstory%'), -- others' sessions are hidden from most roles, their number is not
 		(SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user)`).Scan(&left, &limit)
 	if err != nil {
 		return fmt.Errorf("count the connections: %w", err)

@@ -207,7 +207,7 @@ func (x *examination) transactions(ctx context.Context) error {
 		if exists {
 			f.Severity, f.Risk = Warning, "the source keeps all WAL since it began"
 		}
-		if !exists || o.prepared || x.slot.RetainedBytes >= holdersBytes {
+		if !exists && o.dated || o.prepared || exists && x.slot.RetainedBytes >= holdersBytes {
 			x.add(f)
 		}
 	}

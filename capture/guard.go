@@ -36,23 +36,24 @@ type openTransaction struct {
 	what     string
 	end      string // the SQL that ends it
 	prepared bool
+	dated    bool // it is known to be as old as that, which of other roles' it takes pg_monitor to see
 }
 
 // openTransactions are the oldest of them, prepared ones too, a few of each kind.
 func openTransactions(ctx context.Context, q *pgx.Conn) ([]openTransaction, error) {
 	rows, err := q.Query(ctx, `
 		SELECT format('pid %s (%s, %s) has had a transaction open%s', pid, usename, coalesce(nullif(application_name, ''), 'no application name'),
-			coalesce(' for ' || date_trunc('second', clock_timestamp() - xact_start), '')), -- which it takes pg_monitor to see
-			format('SELECT pg_terminate_backend(%s);', pid), false
+			coalesce(' for ' || date_trunc('second', clock_timestamp() - xact_start), '')),
+			format('SELECT pg_terminate_backend(%s);', pid), false, xact_start IS NOT NULL
 		FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND coalesce(xact_start < clock_timestamp() - interval '10 seconds', true) ORDER BY age(backend_xid) DESC LIMIT 3) a
 		UNION ALL
-		SELECT format('prepared transaction %L has been open for %s', gid, date_trunc('second', clock_timestamp() - prepared)), format('ROLLBACK PREPARED %L;', gid), true
+		SELECT format('prepared transaction %L has been open for %s', gid, date_trunc('second', clock_timestamp() - prepared)), format('ROLLBACK PREPARED %L;', gid), true, true
 		FROM (SELECT * FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '10 seconds' ORDER BY age(transaction) DESC LIMIT 3) p`)
 	if err != nil {
 		return nil, fmt.Errorf("ask the source for its transactions: %w", err)
 	}
 	open, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o openTransaction, err error) {
-		err = row.Scan(&o.what, &o.end, &o.prepared)
+		err = row.Scan(&o.what, &o.end, &o.prepared, &o.dated)
 		return o, err
 	})
 	if err != nil {
