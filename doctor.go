@@ -1,6 +1,7 @@
 package backstory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -322,6 +323,23 @@ func (x *logExamination) rows(ctx context.Context) error {
 			Risk: "a checkout needs --partial until then", Remedy: "backstory run reads them; backstory status tells how far it is, and what keeps it from that"})
 	}
 	return nil
+}
+
+// Findings are what a sidecar at work says of itself that only it knows: why existing rows are not taken over, or what it waits for.
+func (st *Status) Findings() (list []capture.Finding) {
+	if st.Source.Error != "" && st.Source.State != "standby" {
+		list = append(list, capture.Finding{Check: "sidecar", Severity: capture.Warning, What: "the sidecar does not get on: " + st.Source.Error, Risk: "the log falls behind, and the source keeps its WAL", Remedy: cmp.Or(st.Source.Hint, "backstory status")})
+	}
+	const risk = "a checkout needs --partial until then"
+	for _, t := range st.Baseline.Tables {
+		switch {
+		case t.Error != "":
+			list = append(list, capture.Finding{Check: "existing-rows", Severity: capture.Warning, What: fmt.Sprintf("existing rows of %s are not taken over: %s", t.Table, t.Error), Risk: risk, Remedy: cmp.Or(t.Hint, "backstory status")})
+		case len(t.WaitingFor) > 0:
+			list = append(list, capture.Finding{Check: "existing-rows", Severity: capture.Info, What: fmt.Sprintf("existing rows of %s wait for transactions to end: %s", t.Table, strings.Join(t.WaitingFor, "; ")), Risk: risk, Remedy: "let them end"})
+		}
+	}
+	return list
 }
 
 // reactors tells which do not get on.

@@ -35,6 +35,9 @@ func newDoctor() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if live := s.askSidecar(cmd.Context()); live != nil && isOurs(cmd.Context(), live, cfg) {
+				found = append(found, live.Findings()...)
+			}
 			out := openScreen(cmd, false)
 			defer out.close()
 			if asJSON {

@@ -104,6 +104,7 @@ func TestGolden(t *testing.T) {
 	reply("status", "status")
 	reply("status", "status", "--json")
 	reply("sink", "sink", "status")
+	reply("doctor", "doctor")
 	if r := p.stop(); r.code != 0 {
 		t.Errorf("the sidecar ended with exit code %d:\n%s", r.code, r.err)
 	}

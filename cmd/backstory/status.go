@@ -55,17 +55,11 @@ func (s *settings) status(ctx context.Context) (*backstory.Status, error) {
 	if cfg.Capture.URL == "" && cfg.Log.URL == "" {
 		return nil, usage("Set BACKSTORY_SOURCE_URL.", "no database is named")
 	}
-	logURL := cmp.Or(cfg.Log.URL, cfg.Capture.URL)
 	live := s.askSidecar(ctx)
 	if live == nil {
 		return backstory.ReadStatus(ctx, cfg)
 	}
-	// A sidecar knows most, also why the log cannot be read, and what it does about it. It must be the one for what is named here.
-	if live.Source.Slot == cfg.Capture.WithDefaults().Slot && live.Log.Address == eventlog.Address(logURL) &&
-		(cfg.Capture.URL == "" || live.Source.Address == eventlog.Address(cfg.Capture.URL)) {
-		return live, nil
-	}
-	if isOf(ctx, live, logURL) { // the same database may be called by another name
+	if isOurs(ctx, live, cfg) { // it knows most, also why the log cannot be read, and what it does about it
 		return live, nil
 	}
 	st, err := backstory.ReadStatus(ctx, cfg)
@@ -73,6 +67,13 @@ func (s *settings) status(ctx context.Context) (*backstory.Status, error) {
 		fmt.Fprintf(os.Stderr, "The sidecar at %s is another one: it captures %s into %s.\n", s.HTTPAddr, live.Source.Address, live.Log.Address)
 	}
 	return st, err
+}
+
+// isOurs tells whether a sidecar is the one for what is named here. The same database may be called by another name.
+func isOurs(ctx context.Context, live *backstory.Status, cfg backstory.Config) bool {
+	logURL := cmp.Or(cfg.Log.URL, cfg.Capture.URL)
+	return live.Source.Slot == cfg.Capture.WithDefaults().Slot && live.Log.Address == eventlog.Address(logURL) &&
+		(cfg.Capture.URL == "" || live.Source.Address == eventlog.Address(cfg.Capture.URL)) || isOf(ctx, live, logURL)
 }
 
 // isOf tells whether a status is that of a log which can be read.

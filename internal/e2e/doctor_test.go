@@ -417,7 +417,26 @@ func TestDoctorOfRoles(t *testing.T) {
 			_ = c.Close(t.Context())
 		}
 	})
-	db.do(`GRANT USAGE ON SCHEMA backstory TO weak; GRANT SELECT ON ALL TABLES IN SCHEMA backstory TO weak; GRANT SELECT ON public.things TO weak`)
+	// Why existing rows are not taken over is what a sidecar at work says.
+	db.do(`CREATE TABLE public.secrets (id int PRIMARY KEY); INSERT INTO public.secrets VALUES (1); ALTER TABLE public.secrets OWNER TO boss; REVOKE SELECT ON public.secrets FROM boss`)
+	s.init()
+	run := s.start()
+	says := func() string {
+		st, err := run.sc.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return written(st.Findings())
+	}
+	eventually(t, time.Minute, "it says so", func() (bool, error) {
+		return strings.Contains(says(), "warning: existing rows of public.secrets are not taken over: "), nil
+	})
+	p.mend(p.look(), "role boss may not read the existing rows of public.secrets")
+	eventually(t, time.Minute, "it says nothing more", func() (bool, error) { return says() == "", nil })
+	if err := run.end(); err != nil {
+		t.Fatal(err)
+	}
+	db.do(`GRANT USAGE ON SCHEMA backstory TO weak; GRANT SELECT ON ALL TABLES IN SCHEMA backstory TO weak; GRANT SELECT ON public.secrets TO weak; GRANT SELECT ON public.things TO weak`)
 	p.with("danger: role weak does not own the log, which belongs to boss → GRANT", p.as("weak"), nil)
 	p.with("info: role weak may not alter the publications backstory, backstory_inserts and the tables of boss → GRANT", p.does(`REVOKE boss FROM weak`), nil)
 	db.do(`REVOKE boss FROM weak; ALTER TABLE public.things OWNER TO postgres; ALTER SCHEMA backstory OWNER TO postgres`)
