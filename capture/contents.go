@@ -59,9 +59,6 @@ func (t *importing) beginScan(ctx context.Context, conn *pgx.Conn) (err error) {
 	if _, err := holder.Exec(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0"); err != nil {
 		return fmt.Errorf("take a snapshot of the source: %w", err)
 	}
-	if _, err := holder.Exec(ctx, eventlog.NoTransactionTimeout); err != nil {
-		return fmt.Errorf("take a snapshot of the source: %w", err)
-	}
 	if err := holder.QueryRow(ctx, `SELECT pg_export_snapshot(), pg_current_snapshot()::text`).Scan(&s.name, &s.snapshot); err != nil {
 		return fmt.Errorf("take a snapshot of the source: %w", err)
 	}

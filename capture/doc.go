@@ -97,8 +97,8 @@
 // of time and locks. A check has to be false on a healthy server, and its SQL has to make it so: internal/e2e makes each thing really so, looks, runs
 // the SQL, and looks again. SQL never gives a superuser's rights away, and never touches a publication's row in the catalogue where that would
 // be a gap. Tried and left: values over 1 GB, which nothing cheap tells of (the statistics have the width of TOAST pointers); the role's
-// statement_timeout, lock_timeout and the idle timeouts, which our sessions set themselves; generated columns, which every healthy source may have.
-// transaction_timeout (17 and later) is the one that counts: the server ends a stream in the middle of a transaction that takes longer to decode.
+// statement_timeout, transaction_timeout, lock_timeout and the idle timeouts, which our sessions set themselves; generated columns, which every
+// healthy source may have.
 //
 // # Not obvious
 //

@@ -228,16 +228,6 @@ func examineServer(sv *Server, add func(Finding)) {
 		setting(Finding{Check: "wal-sender-timeout", Severity: Warning, What: "wal_sender_timeout is " + timeout,
 			Risk: "a pause of the network that is longer ends the stream, which then begins again", Cost: "a connection that has died is noticed later"}, "wal_sender_timeout", "60s")
 	}
-	if t := sv.Settings["transaction_timeout"]; t != "" && t != "0" { // 17
-		own := *sv // for our role alone: that of the application is none of our business
-		if from := sv.sources["transaction_timeout"]; from != "client" && from != "database user" {
-			own.sources = map[string]string{"transaction_timeout": "user"}
-		}
-		f := Finding{Check: "transaction-timeout", Severity: Danger, What: fmt.Sprintf("transaction_timeout is %s for role %s", t, sv.Role),
-			Risk: "the source ends the stream in the middle of a transaction that takes longer to decode, each time anew: capture never gets past it", Cost: "none: the sidecar holds no transaction for long"}
-		f.SQL, f.Remedy = own.set("transaction_timeout", "0")
-		add(f)
-	}
 }
 
 // bytesOf reads a size as Postgres prints it in a setting; 0 where there is none.

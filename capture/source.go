@@ -88,7 +88,7 @@ func (c Config) connectReplication(ctx context.Context, adapt func(*pgconn.Confi
 
 var settingNames = []string{"wal_level", "max_replication_slots", "max_wal_senders", "wal_sender_timeout", "max_slot_wal_keep_size", "fsync",
 	"server_encoding", "TimeZone", "synchronized_standby_slots", "sync_replication_slots", "logical_decoding_work_mem", "idle_replication_slot_timeout",
-	"max_wal_size", "transaction_timeout", "max_connections"}
+	"max_wal_size", "max_connections"}
 
 // settings asks the source for its version and settings.
 func settings(ctx context.Context, conn *pgx.Conn) (*Server, error) {

@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -8,6 +9,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -61,6 +63,15 @@ func prepare(cfg *pgconn.Config, application string) {
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 15 * time.Second
+	}
+	// A limit for transactions would end a stream in the middle of one that takes long to decode. Servers before 17 do not know the setting, and
+	// refuse a connection that names it.
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		major, _, _ := strings.Cut(conn.ParameterStatus("server_version"), ".")
+		if n, err := strconv.Atoi(major); err != nil || n < 17 {
+			return nil
+		}
+		return conn.Exec(ctx, "SET transaction_timeout = 0").Close()
 	}
 }
 

@@ -26,9 +26,6 @@ import (
 // Most contents are neither known before nor touched meanwhile, and are imported without a question. The counts of the others
 // are kept beside the log, each as of a position, and brought up to date from the index when they are needed.
 
-// NoTransactionTimeout lets a transaction take as long as it does, where the server has a limit for that (PostgreSQL 17).
-const NoTransactionTimeout = `SELECT set_config('transaction_timeout', '0', true) WHERE current_setting('server_version_num')::int >= 170000`
-
 // ErrNotVisible means that the log has transactions of the source that the source does not show to anybody yet.
 var ErrNotVisible = errors.New("the source has committed more than it shows: a standby that it waits for (synchronous_standby_names) has not answered")
 
@@ -42,9 +39,6 @@ func ContentID(object []byte) string { return string(appendContentKey(nil, objec
 func (l *Log) PutContents(ctx context.Context, epoch int64, oid uint32, at Position, fill func(put func(id string, rows int64) error) error) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM backstory.content WHERE oid = $1::bigint::oid OR NOT oid IN (SELECT oid FROM backstory.baseline WHERE done_at IS NULL)`, int64(oid)); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, NoTransactionTimeout); err != nil {
 			return err
 		}
 		r, w := io.Pipe()

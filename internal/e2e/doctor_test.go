@@ -158,9 +158,6 @@ func TestDoctor(t *testing.T) {
 			db.do(`SELECT pg_logical_emit_message(false, 'filler', repeat('x', 10000000))`)
 		}
 	}, nil)
-	if s.src.Major() >= 17 {
-		p.with("danger: transaction_timeout is 1min for role", p.set("transaction_timeout", "1min"), nil)
-	}
 	if s.src.Major() >= 18 {
 		p.with("warning: idle_replication_slot_timeout is 10min", p.set("idle_replication_slot_timeout", "10min"), nil)
 	}

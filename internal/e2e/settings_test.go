@@ -51,6 +51,22 @@ func TestSettingsChangeNoValue(t *testing.T) {
 	}
 }
 
+// TestTransactionTimeout: a limit for transactions, which a role or a database may have from 17 on, does not end a stream in the middle of one that takes
+// longer to decode.
+func TestTransactionTimeout(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, version: "17"})
+	db := s.sql()
+	db.do(simple)
+	db.do(`ALTER DATABASE %s SET transaction_timeout = '100ms'`, databaseOf(t, s.cfg.Capture.URL))
+	s.init()
+	db.do(`INSERT INTO public.things SELECT i, repeat('x', 500) FROM generate_series(1, 200000) i`)
+	s.once()
+	if got := s.logSQL().one(`SELECT position FROM backstory.head`); got != "200000" {
+		t.Errorf("the log has %s events", got)
+	}
+}
+
 // TestSourceNeverSpillsForUs: the source decodes the log's own transactions, too, where they are in its database, and what does not fit
 // into logical_decoding_work_mem goes to its disk, which no limit on WAL covers. After a backlog of small transactions there is nothing
 // to spill, whatever the log has made of it.
