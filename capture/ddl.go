@@ -120,31 +120,74 @@ func printing() string {
 	return strings.Join(out, " ")
 }
 
+// eventTrigger is one of ours.
+type eventTrigger struct {
+	Name    string
+	Enabled string // pg_event_trigger.evtenabled; empty: there is none
+	Body    string
+	current bool // it is as we would make it
+}
+
+// readTriggers tells of all of ours, in their order.
+func (c Config) readTriggers(ctx context.Context, conn *pgx.Conn) ([]eventTrigger, error) {
+	rows, err := conn.Query(ctx, `SELECT n, coalesce(g.evtenabled::text, ''), coalesce(p.prosrc, '') FROM unnest($1::text[]) WITH ORDINALITY x(n, i)
+		LEFT JOIN pg_event_trigger g ON g.evtname = n LEFT JOIN pg_proc p ON p.oid = g.evtfoid ORDER BY i`, c.ddlTriggers())
+	if err != nil {
+		return nil, fmt.Errorf("look for the event triggers: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t eventTrigger, err error) {
+		return t, row.Scan(&t.Name, &t.Enabled, &t.Body)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for the event triggers: %w", err)
+	}
+	for i, body := range []string{c.ddlBody(), ddlDropped, ddlRewritten} {
+		list[i].current = list[i].Body == body
+	}
+	return list, nil
+}
+
+// eventTriggers finds those that do not work, where somebody has made them.
+func (x *examination) eventTriggers(ctx context.Context) error {
+	triggers, err := x.readTriggers(ctx, x.conn)
+	if err != nil || !slices.ContainsFunc(triggers, func(t eventTrigger) bool { return t.Enabled != "" }) {
+		return err
+	}
+	for _, t := range triggers {
+		f := Finding{Check: "ddl-trigger", Severity: Warning, Risk: "what ALTER TABLE and DROP TABLE do has its place in the history to some seconds only"}
+		switch {
+		case t.Enabled == "":
+			f.What, f.Remedy = "event trigger "+t.Name+" is gone", "backstory init --ddl-trigger"
+		case t.Enabled != "A":
+			f.What, f.SQL = "event trigger "+t.Name+" is not enabled for every session", "ALTER EVENT TRIGGER "+eventlog.QuoteIdent(t.Name)+" ENABLE ALWAYS;"
+		case !t.current:
+			f.What, f.Remedy = "event trigger "+t.Name+" was made by another version of backstory", "backstory init --ddl-trigger"
+		default:
+			continue
+		}
+		x.add(f)
+	}
+	return nil
+}
+
 // ddlSQL works out which statements make the event trigger, or remove it (Config.DDLTrigger).
 func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 	if c.DDLTrigger == nil {
 		return nil
 	}
-	var there bool
 	schema := eventlog.QuoteIdent(c.ddlName())
-	body := c.ddlBody()
-	rows, err := conn.Query(ctx, `SELECT p.prosrc FROM pg_event_trigger g JOIN pg_proc p ON p.oid = g.evtfoid WHERE g.evtname = ANY ($1) AND g.evtenabled = 'A' ORDER BY g.evtname`, c.ddlTriggers())
+	triggers, err := c.readTriggers(ctx, conn)
 	if err != nil {
-		return fmt.Errorf("look for the event trigger: %w", err)
+		return err
 	}
-	bodies, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("look for the event trigger: %w", err)
+	if err := conn.QueryRow(ctx, `SELECT rolsuper FROM pg_roles WHERE rolname = current_user`).Scan(&p.Superuser); err != nil {
+		return fmt.Errorf("look for the event triggers: %w", err)
 	}
-	err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = ANY ($1)), (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)`, c.ddlTriggers()).Scan(&there, &p.Superuser)
-	if err != nil {
-		return fmt.Errorf("look for the event trigger: %w", err)
-	}
-	if *c.DDLTrigger && slices.Equal(bodies, []string{body, ddlDropped, ddlRewritten}) {
+	if *c.DDLTrigger && !slices.ContainsFunc(triggers, func(t eventTrigger) bool { return !t.current || t.Enabled != "A" }) {
 		return nil
 	}
 	var drop []string
-	if there {
+	if slices.ContainsFunc(triggers, func(t eventTrigger) bool { return t.Enabled != "" }) {
 		for _, n := range c.ddlTriggers() {
 			drop = append(drop, "DROP EVENT TRIGGER IF EXISTS "+eventlog.QuoteIdent(n)+";")
 		}
@@ -155,7 +198,7 @@ func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 		function := func(name, body string) string {
 			return "CREATE FUNCTION " + schema + "." + name + "() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER " + printing() + " AS $backstory$" + body + "$backstory$;"
 		}
-		p.DDL = append(p.DDL, "CREATE SCHEMA "+schema+";", function("altered", body), function("dropped", ddlDropped), function("rewritten", ddlRewritten))
+		p.DDL = append(p.DDL, "CREATE SCHEMA "+schema+";", function("altered", c.ddlBody()), function("dropped", ddlDropped), function("rewritten", ddlRewritten))
 		for i, on := range []string{"ddl_command_end EXECUTE FUNCTION " + schema + ".altered();", "sql_drop EXECUTE FUNCTION " + schema + ".dropped();", "table_rewrite EXECUTE FUNCTION " + schema + ".rewritten();"} {
 			name := eventlog.QuoteIdent(c.ddlTriggers()[i])
 			p.DDL = append(p.DDL, "CREATE EVENT TRIGGER "+name+" ON "+on, "ALTER EVENT TRIGGER "+name+" ENABLE ALWAYS;")

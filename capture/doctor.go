@@ -116,6 +116,7 @@ var parts = []struct {
 	{"the publications", (*examination).publication},
 	{"the keys of the published tables", (*examination).published},
 	{"what the role may alter", (*examination).altering},
+	{"the event triggers", (*examination).eventTriggers},
 }
 
 // Examine looks for everything about the source that would lose data, harm the application or surprise its owner. It changes

@@ -193,6 +193,10 @@ func TestDDLTriggerOfOthers(t *testing.T) {
 	if got := triggers(); got != made {
 		t.Errorf("made again, they are %s; they were %s", got, made)
 	}
+	p := newPatient(t, s, "")
+	p.with("warning: event trigger backstory_rewrite is not enabled for every session → ALTER EVENT TRIGGER", p.does(`ALTER EVENT TRIGGER backstory_rewrite ENABLE`), nil)
+	p.with("warning: event trigger backstory_drop is gone → backstory init --ddl-trigger", p.does(`DROP EVENT TRIGGER backstory_drop`), func() { s.init() })
+	p.with("warning: event trigger backstory_rewrite was made by another version", p.does(`CREATE OR REPLACE FUNCTION backstory_ddl.rewritten() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'`), func() { s.init() })
 	owner.do(`INSERT INTO public.things VALUES (1, 'a')`)
 	owner.do(`ALTER TABLE public.things ADD w int`)
 	log := s.logSQL()
