@@ -31,6 +31,7 @@ func (l *lab) baseline(ctx context.Context, g *group) error {
 		return err
 	}
 	const taking, copying = "taking over existing rows", "COPY FROM of the finished events, then the indexes"
+	const keyless = "the same rows without a key"
 	file := filepath.Join(l.scratch.Path, "events")
 	defer os.Remove(file)
 	for pair := range l.opt.pairs {
@@ -82,8 +83,36 @@ func (l *lab) baseline(ctx context.Context, g *group) error {
 		if err := log.drop(ctx); err != nil {
 			return err
 		}
+		took, err := l.takeKeyless(ctx, source, rows)
+		if err != nil {
+			return err
+		}
+		rate(keyless, took)
+		g.compare(keyless, "rows/s", rates[keyless], "with one", rates[taking], nil)
 	}
 	return nil
+}
+
+// takeKeyless measures how long it takes to take over the rows when their table has no key.
+func (l *lab) takeKeyless(ctx context.Context, source *database, rows int) (time.Duration, error) {
+	if err := source.exec(ctx, `ALTER TABLE orders DROP CONSTRAINT orders_pkey, REPLICA IDENTITY FULL`); err != nil {
+		return 0, err
+	}
+	log, err := l.database(ctx, "log", "")
+	if err != nil {
+		return 0, err
+	}
+	in, err := l.installWith(ctx, source, log)
+	if err == nil {
+		err = l.calm(ctx)
+	}
+	var u usage
+	if err == nil {
+		u, _, err = in.once(ctx, &loaded{workload: workload{rows: rows}, events: int64(rows) + 2}) // and two that say where that began and ended
+	}
+	_, _ = ask[int](ctx, source, `SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots WHERE database = current_database()`)
+	return u.wall, errors.Join(err, log.drop(ctx), source.exec(ctx, `DROP PUBLICATION IF EXISTS `+publication, `DROP PUBLICATION IF EXISTS `+publication+`_inserts`,
+		`ALTER TABLE orders ADD PRIMARY KEY (id), REPLICA IDENTITY DEFAULT`))
 }
 
 // copyOut writes a log's events to a file, in COPY's binary form.

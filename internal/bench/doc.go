@@ -16,12 +16,13 @@
 //	           memory, CPU, bytes per event, verify
 //	default    the same with REPLICA IDENTITY DEFAULT, against full; rows updated in the order in which they were made,
 //	           and at random
+//	huge       1 M rows inserted by one transaction, against the same in transactions of 25
 //	one-row    0.3 M transactions of one row, with context and without
 //	steady     like full, but the log is in the source's own database and its own WAL is to be passed too
 //	latency    commit → visible, 2 000 transactions a second
 //	app        pgbench TPC-B with the sidecar, with pg_recvlogical, with nothing attached
 //	baseline   5 M existing rows, against COPY FROM of the events that come of them, finished in a file, into a log of the same
-//	           partitions, whose indexes are made afterwards
+//	           partitions, whose indexes are made afterwards; the same table without a key
 //	checkout   1 M rows out of 3 M events
 //	kafka      a log into a topic of a real broker
 //

@@ -12,6 +12,7 @@ const (
 	ofReceiving   = 0.5
 	ofFull        = 0.5
 	ofSteady      = 0.25
+	ofSmall       = 0.8
 	memoryMB      = 64
 	againstServer = "the server's own decoding"
 	againstSocket = "pg_recvlogical, Unix socket"
@@ -23,10 +24,11 @@ type contest struct {
 	group   string
 	label   string // begins the lines of its figures
 	w       workload
-	receive bool // pg_recvlogical is a side
-	steady  bool // the log is in the source's own database
-	primary bool // this one's rate is what REPLICA IDENTITY DEFAULT is compared with; size and verify are measured on its log
-	bound   bool // its ratio to the server's own decoding has a target
+	receive bool     // pg_recvlogical is a side
+	steady  bool     // the log is in the source's own database
+	than    *contest // of the same pair, before it: what its rate is compared with, beside others
+	primary bool     // size and verify are measured on its log
+	bound   bool     // its ratio to the server's own decoding has a target
 }
 
 // streams runs the groups full, default, one-row and steady: a pair of each, then the next pair of each, so that a slow minute of
@@ -40,22 +42,33 @@ func (l *lab) streams(ctx context.Context, r *report) {
 	single.rows, single.perTx = max(1000, l.opt.rows*3/10), 1
 	bare := single
 	bare.bare = true
+	small := w
+	small.updates = 0
+	huge := small
+	huge.perTx = huge.rows
+	full := &contest{group: "full", label: "WAL → durable log", w: w, receive: true, primary: true, bound: true}
+	many := &contest{group: "huge", label: "the same rows, 25 a transaction", w: small}
 	contests := []*contest{
-		{group: "full", label: "WAL → durable log", w: w, receive: true, primary: true, bound: true},
-		{group: "default", label: "DEFAULT, rows updated in order", w: byDefault},
-		{group: "default", label: "DEFAULT, rows updated at random", w: random},
+		full,
+		{group: "default", label: "DEFAULT, rows updated in order", w: byDefault, than: full},
+		{group: "default", label: "DEFAULT, rows updated at random", w: random, than: full},
+		many,
+		{group: "huge", label: "one transaction", w: huge, than: many},
 		{group: "one-row", label: "one-row transactions", w: single, receive: true, bound: true},
 		{group: "one-row", label: "one-row transactions, no context", w: bare, receive: true, bound: true},
 		{group: "steady", label: "WAL → log in the source, own WAL passed", w: steady, steady: true},
 	}
 	var chosen []*contest
 	for _, c := range contests {
-		if l.opt.runs(c.group) || c.primary && l.opt.runs("default") {
+		if l.opt.runs(c.group) || c == full && l.opt.runs("default") {
 			chosen = append(chosen, c)
 			if g := r.group(c.group); g.About == "" {
 				g.About = c.w.String()
 			}
 		}
+	}
+	if l.opt.runs("huge") {
+		r.group("huge").About = number(float64(small.rows), "rows") + " rows inserted by one transaction, and by many, each with a context, REPLICA IDENTITY FULL"
 	}
 	if g := r.group("default"); l.opt.runs("default") {
 		g.About = "as full, with REPLICA IDENTITY DEFAULT: the values before come from the log's own state"
@@ -64,14 +77,14 @@ func (l *lab) streams(ctx context.Context, r *report) {
 	}
 	failed := map[*contest]bool{}
 	for pair := range l.opt.pairs {
-		var full float64 // the rate with REPLICA IDENTITY FULL in this pair
+		rates := map[*contest]float64{}
 		for _, c := range chosen {
 			if ctx.Err() != nil || failed[c] {
 				continue
 			}
 			g := r.group(c.group)
 			progress("%s: pair %d of %d: %s", c.group, pair+1, l.opt.pairs, c.w)
-			rate, err := l.contest(ctx, g, c, pair, full)
+			rate, err := l.contest(ctx, g, c, pair, rates[c.than])
 			if err != nil {
 				if ctx.Err() == nil {
 					g.failed(fmt.Errorf("%s, pair %d: %w", c.label, pair+1, err))
@@ -79,9 +92,7 @@ func (l *lab) streams(ctx context.Context, r *report) {
 				failed[c] = true
 				continue
 			}
-			if c.primary {
-				full = rate
-			}
+			rates[c] = rate
 		}
 	}
 }
@@ -96,8 +107,8 @@ func (r *report) drop(g *group) {
 	}
 }
 
-// contest measures one pair of a contest and returns the sidecar's rate. full is that rate with REPLICA IDENTITY FULL, if it is known.
-func (l *lab) contest(ctx context.Context, g *group, c *contest, pair int, full float64) (float64, error) {
+// contest measures one pair of a contest and returns the sidecar's rate. than is that of c.than, if it is known.
+func (l *lab) contest(ctx context.Context, g *group, c *contest, pair int, than float64) (float64, error) {
 	source, err := l.database(ctx, "source", "")
 	if err != nil {
 		return 0, err
@@ -193,8 +204,13 @@ func (l *lab) contest(ctx context.Context, g *group, c *contest, pair int, full 
 		}
 	}
 	own := rates[c.label]
-	if c.group == "default" && full > 0 {
-		g.compare(c.label, "rows/s", own, "the same with FULL", full, atLeast(ofFull))
+	switch {
+	case than == 0:
+	case c.group == "huge":
+		g.compare(c.label, "rows/s", own, c.than.label, than, atLeast(ofSmall))
+		g.add("a transaction that commits right after it is in the log after", "s", float64(w.changes())/own, nil)
+	default:
+		g.compare(c.label, "rows/s", own, "the same with FULL", than, atLeast(ofFull))
 	}
 	for _, x := range []struct {
 		against string

@@ -30,11 +30,15 @@ func (w workload) transactions() int {
 }
 
 func (w workload) String() string {
-	s := fmt.Sprintf("%s row changes (%s inserts, then %d update", number(float64(w.changes()), "rows"), number(float64(w.inserts()), "rows"), w.updates)
-	if w.updates > 1 {
-		s += "s"
+	s := number(float64(w.changes()), "rows") + " row changes ("
+	switch w.updates {
+	case 0:
+		s += "inserts"
+	case 1:
+		s += number(float64(w.inserts()), "rows") + " inserts, then 1 update of each row"
+	default:
+		s += fmt.Sprintf("%s inserts, then %d updates of each row", number(float64(w.inserts()), "rows"), w.updates)
 	}
-	s += " of each row"
 	if w.random {
 		s += ", in random order"
 	}
