@@ -109,6 +109,7 @@ var parts = []struct {
 	{"the connection", (*examination).connection},
 	{"the source's connections", (*examination).connections},
 	{"the replication slots", (*examination).slots},
+	{"the standbys", (*examination).otherHosts},
 	{"the source's open transactions", (*examination).transactions},
 	{"the source's tables", (*examination).selectedTables},
 	{"what the role may read", (*examination).reading},

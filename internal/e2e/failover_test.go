@@ -180,3 +180,43 @@ func TestFailoverThatLosesSomething(t *testing.T) {
 		})
 	}
 }
+
+// TestDoctorOfStandby: doctor looks at the standbys that the URL names, whether they have a copy of the slot, and says what that takes.
+func TestDoctorOfStandby(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, "17", map[string]string{"hot_standby_feedback": "off", "sync_replication_slots": "off"})
+	db := p.sql()
+	db.do(simple)
+	p.init()
+	patient := newPatient(t, p.system, "")
+	standby := open(t, p.standby.URL("postgres"))
+	finds := func() string {
+		var list []string
+		for _, f := range patient.look() {
+			if f.Check == "standby" {
+				list = append(list, f.What+" → "+f.Mend())
+			}
+		}
+		return strings.Join(list, "\n")
+	}
+	got := finds()
+	for _, want := range []string{"has sync_replication_slots = off → on it: ALTER SYSTEM", "has hot_standby_feedback = off", "does not have replication slot " + p.cfg.Capture.Slot} {
+		if !strings.Contains(got, fmt.Sprintf("127.0.0.1:%d %s", p.standby.Port(), want)) {
+			t.Errorf("doctor does not say that it %s:\n%s", want, got)
+		}
+	}
+	standby.do(`ALTER SYSTEM SET hot_standby_feedback = on`)
+	standby.do(`ALTER SYSTEM SET sync_replication_slots = on`)
+	standby.do(`SELECT pg_reload_conf()`)
+	eventually(t, 2*time.Minute, "the standby is ready", func() (bool, error) {
+		db.do(`SELECT pg_log_standby_snapshot()`)
+		got := finds()
+		return got == "", fmt.Errorf("%s", got)
+	})
+	if err := p.standby.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if got := finds(); !strings.Contains(got, "cannot be reached") {
+		t.Errorf("of a standby that is down doctor says %q", got)
+	}
+}
