@@ -198,7 +198,7 @@ func (c Config) altered(ctx context.Context, tx pgx.Tx, was *eventlog.Captured, 
 	r := &eventlog.Relation{OID: was.OID, Complete: was.Complete, InsertOnly: was.InsertOnly}
 	a := &eventlog.Alteration{Captured: eventlog.Captured{Relation: r, SinceLSN: was.SinceLSN, Published: was.Published, Catalogue: is.String()}}
 	var identity string
-	err := tx.QueryRow(ctx, `SELECT n.nspname, c.relname, c.relreplident::text, greatest(c.reltuples, 0)::bigint, c.relpages * current_setting('block_size')::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+	err := tx.QueryRow(ctx, `SELECT n.nspname, c.relname, c.relreplident::text, greatest(c.reltuples, 0)::bigint, c.relpages * current_setting('block_size')::bigint, `+nextXID+`
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1::bigint::oid`, int64(was.OID)).Scan(&r.Schema, &r.Name, &identity, &a.Rows, &a.Bytes, &a.Next)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, errGone

@@ -489,6 +489,10 @@ type Size struct {
 // countedChanges is that of a table c.
 const countedChanges = `concat_ws(' ', pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid), extract(epoch FROM pg_postmaster_start_time()), extract(epoch FROM pg_stat_get_db_stat_reset_time((SELECT oid FROM pg_database WHERE datname = current_database()))))`
 
+// nextXID is above every transaction that has begun. A snapshot's xmax is above those only that have ended; age counts from the next one
+// that is to begin.
+const nextXID = `(pg_snapshot_xmax(pg_current_snapshot())::text::bigint + age((pg_snapshot_xmax(pg_current_snapshot())::text::bigint & 4294967295)::text::xid))`
+
 // Sizes estimates how large tables are, by OID. next is above every transaction of the source that has begun.
 func Sizes(ctx context.Context, c Config, oids []uint32) (sizes map[uint32]Size, next int64, err error) {
 	c = c.WithDefaults()
@@ -497,7 +501,7 @@ func Sizes(ctx context.Context, c Config, oids []uint32) (sizes map[uint32]Size,
 		return nil, 0, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&next); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT `+nextXID).Scan(&next); err != nil {
 		return nil, 0, fmt.Errorf("ask the source for its transactions: %w", err)
 	}
 	rows, err := conn.Query(ctx, `SELECT c.oid::bigint, `+estimatedRows+`, coalesce(pg_table_size(c.oid), 0), `+countedChanges+` FROM pg_class c WHERE c.oid::bigint = ANY ($1)`, bigints(oids))

@@ -322,9 +322,10 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 		return nil, fmt.Errorf("ask the source for its WAL position: %w", err)
 	}
 	res := &Result{}
+	var waitFor int64
 	record := func(start eventlog.LSN) {
 		for _, t := range p.Tables {
-			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly), Rows: t.Rows, Bytes: t.Bytes, Catalogue: t.catalogue, Empty: empty[t.OID]}
+			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly), Rows: t.Rows, Bytes: t.Bytes, Catalogue: t.catalogue, Empty: empty[t.OID], WaitFor: waitFor}
 			if b, ok := was[t.OID]; ok {
 				if t.InsertOnly && !b.InsertOnly { // the sidecar notes that, in its place (see Narrowed)
 					res.Tables = append(res.Tables, b)
@@ -357,6 +358,11 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 	defer repl.Close(context.WithoutCancel(ctx))
 	err = c.createSlot(ctx, conn, repl, p.Server.Version, waiting, func(snapshot string, start eventlog.LSN) error {
 		res.Start = start
+		// A transaction that began while the slot was made, and was committed before it begins, is not in the stream; it becomes visible later,
+		// while it waits for a synchronous standby much later.
+		if err := conn.QueryRow(ctx, `SELECT `+nextXID).Scan(&waitFor); err != nil {
+			return fmt.Errorf("ask the source for its transactions: %w", err)
+		}
 		// A table that is empty in the slot's own snapshot is complete.
 		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 		if err != nil {

@@ -22,6 +22,9 @@ type Captured struct {
 	Rows, Bytes int64
 	// Empty says that it had no rows where its changes begin. It is not read back either.
 	Empty bool
+	// WaitFor is above every transaction of the source that has to end before existing rows are read: one that was committed before the changes
+	// begin may become visible after that. It is not read back either.
+	WaitFor int64
 }
 
 // String gives its own name, not that of the partitioned table that it may belong to.
@@ -197,12 +200,11 @@ func (l *Log) Begin(ctx context.Context, h Head, tables []Captured) error {
 		if err := setCaptured(ctx, tx, tables); err != nil {
 			return err
 		}
-		// Making the slot waited for every transaction that had begun before.
 		for _, t := range tables {
 			if t.Complete {
 				continue
 			}
-			_, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes, done_at) SELECT oid, since_lsn, 0, $2, $3, CASE WHEN $4 THEN now() END FROM backstory.captured WHERE oid = $1::bigint::oid`, int64(t.OID), t.Rows, t.Bytes, t.Empty)
+			_, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes, done_at) SELECT oid, since_lsn, $5, $2, $3, CASE WHEN $4 THEN now() END FROM backstory.captured WHERE oid = $1::bigint::oid`, int64(t.OID), t.Rows, t.Bytes, t.Empty, t.WaitFor)
 			if err != nil {
 				return err
 			}

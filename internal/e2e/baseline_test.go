@@ -175,6 +175,67 @@ func TestCommitHeldBack(t *testing.T) {
 	s.sameRows("loose")
 }
 
+// TestCommitHeldBackWhileTheSlotIsMade: a transaction that begins while the slot is made, after the last one that making it waits for, is committed before
+// the slot begins, and so is not in the stream. As long as it waits for a synchronous standby no snapshot sees it either: existing rows are read when
+// it has become visible.
+func TestCommitHeldBackWhileTheSlotIsMade(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things VALUES (1, 'a'), (2, 'b'); CREATE TABLE public.noise (i int);
+		CREATE TABLE public.loose (v text); ALTER TABLE public.loose REPLICA IDENTITY FULL; INSERT INTO public.loose VALUES ('x')`)
+	first, second, writer, ended := open(t, s.cfg.Capture.URL), open(t, s.cfg.Capture.URL), open(t, s.cfg.Capture.URL), make(chan error, 1)
+	first.do(`BEGIN; INSERT INTO public.noise VALUES (1)`)
+	step := 0
+	_, err := s.tryInit(within(t, time.Minute), func(who []string) {
+		switch step++; step {
+		case 1: // the slot waits for the first: who begins now is waited for next
+			second.do(`BEGIN; INSERT INTO public.noise VALUES (2)`)
+			first.do(`ROLLBACK`)
+		case 2: // … and who begins now for no longer
+			time.Sleep(time.Second)
+			db.do(`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`)
+			db.do(`SELECT pg_reload_conf()`)
+			eventually(t, 20*time.Second, "the setting holds", func() (bool, error) { return writer.one(`SHOW synchronous_standby_names`) == "nobody", nil })
+			go func() {
+				_, err := writer.Exec(context.Background(), `BEGIN; INSERT INTO public.things VALUES (3, 'held back'); UPDATE public.things SET v = 'changed' WHERE id = 1; DELETE FROM public.things WHERE id = 2; INSERT INTO public.loose VALUES ('y'); COMMIT`)
+				ended <- err
+			}()
+			eventually(t, 20*time.Second, "the commit waits", func() (bool, error) {
+				return db.one(`SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`) == "1", nil
+			})
+			second.do(`ROLLBACK`)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if step < 2 {
+		t.Fatalf("init waited %d times", step)
+	}
+	if got := db.one(`SELECT count(*) FROM public.things WHERE v = 'held back'`); got != "0" || len(ended) > 0 {
+		t.Fatal("the commit was visible before its time")
+	}
+	r := s.start()
+	time.Sleep(1500 * time.Millisecond) // enough for reading the rows, if nothing kept it from that
+	db.do(`SET synchronous_commit = local`)
+	db.do(`ALTER SYSTEM RESET synchronous_standby_names`)
+	db.do(`SELECT pg_reload_conf()`)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	s.baselineDone()
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.logSQL().one(`SELECT count(*) FROM backstory.events WHERE op IN ('insert', 'update', 'delete')`); got != "0" {
+		t.Errorf("the transaction was in the stream after all (%s events)", got)
+	}
+	s.once()
+	checkLog(t, s.openLog(), "public.things", "public.loose").sameTables(t, db, "n.nspname = 'public' AND c.relname <> 'loose'")
+	s.sameRows("loose")
+}
+
 // TestTransactionsOpenWhenATableIsTakenIn: what they wrote before that is in no stream, and is in the log all the same, as are the rows of
 // everybody else; nobody who writes meanwhile waits.
 func TestTransactionsOpenWhenATableIsTakenIn(t *testing.T) {
