@@ -285,7 +285,7 @@ func passes(err error) bool {
 	switch {
 	case errors.Is(err, ErrGap):
 		return false
-	case errors.Is(err, eventlog.ErrFenced), errors.Is(err, eventlog.ErrReadOnly), errors.Is(err, capture.ErrSlotInUse), errors.Is(err, capture.ErrTablesChanged):
+	case errors.Is(err, eventlog.ErrFenced), errors.Is(err, eventlog.ErrReadOnly), errors.Is(err, capture.ErrSlotInUse), errors.Is(err, capture.ErrTablesChanged), errors.Is(err, capture.ErrStandby):
 		return true
 	}
 	state := eventlog.SQLState(err)

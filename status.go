@@ -32,7 +32,8 @@ type SourceStatus struct {
 	Since        time.Time `json:"since,omitzero"`
 	Error        string    `json:"error,omitempty"`
 	Hint         string    `json:"hint,omitempty"`
-	Address      string    `json:"address"` // db.example:5432/shop
+	Address      string    `json:"address"`           // db.example:5432/shop
+	Standby      string    `json:"standby,omitempty"` // of the standby that has the slot
 	SystemID     string    `json:"system_id"`
 	Database     string    `json:"database"`
 	Slot         string    `json:"slot"`
@@ -171,6 +172,9 @@ func growth(ctx context.Context, log *eventlog.Log, h *eventlog.Head, size int64
 func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, ask func(context.Context, capture.Config) (*capture.Sight, error)) *capture.Sight {
 	s := &st.Source
 	s.Address = eventlog.Address(c.URL)
+	if c.StandbyURL != "" {
+		s.Standby = eventlog.Address(c.StandbyURL)
+	}
 	src, err := ask(ctx, c)
 	if err != nil {
 		s.State, s.Error, s.Hint = "unreachable", err.Error(), eventlog.Hint(err)

@@ -157,11 +157,16 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured, head e
 		return out, err
 	}
 	defer repl.Close(context.WithoutCancel(ctx))
-	sv, err := server(ctx, conn, repl)
+	at, done, err := c.connectSlot(ctx, conn)
 	if err != nil {
 		return out, err
 	}
-	if !sv.InRecovery && checkSource(sv, &head) == nil {
+	defer done()
+	sv, err := c.server(ctx, conn, at, repl)
+	if err != nil {
+		return out, err
+	}
+	if checkSource(sv, &head) == nil {
 		out = append(out, dropped...)
 	}
 	return out, nil

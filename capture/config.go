@@ -15,6 +15,9 @@ import (
 type Config struct {
 	// URL of the source database. Required. A role with REPLICATION that can read the catalogue is enough to stream.
 	URL string
+	// StandbyURL is the same database on a hot standby of the source (PostgreSQL 16 and later) that is to have the slot, and so does the work of
+	// decoding. URL stays that of the primary, for everything else. Default: the slot is at the source.
+	StandbyURL string
 	// Slot is the name of the replication slot: a–z, 0–9 and _, at most 63 bytes. Default backstory.
 	Slot string
 	// Publication is the name of the publication of tables that have a usable replica identity. Default backstory. The

@@ -18,6 +18,20 @@
 // fast shutdown waits for the walsenders' clients to confirm everything, without limit, and a log on the same server can confirm
 // nothing by then. The session ends, and the server can.
 //
+// # A standby that decodes
+//
+// With Config.StandbyURL the slot is on a hot standby (standby.go): so are the replication connection and whatever concerns the slot. Everything
+// else stays with the primary, and what the catalogue says may be newer than the stream by the standby's lag, which changes nothing (see Tables). The
+// slot is made when the standby has replayed the publications; what it needs for that, the list of running transactions, the primary writes
+// (pg_log_standby_snapshot). Whether a table is empty where the slot begins is looked up on the standby, in the snapshot that came with it; existing rows
+// are read on the primary, after all transactions have ended that had begun when the slot was there.
+//
+// In the middle of a stream a standby comes to another timeline, when it is promoted or follows another primary, and the stream does not say so. Event ids
+// and the check for lost transactions go by the timeline, so before each batch is handed over the standby is asked on which one it is, on
+// a replication connection of its own: it has replayed what it has sent. If that is another one than when the session began, the batch is dropped
+// and comes again in the next session, which knows where the timeline changed (session.sure). A standby that was restarted may be behind the
+// log's end for a moment: only what the primary has lost is a gap.
+//
 // # Acknowledgement
 //
 // The source is told what the log has durably committed, never more (Stream.Flushed): after each second in which that

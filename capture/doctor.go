@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -92,6 +93,7 @@ const (
 type examination struct {
 	Config
 	conn   *pgx.Conn
+	at     *pgx.Conn // to the server that has the slot, mostly the same; nil: that cannot be reached
 	sv     *Server
 	slot   *Slot
 	tables []*Table // that are selected
@@ -142,6 +144,8 @@ func Examine(ctx context.Context, c Config) ([]Finding, error) {
 		return nil, err
 	}
 	examineServer(x.sv, x.add)
+	done := x.slotServers(bounded)
+	defer done()
 	for _, p := range parts {
 		err := p.look(x, bounded)
 		if ctx.Err() != nil {
@@ -205,6 +209,44 @@ func examineServer(sv *Server, add func(Finding)) {
 		add(Finding{Check: "minor-version", Severity: Warning, What: fmt.Sprintf("PostgreSQL %d.%d can lose rows of a table that is added to a publication", sv.Version/10000, sv.Version%10000),
 			Risk: "rows written by transactions that are open at that moment never reach the log", Remedy: fmt.Sprintf("update the server to %d.%d or later", sv.Version/10000, lossy[sv.Version/10000]), Cost: "a restart of the server"})
 	}
+	if sv.Settings["fsync"] == "off" {
+		setting(Finding{Check: "fsync", Severity: Danger, What: "fsync is off",
+			Risk: "after a crash the source may have lost transactions that the log holds, and use their places in the WAL for others: no tool could tell them apart", Cost: "slower commits"}, "fsync", "on")
+	}
+}
+
+// slotServers finds the server that has the slot, and judges how it keeps what the slot needs. done has to be called when all is over.
+func (x *examination) slotServers(ctx context.Context) (done func()) {
+	wrong := func(err error) func() {
+		x.add(Finding{Check: "decoding-standby", Severity: Danger, What: err.Error(), Risk: "nothing can be captured", Remedy: cmp.Or(eventlog.Hint(err), "see to that server")})
+		return func() {}
+	}
+	if err := x.primary(x.sv); err != nil {
+		wrong(err)
+	}
+	at, done, err := x.connectSlot(ctx, x.conn)
+	if err != nil {
+		return wrong(err)
+	}
+	if x.at = at; x.StandbyURL == "" {
+		examineKeeping(x.sv, x.add)
+	} else if err := x.addStandby(ctx, x.sv, x.conn, at); err != nil {
+		wrong(err)
+	} else {
+		examineStandby(x.sv, x.add)
+	}
+	return done
+}
+
+// examineKeeping judges how the server of the slot keeps what the slot needs, and how it sends.
+func examineKeeping(sv *Server, add func(Finding)) {
+	setting := func(f Finding, name, value string) {
+		f.SQL, f.Remedy = sv.set(name, value)
+		if sv.InRecovery && f.SQL != "" {
+			f.What, f.SQL, f.Remedy = f.What+" on the standby that decodes", "", "on it: "+f.SQL
+		}
+		add(f)
+	}
 	const enough = "50GB"
 	switch limit := bytesOf(sv.Settings["max_slot_wal_keep_size"]); {
 	case sv.Settings["max_slot_wal_keep_size"] == "-1":
@@ -217,10 +259,6 @@ func examineServer(sv *Server, add func(Finding)) {
 	if idle := sv.Settings["idle_replication_slot_timeout"]; idle != "" && idle != "0" { // 18
 		setting(Finding{Check: "idle-slot-timeout", Severity: Warning, What: "idle_replication_slot_timeout is " + idle,
 			Risk: "when the sidecar has not run for so long, its slot is lost: a gap", Cost: "other slots that nobody uses stay; max_slot_wal_keep_size limits what they keep"}, "idle_replication_slot_timeout", "0")
-	}
-	if sv.Settings["fsync"] == "off" {
-		setting(Finding{Check: "fsync", Severity: Danger, What: "fsync is off",
-			Risk: "after a crash the source may have lost transactions that the log holds, and use their places in the WAL for others: no tool could tell them apart", Cost: "slower commits"}, "fsync", "on")
 	}
 	switch timeout := sv.Settings["wal_sender_timeout"]; {
 	case timeout == "0":

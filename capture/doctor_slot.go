@@ -20,20 +20,23 @@ const spilledTimes = 100
 
 // slots looks at our replication slot and at others.
 func (x *examination) slots(ctx context.Context) error {
+	if x.at == nil {
+		return nil // which is a finding
+	}
 	var left int
-	err := x.conn.QueryRow(ctx, `SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int`).Scan(&left)
+	err := x.at.QueryRow(ctx, `SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int`).Scan(&left)
 	if err != nil {
 		return fmt.Errorf("count the replication slots: %w", err)
 	}
-	if x.slot, err = x.ReadSlot(ctx, x.conn); err != nil {
+	if x.slot, err = x.ReadSlot(ctx, x.at); err != nil {
 		return err
 	}
 	if !x.slot.Exists && left <= 0 {
-		most, _ := strconv.Atoi(x.sv.Settings["max_replication_slots"])
+		most, _ := strconv.Atoi(x.sv.ofSlot().Settings["max_replication_slots"])
 		x.add(Finding{Check: "slots-in-use", Severity: Danger, What: "all replication slots are in use",
 			Risk: "backstory init cannot make its own", SQL: "ALTER SYSTEM SET max_replication_slots = " + strconv.Itoa(most+10) + ";", Remedy: "then restart the server", Cost: "a restart of the server"})
 	}
-	x.examineSlot(x.slot, x.sv, x.add)
+	x.examineSlot(x.slot, x.sv.ofSlot(), x.add)
 	if x.slot.Exists && (x.slot.Plugin != "pgoutput" || x.slot.Database != x.sv.Database) {
 		x.add(Finding{Check: "slot-of-another", Severity: Danger, What: fmt.Sprintf("replication slot %s belongs to something else (plugin %q, database %q)", x.Slot, x.slot.Plugin, x.slot.Database),
 			Risk: "nothing is captured from this database", Remedy: "choose another name with BACKSTORY_SLOT"})
@@ -62,8 +65,8 @@ func (c Config) examineSlot(slot *Slot, sv *Server, add func(Finding)) {
 	switch {
 	case !slot.Exists:
 		add(Finding{Check: NoSlot, Severity: Info, What: "replication slot " + c.Slot + " does not exist", Risk: "nothing is captured", Remedy: "backstory init"})
-	case slot.WALStatus == "lost" && slot.Invalidated != "" && slot.Invalidated != "wal_removed":
-		lost.What = "the server has given up replication slot " + c.Slot + " (" + slot.Invalidated + ")"
+	case slot.WALStatus == "lost" && slot.Invalidation != "" && slot.Invalidation != "wal_removed":
+		lost.What = "the server has given up replication slot " + c.Slot + " (" + slot.Invalidation + ")"
 		add(lost)
 	case slot.WALStatus == "lost":
 		add(lost)
@@ -90,7 +93,7 @@ func (x *examination) slotUser(ctx context.Context) error {
 	}
 	var pid int
 	var name string
-	err = x.conn.QueryRow(ctx, `SELECT pid, application_name FROM pg_stat_replication WHERE pid = $1 AND application_name NOT IN ('', 'backstory', $2)`, x.slot.ActivePID, cfg.RuntimeParams["application_name"]).Scan(&pid, &name)
+	err = x.at.QueryRow(ctx, `SELECT pid, application_name FROM pg_stat_replication WHERE pid = $1 AND application_name NOT IN ('', 'backstory', $2)`, x.slot.ActivePID, cfg.RuntimeParams["application_name"]).Scan(&pid, &name)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
@@ -178,7 +181,7 @@ func (x *examination) standbys(ctx context.Context) error {
 // spilled looks whether decoding takes more memory than it may have.
 func (x *examination) spilled(ctx context.Context) error {
 	var bytes int64
-	err := x.conn.QueryRow(ctx, `SELECT coalesce(sum(spill_bytes), 0)::bigint FROM pg_stat_replication_slots WHERE slot_name = $1`, x.Slot).Scan(&bytes)
+	err := x.at.QueryRow(ctx, `SELECT coalesce(sum(spill_bytes), 0)::bigint FROM pg_stat_replication_slots WHERE slot_name = $1`, x.Slot).Scan(&bytes)
 	if err != nil {
 		return fmt.Errorf("ask for the statistics of the replication slot: %w", err)
 	}

@@ -67,7 +67,7 @@ func (x *examination) otherHost(ctx context.Context, name string, cfg *pgx.ConnC
 	var standby bool
 	var version int
 	err = conn.QueryRow(short, `SELECT pg_is_in_recovery(), current_setting('server_version_num')::int`).Scan(&standby, &version)
-	if err != nil || !standby || version < 170000 || !x.slot.Failover {
+	if err != nil || !standby || version < 170000 || x.slot == nil || !x.slot.Failover {
 		return err
 	}
 	for _, s := range []struct{ name, value string }{{"sync_replication_slots", "on"}, {"hot_standby_feedback", "on"}} {

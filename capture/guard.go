@@ -68,11 +68,11 @@ func megabytes(n int64) string { return fmt.Sprintf("%d MB", n/1e6) }
 // tells how many those were; 0 if it did not.
 func DropSlotAbove(ctx context.Context, c Config, limit int64) (retained int64, err error) {
 	c = c.WithDefaults()
-	conn, err := c.Connect(ctx)
+	conn, done, err := c.connectSlot(ctx, nil)
 	if err != nil {
 		return 0, err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
+	defer done()
 	var database string
 	if err := conn.QueryRow(ctx, `SELECT current_database()`).Scan(&database); err != nil {
 		return 0, fmt.Errorf("look at replication slot %s: %w", c.Slot, err)

@@ -38,20 +38,25 @@ func Glance(ctx context.Context, c Config) (*Sight, error) {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	return c.glance(ctx, conn)
+	at, done, err := c.connectSlot(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return c.glance(ctx, conn, at)
 }
 
-func (c Config) glance(ctx context.Context, conn *pgx.Conn) (*Sight, error) {
+func (c Config) glance(ctx context.Context, conn, at *pgx.Conn) (*Sight, error) {
 	s := &Sight{}
 	var received int64
 	var err error
 	if s.WAL, err = currentLSN(ctx, conn); err != nil {
 		return nil, err
 	}
-	if s.Slot, err = c.ReadSlot(ctx, conn); err != nil {
+	if s.Slot, err = c.ReadSlot(ctx, at); err != nil {
 		return nil, err
 	}
-	err = conn.QueryRow(ctx, `SELECT coalesce((SELECT (write_lsn - '0/0')::bigint FROM pg_stat_replication WHERE pid = $1), 0)`, s.Slot.ActivePID).Scan(&received)
+	err = at.QueryRow(ctx, `SELECT coalesce((SELECT (write_lsn - '0/0')::bigint FROM pg_stat_replication WHERE pid = $1), 0)`, s.Slot.ActivePID).Scan(&received)
 	if err != nil {
 		return nil, fmt.Errorf("ask the source what it has sent: %w", err)
 	}
@@ -83,23 +88,32 @@ func Look(ctx context.Context, c Config) (*Sight, error) {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	s, err := c.glance(ctx, conn)
+	at, done, err := c.connectSlot(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	s, err := c.glance(ctx, conn, at)
+	if err != nil {
+		return nil, err
+	}
+	replayed, err := currentLSN(ctx, at)
 	if err != nil {
 		return nil, err
 	}
 	if s.Slot.Exists && !s.Slot.Active && s.Slot.WALStatus != "lost" {
 		// The server itself can tell whether there is anything to come. It may take long, then nobody knows. Before 15 it also sends
 		// transactions that hold nothing for us, such as the log's own: then all of them have to be looked at.
-		if _, err := conn.Exec(ctx, "SET statement_timeout = '3s'"); err == nil {
+		if _, err := at.Exec(ctx, "SET statement_timeout = '3s'"); err == nil {
 			var oldest *int64
-			err := conn.QueryRow(ctx, `WITH peeked AS MATERIALIZED (SELECT xid, data FROM pg_logical_slot_peek_binary_changes($1, NULL,
+			err := at.QueryRow(ctx, `WITH peeked AS MATERIALIZED (SELECT xid, data FROM pg_logical_slot_peek_binary_changes($1, NULL,
 					CASE WHEN current_setting('server_version_num')::int >= 150000 THEN 1 END, 'proto_version', '1', 'publication_names', $2)),
 				first AS (SELECT xid FROM peeked WHERE get_byte(data, 0) NOT IN (ascii('B'), ascii('C')) LIMIT 1)
 				SELECT ('x' || encode(substr(p.data, 10, 8), 'hex'))::bit(64)::bigint FROM peeked p, first f WHERE p.xid = f.xid AND get_byte(p.data, 0) = ascii('B') LIMIT 1`,
 				c.Slot, eventlog.QuoteIdent(c.Publication)+","+eventlog.QuoteIdent(c.InsertPublication())).Scan(&oldest)
 			switch {
 			case errors.Is(err, pgx.ErrNoRows):
-				s.Idle = true
+				s.Idle = c.StandbyURL == "" || replayed >= s.WAL // what a standby has not replayed it cannot tell of
 			case err == nil && oldest != nil:
 				s.Oldest = time.UnixMicro(*oldest + 946684800*1000000).UTC()
 			}

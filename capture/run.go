@@ -47,11 +47,11 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 	case slot.Plugin != "pgoutput" || slot.Database != sv.Database:
 		return &eventlog.Problem{Err: fmt.Errorf("replication slot %s belongs to something else (plugin %q, database %q)", name, slot.Plugin, slot.Database), Hint: "Choose another name with BACKSTORY_SLOT."}
 	case slot.WALStatus == "lost":
-		return gap("the server has removed WAL that the replication slot "+name+" needed", sv.FlushLSN)
+		return gap(slot.lost(name), sv.FlushLSN)
 	case slot.ConfirmedFlush > head.EndLSN:
 		return gap("the replication slot "+name+" was moved or made again by somebody else", slot.ConfirmedFlush)
 	}
-	return nil
+	return sv.replayed(head.EndLSN)
 }
 
 // checkSource tells whether a server is the log's source, and has all that the log has.
@@ -98,16 +98,21 @@ func CheckStart(ctx context.Context, c Config, head eventlog.Head) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	at, done, err := c.connectSlot(ctx, conn)
+	if err != nil {
+		return err
+	}
+	defer done()
 	repl, err := c.connectReplication(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer repl.Close(context.WithoutCancel(ctx))
-	sv, err := server(ctx, conn, repl)
+	sv, err := c.server(ctx, conn, at, repl)
 	if err != nil {
 		return err
 	}
-	slot, err := c.ReadSlot(ctx, conn)
+	slot, err := c.ReadSlot(ctx, at)
 	if err != nil {
 		return err
 	}
@@ -172,7 +177,7 @@ func retryable(err error) bool {
 	}
 	var p *eventlog.Problem
 	if errors.As(err, &p) {
-		return strings.Contains(err.Error(), "connect to the source") || errors.Is(err, ErrSlotInUse)
+		return strings.Contains(err.Error(), "connect to the source") || errors.Is(err, ErrSlotInUse) || errors.Is(err, ErrStandby) || errors.Is(err, errReplaying)
 	}
 	return true
 }

@@ -26,7 +26,9 @@ type session struct {
 	*Stream
 	net       *coalesce.Conn
 	repl      *pgconn.PgConn
-	sql       *pgx.Conn // for the catalogue; opened when it is needed
+	sql       *pgx.Conn      // for the catalogue; opened when it is needed
+	at        *pgx.Conn      // to the server of the slot, where that is another one; otherwise nil
+	control   *pgconn.PgConn // tells the timeline of a standby; nil: what streams is none
 	server    *Server
 	relations map[uint32]*eventlog.Relation
 	again     again
@@ -44,6 +46,7 @@ type session struct {
 	lastHand    time.Time
 	lastTold    time.Time
 	told        eventlog.LSN
+	sureOf      int           // how many items of the batch are known to be on the session's timelines
 	alive       time.Duration // how often the source hears from us at least
 	until       eventlog.LSN  // 0, or where Run ends
 	done        bool
@@ -62,6 +65,14 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 		return err
 	}
 	defer func() { _ = x.sql.Close(context.WithoutCancel(ctx)) }()
+	at, done, err := s.cfg.connectSlot(ctx, x.sql)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if s.cfg.StandbyURL != "" {
+		x.at = at
+	}
 	var connected atomic.Bool
 	x.repl, err = s.cfg.connectReplication(ctx, func(cfg *pgconn.Config) {
 		dial := cfg.DialFunc
@@ -88,13 +99,22 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 		return err
 	}
 	defer x.hangUp()
-	if x.server, err = server(ctx, x.sql, x.repl); err != nil {
+	if x.server, err = s.cfg.server(ctx, x.sql, at, x.repl); err != nil {
 		return err
 	}
 	if err := checkServer(x.server); err != nil {
 		return err
 	}
-	slot, err := s.cfg.ReadSlot(ctx, x.sql)
+	if x.server.Standby != nil {
+		if x.control, err = s.cfg.connectReplication(ctx, nil); err != nil {
+			return err
+		}
+		defer func() { _ = x.control.Close(context.WithoutCancel(ctx)) }()
+	}
+	if err := x.server.awaitReplay(ctx, at, head.EndLSN); err != nil {
+		return err
+	}
+	slot, err := s.cfg.ReadSlot(ctx, at)
 	if err != nil {
 		return err
 	}
@@ -112,7 +132,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	args := []string{"proto_version '1'", "publication_names '" + strings.ReplaceAll(eventlog.QuoteIdent(s.cfg.Publication)+","+eventlog.QuoteIdent(s.cfg.InsertPublication()), "'", "''") + "'", "messages 'true'"}
 	if err := pglogrepl.StartReplication(ctx, x.repl, s.cfg.Slot, start, pglogrepl.StartReplicationOptions{PluginArgs: args}); err != nil {
 		if eventlog.SQLState(err) == "55006" { // object_in_use
-			return s.cfg.slotInUse(ctx, x.sql)
+			return s.cfg.slotInUse(ctx, at)
 		}
 		return fmt.Errorf("start replication: %w", err)
 	}
@@ -175,11 +195,13 @@ func (s *Stream) complain(err error) {
 // watch asks the source, on a connection of its own, for what the stream itself does not tell: the end of its WAL, how the
 // slot fares, and whether it still publishes what is captured.
 func (s *Stream) watch(ctx context.Context) {
-	var conn *pgx.Conn
+	var conn, at *pgx.Conn // at: to the server of the slot, where that is another one
 	var looked, checked time.Time
 	defer func() {
-		if conn != nil {
-			_ = conn.Close(context.WithoutCancel(ctx))
+		for _, c := range []*pgx.Conn{conn, at} {
+			if c != nil {
+				_ = c.Close(context.WithoutCancel(ctx))
+			}
 		}
 	}()
 	tick := time.NewTicker(watchEvery)
@@ -203,6 +225,18 @@ func (s *Stream) watch(ctx context.Context) {
 				break
 			}
 		}
+		slotAt := conn
+		if s.cfg.StandbyURL != "" {
+			var errAt error
+			if at == nil || at.IsClosed() || at.Ping(ctx) != nil && at.IsClosed() {
+				if at, _, errAt = s.cfg.connectSlot(ctx, nil); errAt != nil {
+					at = nil
+				}
+			}
+			if slotAt = at; errAt != nil && eventlog.SQLState(errAt) == "57P03" {
+				s.stopped.Store(&stop{err: fmt.Errorf("%w: %w", errLeaving, errAt)})
+			}
+		}
 		if conn == nil {
 			// A server that is going down waits for us to confirm all of its WAL (PostgreSQL manual, Shutting Down the Server), which
 			// we cannot while nobody takes a note of it; what is not confirmed comes again. Any other trouble the stream will meet
@@ -222,8 +256,8 @@ func (s *Stream) watch(ctx context.Context) {
 			}
 			checked = time.Now()
 		}
-		if time.Since(looked) > 10*time.Second {
-			if sl, err := s.cfg.ReadSlot(ctx, conn); err == nil {
+		if time.Since(looked) > 10*time.Second && slotAt != nil {
+			if sl, err := s.cfg.ReadSlot(ctx, slotAt); err == nil {
 				s.slot.Store(sl)
 				looked = time.Now()
 			}
@@ -295,8 +329,10 @@ func (x *session) end(err error) error {
 	if errors.Is(err, errLeaving) {
 		patience = time.Second
 	}
-	if e := x.handLast(patience); e != nil {
+	if e := x.handLast(patience); errors.Is(e, errNotTaken) {
 		return errors.Join(err, e)
+	} else if err == nil {
+		err = e
 	}
 	_ = x.tell(time.Now(), true) // if the connection is gone, it is told the next time
 	if err == nil || forTheLog(err) || errors.Is(err, errLeaving) {
@@ -308,6 +344,7 @@ func (x *session) end(err error) error {
 // handLast gives the last batch away, and waits until it has been dealt with: then the source can be told.
 func (x *session) handLast(patience time.Duration) error {
 	x.progress()
+	unsure := x.sure()
 	x.batch.Final = true
 	limit := time.After(patience)
 	for _, b := range []*eventlog.Batch{x.batch, eventlog.NewBatch(nil)} { // the second one is only taken after that
@@ -317,7 +354,7 @@ func (x *session) handLast(patience time.Duration) error {
 			return errNotTaken
 		}
 	}
-	return nil
+	return unsure
 }
 
 var (
@@ -359,11 +396,9 @@ func (x *session) hangUp() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), 2*time.Second)
 	defer cancel()
 	_ = x.repl.Close(ctx)
-	if x.parted || x.sql.IsClosed() {
-		return
+	if !x.parted {
+		x.terminate(ctx)
 	}
-	// What it may not do (another role's session) or cannot do any more takes longer, that is all.
-	_, _ = x.sql.Exec(ctx, `SELECT pg_terminate_backend(active_pid, 1500) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`, x.cfg.Slot, int32(x.repl.PID()))
 }
 
 // pause runs before each wait for the network, when everything received has been looked at. It hands the batch over if
@@ -403,6 +438,9 @@ func (x *session) pause() time.Duration {
 			}
 		default:
 			x.progress()
+			if x.err = x.sure(); x.err != nil {
+				return 0
+			}
 			x.batch.Backlog = x.backlog()
 			select {
 			case x.out <- x.batch:
@@ -440,6 +478,9 @@ func (x *session) progress() {
 
 // hand gives a full batch away, however long that takes; the source hears from us meanwhile.
 func (x *session) hand() error {
+	if err := x.sure(); err != nil {
+		return err
+	}
 	x.batch.Backlog = x.backlog()
 	tick := time.NewTicker(min(statusEvery, x.alive/2))
 	defer tick.Stop()
@@ -500,6 +541,7 @@ func (x *session) toSource(b []byte) error {
 }
 
 func (x *session) fresh() *eventlog.Batch {
+	x.sureOf = 0
 	select {
 	case b := <-x.free:
 		b.Reset()

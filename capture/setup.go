@@ -56,14 +56,19 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 		return nil, err
 	}
 	defer repl.Close(context.WithoutCancel(ctx))
+	at, done, err := c.connectSlot(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	p := &Plan{}
-	if p.Server, err = server(ctx, conn, repl); err != nil {
+	if p.Server, err = c.server(ctx, conn, at, repl); err != nil {
 		return nil, err
 	}
 	if err := checkServer(p.Server); err != nil {
 		return nil, err
 	}
-	if p.Slot, err = c.ReadSlot(ctx, conn); err != nil {
+	if p.Slot, err = c.ReadSlot(ctx, at); err != nil {
 		return nil, err
 	}
 	if p.Slot.Exists && (p.Slot.Plugin != "pgoutput" || p.Slot.Database != p.Server.Database) {
@@ -356,7 +361,15 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 		return nil, err
 	}
 	defer repl.Close(context.WithoutCancel(ctx))
-	err = c.createSlot(ctx, conn, repl, p.Server.Version, waiting, func(snapshot string, start eventlog.LSN) error {
+	at, done, err := c.connectSlot(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := c.replays(ctx, conn, at); err != nil {
+		return nil, err
+	}
+	err = c.createSlot(ctx, conn, repl, p.Server, waiting, func(snapshot string, start eventlog.LSN) error {
 		res.Start = start
 		// A transaction that began while the slot was made, and was committed before it begins, is not in the stream; it becomes visible later,
 		// while it waits for a synchronous standby much later.
@@ -364,7 +377,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 			return fmt.Errorf("ask the source for its transactions: %w", err)
 		}
 		// A table that is empty in the slot's own snapshot is complete.
-		tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+		tx, err := at.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 		if err != nil {
 			return err
 		}
@@ -441,14 +454,14 @@ func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []event
 	return nil
 }
 
-// DropSlot removes the slot from the source.
+// DropSlot removes the slot from the server that has it.
 func DropSlot(ctx context.Context, c Config) error {
 	c = c.WithDefaults()
-	conn, err := c.Connect(ctx)
+	conn, done, err := c.connectSlot(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
+	defer done()
 	if _, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, c.Slot); err != nil {
 		return fmt.Errorf("drop the replication slot: %w", err)
 	}

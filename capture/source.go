@@ -31,6 +31,8 @@ type Server struct {
 	sources map[string]string
 	// switches tells where each older timeline was left.
 	switches []timelineSwitch
+	// Standby is the server that has the slot, where that is a standby; then the identity, timeline and SenderTimeout are what it says.
+	Standby *Server
 }
 
 type timelineSwitch struct {
@@ -50,20 +52,25 @@ func (s *Server) timelineOf(commit eventlog.LSN) uint32 {
 
 // Connect opens an ordinary connection to the source.
 func (c Config) Connect(ctx context.Context) (*pgx.Conn, error) {
-	cfg, err := eventlog.ConnConfig(c.URL, "backstory capture")
+	return connectTo(ctx, c.URL, "the source")
+}
+
+func connectTo(ctx context.Context, url, what string) (*pgx.Conn, error) {
+	cfg, err := eventlog.ConnConfig(url, "backstory capture")
 	if err != nil {
 		return nil, err
 	}
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the source: %w", eventlog.ConnError(err))
+		return nil, fmt.Errorf("connect to %s: %w", what, eventlog.ConnError(err))
 	}
 	return conn, nil
 }
 
-// connectReplication opens a connection on which replication commands are understood.
+// connectReplication opens a connection to the server of the slot on which replication commands are understood.
 func (c Config) connectReplication(ctx context.Context, adapt func(*pgconn.Config)) (*pgconn.PgConn, error) {
-	cfg, err := eventlog.ConnConfig(c.URL, "backstory")
+	url, what := c.slotServer()
+	cfg, err := eventlog.ConnConfig(url, "backstory")
 	if err != nil {
 		return nil, err
 	}
@@ -74,20 +81,20 @@ func (c Config) connectReplication(ctx context.Context, adapt func(*pgconn.Confi
 	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
 	if err != nil {
 		if eventlog.SQLState(err) == "42501" { // insufficient_privilege
-			return nil, &eventlog.Problem{Err: fmt.Errorf("connect to the source for replication: role %s lacks the right REPLICATION", cfg.User),
+			return nil, &eventlog.Problem{Err: fmt.Errorf("connect to %s for replication: role %s lacks the right REPLICATION", what, cfg.User),
 				Hint: "As a superuser: ALTER ROLE " + eventlog.QuoteIdent(cfg.User) + " REPLICATION; (on managed services, grant the provider's replication role.)"}
 		}
 		if eventlog.SQLState(err) == "53300" { // too_many_connections: of either kind
-			return nil, &eventlog.Problem{Err: fmt.Errorf("connect to the source for replication: %w", eventlog.ConnError(err)),
-				Hint: "Raise max_wal_senders on the source (restart needed), or end a replication connection that nobody uses: SELECT * FROM pg_stat_replication. If max_connections is reached, raise that."}
+			return nil, &eventlog.Problem{Err: fmt.Errorf("connect to %s for replication: %w", what, eventlog.ConnError(err)),
+				Hint: "Raise max_wal_senders on " + what + " (restart needed), or end a replication connection that nobody uses: SELECT * FROM pg_stat_replication. If max_connections is reached, raise that."}
 		}
-		return nil, fmt.Errorf("connect to the source for replication: %w", eventlog.ConnError(err))
+		return nil, fmt.Errorf("connect to %s for replication: %w", what, eventlog.ConnError(err))
 	}
 	return conn, nil
 }
 
 var settingNames = []string{"wal_level", "max_replication_slots", "max_wal_senders", "wal_sender_timeout", "max_slot_wal_keep_size", "fsync",
-	"server_encoding", "TimeZone", "synchronized_standby_slots", "sync_replication_slots", "logical_decoding_work_mem", "idle_replication_slot_timeout",
+	"server_encoding", "TimeZone", "hot_standby_feedback", "primary_slot_name", "synchronized_standby_slots", "sync_replication_slots", "logical_decoding_work_mem", "idle_replication_slot_timeout",
 	"max_wal_size", "max_connections"}
 
 // settings asks the source for its version and settings.
@@ -119,8 +126,8 @@ func settings(ctx context.Context, conn *pgx.Conn) (*Server, error) {
 	return s, nil
 }
 
-// server asks the source what it is.
-func server(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgConn) (*Server, error) {
+// server asks the source what it is, and at, the server of the slot, which repl is connected to as well.
+func (c Config) server(ctx context.Context, conn, at *pgx.Conn, repl *pgconn.PgConn) (*Server, error) {
 	id, err := pglogrepl.IdentifySystem(ctx, repl)
 	if err != nil {
 		return nil, fmt.Errorf("identify the source: %w", err)
@@ -128,6 +135,17 @@ func server(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgConn) (*Server, 
 	s, err := settings(ctx, conn)
 	if err != nil {
 		return nil, err
+	}
+	if err := c.primary(s); err != nil {
+		return nil, err
+	}
+	if c.StandbyURL != "" {
+		if err := c.addStandby(ctx, s, conn, at); err != nil {
+			return nil, err
+		}
+	}
+	if s.Standby != nil {
+		s.SenderTimeout = s.Standby.SenderTimeout
 	}
 	s.SystemID, s.Database, s.Timeline = id.SystemID, id.DBName, uint32(id.Timeline)
 	if s.Timeline > 1 {
@@ -181,18 +199,19 @@ type Slot struct {
 	RetainedBytes  int64  // of WAL that the slot keeps from being removed
 	SafeBytes      int64  // that may still be written before the slot is in danger; -1: without limit
 	Failover       bool
-	Invalidated    string // why it is lost, where the server tells (17 and later): wal_removed, idle_timeout, …
+	Invalidation   string // why the slot is lost, as Postgres says it (16 and later)
 }
 
-// Slot asks the source for the slot.
+// ReadSlot asks the server that has it for the slot.
 func (c Config) ReadSlot(ctx context.Context, conn *pgx.Conn) (*Slot, error) {
 	s := &Slot{}
 	err := conn.QueryRow(ctx, `SELECT true, coalesce(plugin, ''), coalesce(database, ''), active, coalesce(active_pid, 0),
 		coalesce(confirmed_flush_lsn - '0/0', 0)::bigint, coalesce(restart_lsn - '0/0', 0)::bigint, coalesce(wal_status, ''),
 		coalesce(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - restart_lsn, 0)::bigint,
-		coalesce(safe_wal_size, -1), coalesce((to_jsonb(s)->>'failover')::bool, false), coalesce(to_jsonb(s)->>'invalidation_reason', '')
+		coalesce(safe_wal_size, -1), coalesce((to_jsonb(s)->>'failover')::bool, false),
+		coalesce(to_jsonb(s)->>'invalidation_reason', CASE WHEN (to_jsonb(s)->>'conflicting')::bool THEN 'conflicting' END, '')
 		FROM pg_replication_slots s WHERE slot_name = $1`, c.Slot).
-		Scan(&s.Exists, &s.Plugin, &s.Database, &s.Active, &s.ActivePID, (*int64lsn)(&s.ConfirmedFlush), (*int64lsn)(&s.Restart), &s.WALStatus, &s.RetainedBytes, &s.SafeBytes, &s.Failover, &s.Invalidated)
+		Scan(&s.Exists, &s.Plugin, &s.Database, &s.Active, &s.ActivePID, (*int64lsn)(&s.ConfirmedFlush), (*int64lsn)(&s.Restart), &s.WALStatus, &s.RetainedBytes, &s.SafeBytes, &s.Failover, &s.Invalidation)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, nil
 	}
@@ -209,16 +228,16 @@ var ErrSlotInUse = errors.New("in use")
 // SlotFree returns ErrSlotInUse, in a Problem that says by whom, while another process streams from the slot.
 func SlotFree(ctx context.Context, c Config) error {
 	c = c.WithDefaults()
-	conn, err := c.Connect(ctx)
+	at, done, err := c.connectSlot(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	s, err := c.ReadSlot(ctx, conn)
+	defer done()
+	s, err := c.ReadSlot(ctx, at)
 	if err != nil || !s.Active {
 		return err
 	}
-	return c.slotInUse(ctx, conn)
+	return c.slotInUse(ctx, at)
 }
 
 func (c Config) slotInUse(ctx context.Context, conn *pgx.Conn) error {
@@ -246,12 +265,12 @@ func (l *int64lsn) Scan(v any) error {
 
 // createSlot makes the slot and calls f with the snapshot that shows the database exactly as it is where the slot begins.
 // While it waits for open transactions it calls waiting with who they are.
-func (c Config) createSlot(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgConn, version int, waiting func([]string), f func(snapshot string, start eventlog.LSN) error) error {
+func (c Config) createSlot(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgConn, sv *Server, waiting func([]string), f func(snapshot string, start eventlog.LSN) error) error {
 	cmd := "CREATE_REPLICATION_SLOT " + c.Slot + " LOGICAL pgoutput "
 	switch {
-	case version >= 170000:
+	case sv.Version >= 170000 && sv.Standby == nil: // a standby refuses it
 		cmd += "(SNAPSHOT 'export', FAILOVER true)"
-	case version >= 150000:
+	case sv.Version >= 150000:
 		cmd += "(SNAPSHOT 'export')"
 	default:
 		cmd += "EXPORT_SNAPSHOT"
@@ -267,9 +286,14 @@ func (c Config) createSlot(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgC
 		res, err := repl.Exec(ctx, cmd).ReadAll()
 		done <- result{res, err}
 	}()
-	tick := time.NewTicker(time.Second)
+	every := time.Second
+	if sv.Standby != nil {
+		every = 200 * time.Millisecond
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	began := time.Now()
+	told := began
 	var blockers []string
 	for {
 		select {
@@ -287,7 +311,20 @@ func (c Config) createSlot(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgC
 			}
 			return f(string(row[2]), start)
 		case <-tick.C:
-			b, err := blocking(ctx, conn, repl.PID())
+			if sv.Standby != nil {
+				standbySnapshot(ctx, conn)
+				if time.Since(told) < time.Second {
+					continue
+				}
+				told = time.Now()
+			}
+			var b []string
+			var err error
+			if sv.Standby != nil {
+				b, err = writing(ctx, conn)
+			} else {
+				b, err = blocking(ctx, conn, repl.PID())
+			}
 			if err == nil && len(b) > 0 {
 				blockers = b
 				if waiting != nil {

@@ -24,16 +24,18 @@ import (
 
 // settings is the environment, prefix BACKSTORY_. It is read here and nowhere else; README, Settings, tells what each means.
 type settings struct {
-	SourceURL     string   `split_words:"true"` // the database to capture
-	SourceURLFile string   `split_words:"true"` // … or a file that holds it
-	LogURL        string   `split_words:"true"` // the database of the event log; default: the source
-	LogURLFile    string   `split_words:"true"`
-	Slot          string   `default:"backstory"`
-	Publication   string   `default:"backstory"`
-	Tables        []string `default:"public.*"`
-	Exclude       []string
-	HTTPAddr      string `split_words:"true" default:"127.0.0.1:8800"` // off: no HTTP
-	TZ            string // of dates and times without one
+	SourceURL      string   `split_words:"true"` // the database to capture
+	SourceURLFile  string   `split_words:"true"` // … or a file that holds it
+	StandbyURL     string   `split_words:"true"` // the same on a standby, which is to decode
+	StandbyURLFile string   `split_words:"true"`
+	LogURL         string   `split_words:"true"` // the database of the event log; default: the source
+	LogURLFile     string   `split_words:"true"`
+	Slot           string   `default:"backstory"`
+	Publication    string   `default:"backstory"`
+	Tables         []string `default:"public.*"`
+	Exclude        []string
+	HTTPAddr       string `split_words:"true" default:"127.0.0.1:8800"` // off: no HTTP
+	TZ             string // of dates and times without one
 
 	KafkaBrokers      []string `split_words:"true"`
 	KafkaTopic        string   `split_words:"true"` // shop, shop.{aggregate} …
@@ -89,7 +91,7 @@ func readSettings() (*settings, error) {
 		value *string
 		file  string
 		name  string
-	}{{&s.SourceURL, s.SourceURLFile, "BACKSTORY_SOURCE_URL"}, {&s.LogURL, s.LogURLFile, "BACKSTORY_LOG_URL"}, {&s.KafkaPassword, s.KafkaPasswordFile, "BACKSTORY_KAFKA_PASSWORD"}} {
+	}{{&s.SourceURL, s.SourceURLFile, "BACKSTORY_SOURCE_URL"}, {&s.StandbyURL, s.StandbyURLFile, "BACKSTORY_STANDBY_URL"}, {&s.LogURL, s.LogURLFile, "BACKSTORY_LOG_URL"}, {&s.KafkaPassword, s.KafkaPasswordFile, "BACKSTORY_KAFKA_PASSWORD"}} {
 		if f.file == "" {
 			continue
 		}
@@ -101,7 +103,7 @@ func readSettings() (*settings, error) {
 			return nil, usage("It must hold the value of "+f.name+".", "%s_FILE names a file that is empty (%s)", f.name, f.file)
 		}
 	}
-	for _, u := range []struct{ name, value string }{{"BACKSTORY_SOURCE_URL", s.SourceURL}, {"BACKSTORY_LOG_URL", s.LogURL}} {
+	for _, u := range []struct{ name, value string }{{"BACKSTORY_SOURCE_URL", s.SourceURL}, {"BACKSTORY_STANDBY_URL", s.StandbyURL}, {"BACKSTORY_LOG_URL", s.LogURL}} {
 		if u.value == "" {
 			continue
 		}
@@ -188,7 +190,7 @@ func envName(field string) string {
 // config turns the environment into a sidecar's configuration.
 func (s *settings) config(log *slog.Logger) backstory.Config {
 	return backstory.Config{
-		Capture: capture.Config{URL: s.SourceURL, Slot: s.Slot, Publication: s.Publication, Tables: s.Tables, Exclude: s.Exclude, MaxBatchBytes: s.MaxBatchBytes,
+		Capture: capture.Config{URL: s.SourceURL, StandbyURL: s.StandbyURL, Slot: s.Slot, Publication: s.Publication, Tables: s.Tables, Exclude: s.Exclude, MaxBatchBytes: s.MaxBatchBytes,
 			BaselineTables: s.BaselineTables, BaselineBytesPerSecond: s.BaselineRate},
 		Log:           eventlog.Config{URL: s.LogURL, PartitionEvents: s.PartitionEvents, MaxCacheBytes: s.MaxCacheBytes},
 		WALAlarmBytes: s.WALAlarm, WALLimitBytes: s.WALLimit, CompareInterval: s.CompareInterval,

@@ -153,11 +153,15 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintf(s, "         → BACKSTORY_SOURCE_URL, with the URL of database %s, lets it be asked.\n", st.Source.Database)
 	}
 	if st.Source.WALLSN != "" {
-		fmt.Fprintf(s, "         %s, slot %s: received %s, ", st.Source.Address, st.Source.Slot, st.Source.ReceivedLSN)
+		slot, keeps := st.Source.Slot, "source"
+		if st.Source.Standby != "" {
+			slot, keeps = slot+" on standby "+st.Source.Standby, "standby"
+		}
+		fmt.Fprintf(s, "         %s, slot %s: received %s, ", st.Source.Address, slot, st.Source.ReceivedLSN)
 		if st.Source.WALStatus == "" { // no slot
 			fmt.Fprintf(s, "the WAL ends at %s\n", st.Source.WALLSN)
 		} else {
-			fmt.Fprintf(s, "confirmed %s, the WAL ends at %s; the source keeps %s for us", st.Source.ConfirmedLSN, st.Source.WALLSN, bytesText(st.Source.RetainedBytes))
+			fmt.Fprintf(s, "confirmed %s, the WAL ends at %s; the %s keeps %s for us", st.Source.ConfirmedLSN, st.Source.WALLSN, keeps, bytesText(st.Source.RetainedBytes))
 			if st.Source.SafeBytes >= 0 {
 				fmt.Fprintf(s, " and may keep %s more", bytesText(st.Source.SafeBytes))
 			}

@@ -224,6 +224,9 @@ func (s *system) openLog() *eventlog.Log {
 func (s *system) environment() []string {
 	env := append(os.Environ(), "BACKSTORY_SOURCE_URL="+s.cfg.Capture.URL, "BACKSTORY_SLOT="+s.cfg.Capture.Slot, "BACKSTORY_LOG_LEVEL=info",
 		"BACKSTORY_HTTP_ADDR=127.0.0.1:0")
+	if s.cfg.Capture.StandbyURL != "" {
+		env = append(env, "BACKSTORY_STANDBY_URL="+s.cfg.Capture.StandbyURL)
+	}
 	if s.cfg.Log.URL != "" {
 		env = append(env, "BACKSTORY_LOG_URL="+s.cfg.Log.URL)
 	}
