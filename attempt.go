@@ -50,6 +50,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if head.Slot != s.cfg.Capture.Slot {
 		return capture.WrongSlot(head.Slot, s.cfg.Capture.Slot)
 	}
+	if err := s.upgraded(ctx, head); err != nil {
+		return err
+	}
 	if err := capture.SlotFree(ctx, s.cfg.Capture); err != nil {
 		return err
 	}
@@ -185,10 +188,32 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		}
 		return gapProblem(gap.Reason)
 	}
+	if errors.Is(err, capture.ErrClosed) {
+		if e := w.SourceClosed(appendCtx); e != nil {
+			return fmt.Errorf("%w; %w", err, e)
+		}
+	}
 	if err == nil && s.cfg.Once {
 		return unread
 	}
 	return err
+}
+
+// upgraded has the log go on where its source has become another system by pg_upgrade.
+func (s *Sidecar) upgraded(ctx context.Context, head *eventlog.Head) error {
+	captured, err := s.log.Captured(ctx)
+	if err != nil {
+		return err
+	}
+	now, tables, err := capture.Upgraded(ctx, s.cfg.Capture, *head, captured)
+	if err != nil || now == nil {
+		return err
+	}
+	if err := s.log.Upgrade(ctx, *head, *now, tables); err != nil {
+		return err
+	}
+	s.cfg.Logger.Info("the source was upgraded with pg_upgrade; the log goes on", "from", head.Version/10000, "to", now.Version/10000, "system_id", now.SystemID, "lsn", now.EndLSN.String())
+	return nil
 }
 
 // capturedEvery is how often it is looked whether init has changed what is captured.
@@ -285,7 +310,7 @@ func passes(err error) bool {
 	switch {
 	case errors.Is(err, ErrGap):
 		return false
-	case errors.Is(err, eventlog.ErrFenced), errors.Is(err, eventlog.ErrReadOnly), errors.Is(err, capture.ErrSlotInUse), errors.Is(err, capture.ErrTablesChanged), errors.Is(err, capture.ErrStandby):
+	case errors.Is(err, eventlog.ErrFenced), errors.Is(err, eventlog.ErrReadOnly), errors.Is(err, capture.ErrSlotInUse), errors.Is(err, capture.ErrTablesChanged), errors.Is(err, capture.ErrStandby), errors.Is(err, capture.ErrClosed):
 		return true
 	}
 	state := eventlog.SQLState(err)

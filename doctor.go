@@ -218,6 +218,10 @@ func (x *logExamination) server(ctx context.Context) error {
 // goesOn tells whether the source still has, and publishes, everything after the end of the log.
 func (x *logExamination) goesOn(ctx context.Context) error {
 	reason, remedy := x.head.Gap, ""
+	if now, _, err := capture.Upgraded(ctx, x.cfg.Capture, *x.head, x.captured); err == nil && now != nil && reason == "" {
+		x.add(capture.Finding{Check: "upgraded", Severity: capture.Info, What: "the source was upgraded with pg_upgrade", Risk: "nothing is missing", Remedy: "backstory run goes on with it"})
+		return nil
+	}
 	for head := x.head; reason == "" && !x.has("replication"); {
 		err := capture.CheckStart(ctx, x.cfg.Capture, *head)
 		if err == nil {

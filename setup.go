@@ -82,7 +82,7 @@ func Prepare(ctx context.Context, cfg Config) (*Plan, error) {
 	}
 	if p.Head != nil && (p.Head.SystemID != cp.Server.SystemID || p.Head.Database != cp.Server.Database) {
 		return nil, &eventlog.Problem{Err: fmt.Errorf("this event log belongs to another source (database %s of system %s)", p.Head.Database, p.Head.SystemID),
-			Hint: "Give each source a log of its own (BACKSTORY_LOG_URL). If the source was rebuilt from a dump and the history is to go on, use backstory init --accept-gap."}
+			Hint: "Give each source a log of its own (BACKSTORY_LOG_URL). If this is the log's source after pg_upgrade, backstory run goes on by itself, or says why it cannot. If the source was rebuilt from a dump and the history is to go on, use backstory init --accept-gap."}
 	}
 	return p, nil
 }
@@ -194,7 +194,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 		return nil, err
 	}
 	d.Start, d.Tables = res.Start, res.Tables
-	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot, Baseline: !cfg.NoBaseline,
+	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot, Version: p.Server.Version, Baseline: !cfg.NoBaseline,
 		Tables: cfg.Capture.Tables, Exclude: cfg.Capture.Exclude}, res.Tables)
 	if err == nil {
 		err = note(ctx, log, "the event log of backstory")
@@ -321,7 +321,7 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 		return nil, err
 	}
 	return &Done{Start: res.Start, Tables: res.Tables}, log.AcceptGap(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database,
-		Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot})
+		Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot, Version: p.Server.Version})
 }
 
 // whyAccepted is the reason of a gap that a person accepts before the sidecar has met it.

@@ -32,6 +32,13 @@
 // and comes again in the next session, which knows where the timeline changed (session.sure). A standby that was restarted may be behind the
 // log's end for a moment: only what the primary has lost is a gap.
 //
+// # pg_upgrade
+//
+// It makes another system of the source, which is the same source all the same if nothing can be missing (upgrade.go). Half of the proof is made when the old
+// server is shut down: a walsender ends the stream by itself only when everything that the server has is confirmed, so a session waits for that
+// ([ErrClosed]), and the log takes a note, which the next writer removes. Tried and left: the same OIDs, which a restored dump can have; the WAL's
+// positions alone, since a slot may be made by hand anywhere; the number of transactions, of which nobody knows what others have used.
+//
 // # Acknowledgement
 //
 // The source is told what the log has durably committed, never more (Stream.Flushed): after each second in which that

@@ -61,9 +61,7 @@ func checkSource(sv *Server, head *eventlog.Head) error {
 		return &eventlog.Problem{Err: fmt.Errorf("the log belongs to database %s, the source is %s", head.Database, sv.Database), Hint: "Check BACKSTORY_SOURCE_URL; each database has a log of its own."}
 	}
 	if sv.SystemID != head.SystemID {
-		// Not a gap yet: most likely a wrong URL, and a gap in the log cannot be taken back.
-		return &eventlog.Problem{Err: fmt.Errorf("the source is database %s of system %s, the log was made from %s of system %s", sv.Database, sv.SystemID, head.Database, head.SystemID),
-			Hint: "Check BACKSTORY_SOURCE_URL and BACKSTORY_LOG_URL. If the source was moved (dump and restore, pg_upgrade) and its history is to go on, run backstory init --accept-gap."}
+		return otherSystem(sv, head, "")
 	}
 	if sv.Timeline < head.Timeline {
 		return gap(fmt.Sprintf("the source is on timeline %d, the log already on %d: it was restored from a backup", sv.Timeline, head.Timeline), sv.FlushLSN)
@@ -88,6 +86,15 @@ func checkSource(sv *Server, head *eventlog.Head) error {
 		return gap("the source has lost transactions that the log holds", sv.FlushLSN)
 	}
 	return nil
+}
+
+// otherSystem is the error for a source that is not the log's. Not a gap yet: most likely a wrong URL, and a gap in the log cannot be taken back.
+func otherSystem(sv *Server, head *eventlog.Head, why string) error {
+	hint := "Check BACKSTORY_SOURCE_URL and BACKSTORY_LOG_URL. If the source was moved (dump and restore, pg_upgrade) and its history is to go on, run backstory init --accept-gap."
+	if why != "" {
+		hint += " It is not taken for the same source after pg_upgrade, since " + why + "."
+	}
+	return &eventlog.Problem{Err: fmt.Errorf("the source is database %s of system %s, the log was made from %s of system %s", sv.Database, sv.SystemID, head.Database, head.SystemID), Hint: hint}
 }
 
 // CheckStart tells whether a log can go on from its end: nil, a *Gap, or why it cannot be told.
@@ -161,7 +168,7 @@ func forTheLog(err error) bool {
 
 // retryable sorts errors: those that pass by themselves, and those that a person must look at.
 func retryable(err error) bool {
-	if forTheLog(err) || errors.Is(err, errNotTaken) {
+	if forTheLog(err) || errors.Is(err, errNotTaken) || errors.Is(err, ErrClosed) {
 		return false
 	}
 	state := eventlog.SQLState(err)

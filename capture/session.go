@@ -307,7 +307,12 @@ func (x *session) run(known map[uint32]*eventlog.Relation) error {
 			}
 		case *pgproto3.ErrorResponse:
 			return x.end(streamError(pgconn.ErrorResponseToPgError(m), x.cfg))
-		case *pgproto3.CopyDone, *pgproto3.CommandComplete:
+		case *pgproto3.CommandComplete:
+			if !x.inTx && x.at == nil {
+				return x.end(ErrClosed) // see closed
+			}
+			return x.end(errors.New("the source ended the stream"))
+		case *pgproto3.CopyDone:
 			return x.end(errors.New("the source ended the stream"))
 		}
 	}
@@ -335,11 +340,49 @@ func (x *session) end(err error) error {
 		err = e
 	}
 	_ = x.tell(time.Now(), true) // if the connection is gone, it is told the next time
+	if errors.Is(err, errLeaving) && !x.inTx && x.at == nil && x.closed() {
+		x.parted = true
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	}
 	if err == nil || forTheLog(err) || errors.Is(err, errLeaving) {
 		x.goodbye()
 	}
 	return err
 }
+
+// closed tells whether the source, which is going down, says that everything that it has is confirmed: only then does it end the stream by itself
+// (PostgreSQL manual, Shutting Down the Server; Streaming Replication Protocol). As long as it has more than was confirmed it asks for that.
+func (x *session) closed() bool {
+	limit := time.Now().Add(closedWithin)
+	for !x.repl.IsClosed() {
+		_ = x.net.SetReadDeadline(limit)
+		msg, err := x.repl.ReceiveMessage(context.Background())
+		if err != nil {
+			return false
+		}
+		switch m := msg.(type) {
+		case *pgproto3.CommandComplete:
+			return true
+		case *pgproto3.CopyData:
+			if len(m.Data) == 0 || m.Data[0] != 'k' || x.data(m.Data) != nil { // a transaction is for another session
+				return false
+			}
+			if x.skipped > x.lastEnd {
+				x.batch = x.fresh()
+				if x.handLast(time.Second) != nil || x.tell(time.Now(), true) != nil {
+					return false
+				}
+			}
+		}
+	}
+	return false
+}
+
+// closedWithin is how long the source is given for that.
+const closedWithin = 3 * time.Second
+
+// ErrClosed means that the source was shut down, and that everything of it is in the log.
+var ErrClosed = errors.New("the source has shut down, and everything of it is in the log")
 
 // handLast gives the last batch away, and waits until it has been dealt with: then the source can be told.
 func (x *session) handLast(patience time.Duration) error {

@@ -191,9 +191,9 @@ func putCaptured(ctx context.Context, tx pgx.Tx, c Captured, conflict string) er
 // Begin ties a new log to its source: from start on, everything is in the log. It is an error if the log has a source.
 func (l *Log) Begin(ctx context.Context, h Head, tables []Captured) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO backstory.head (epoch, position, written, seal, system_id, database, incarnation, timeline, end_lsn, commit_lsn, slot, baseline, tables, exclude)
-			VALUES (0, 0, 0, $1, $2, $3, $4, $5, $6, '0/0', $7, $8, coalesce($9, '{}'::text[]), coalesce($10, '{}'::text[]))`,
-			genesis(h.SystemID, h.Database), h.SystemID, h.Database, h.Incarnation, int64(h.Timeline), h.EndLSN.String(), h.Slot, h.Baseline, h.Tables, h.Exclude)
+		_, err := tx.Exec(ctx, `INSERT INTO backstory.head (epoch, position, written, seal, system_id, database, incarnation, timeline, end_lsn, commit_lsn, slot, baseline, tables, exclude, server_version)
+			VALUES (0, 0, 0, $1, $2, $3, $4, $5, $6, '0/0', $7, $8, coalesce($9, '{}'::text[]), coalesce($10, '{}'::text[]), $11)`,
+			genesis(h.SystemID, h.Database), h.SystemID, h.Database, h.Incarnation, int64(h.Timeline), h.EndLSN.String(), h.Slot, h.Baseline, h.Tables, h.Exclude, h.Version)
 		if err != nil {
 			return err
 		}
@@ -331,7 +331,7 @@ func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 func (l *Log) AcceptGap(ctx context.Context, h Head) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `UPDATE backstory.head SET epoch = epoch + 1, gap = NULL, incarnation = incarnation + 1, system_id = $1, database = $2,
-			timeline = $3, end_lsn = $4, commit_lsn = '0/0', slot = $5, updated_at = now()`, h.SystemID, h.Database, int64(h.Timeline), h.EndLSN.String(), h.Slot)
+			timeline = $3, end_lsn = $4, commit_lsn = '0/0', slot = $5, server_version = $6, closed = false, updated_at = now()`, h.SystemID, h.Database, int64(h.Timeline), h.EndLSN.String(), h.Slot, h.Version)
 		if err != nil {
 			return err
 		}
@@ -343,6 +343,32 @@ func (l *Log) AcceptGap(ctx context.Context, h Head) error {
 	})
 	if err != nil {
 		return fmt.Errorf("accept the gap: %w", err)
+	}
+	return nil
+}
+
+// Upgrade lets the log go on with what its source has become by pg_upgrade: another system, whose WAL goes on from h.EndLSN, with the same tables, which are
+// described anew. was is the log's end that this was decided by. What is in the log is the history of the same rows, so the incarnation stays; event ids
+// are others since the system is. It is an error if the log has gone on meanwhile.
+func (l *Log) Upgrade(ctx context.Context, was, h Head, tables []Captured) error {
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `UPDATE backstory.head SET epoch = epoch + 1, system_id = $1, timeline = $2, end_lsn = $3, server_version = $4, closed = false, updated_at = now()
+			WHERE epoch = $5 AND system_id = $6 AND end_lsn = $7 AND closed AND gap IS NULL`, h.SystemID, int64(h.Timeline), h.EndLSN.String(), h.Version, was.Epoch, was.SystemID, was.EndLSN.String())
+		if err == nil && tag.RowsAffected() == 0 {
+			err = fenced
+		}
+		if err != nil {
+			return err
+		}
+		for _, c := range tables {
+			if _, err := tx.Exec(ctx, `UPDATE backstory.captured SET published = $2, catalogue = $3 WHERE oid = $1::bigint::oid`, int64(c.OID), c.Published, c.Catalogue); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Remedy(fmt.Errorf("go on with the upgraded source: %w", err))
 	}
 	return nil
 }

@@ -36,6 +36,18 @@ func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
 	return nil
 }
 
+// SourceClosed records that the source was shut down when everything of it was in the log: until somebody streams from it again, nothing of it is missing.
+func (w *Writer) SourceClosed(ctx context.Context) error {
+	db, err := w.db(ctx)
+	if err == nil {
+		_, err = db.Exec(ctx, `UPDATE backstory.head SET closed = true WHERE epoch = $1`, w.head.Epoch)
+	}
+	if err != nil {
+		return fmt.Errorf("record that the source was shut down: %w", err)
+	}
+	return nil
+}
+
 // TableGap records that from somewhere between two positions of the source's WAL on, only inserts of a table are in the log, and
 // why; r is the table as it is captured from now on. It does nothing where that is recorded already.
 func (w *Writer) TableGap(ctx context.Context, r *Relation, reason string, from, to LSN) error {

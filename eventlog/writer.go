@@ -165,7 +165,7 @@ func (w *Writer) begin(ctx context.Context) error {
 		return fmt.Errorf("take over the event log: %w", err)
 	}
 	var epoch int64
-	if err := w.conn.QueryRow(ctx, `UPDATE backstory.head SET epoch = epoch + 1, updated_at = now() RETURNING epoch`).Scan(&epoch); err != nil {
+	if err := w.conn.QueryRow(ctx, `UPDATE backstory.head SET epoch = epoch + 1, closed = false, updated_at = now() RETURNING epoch`).Scan(&epoch); err != nil {
 		if errors.Is(err, pgx.ErrNoRows) {
 			return noSource
 		}

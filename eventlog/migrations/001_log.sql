@@ -113,6 +113,8 @@ CREATE TABLE backstory.head (
   commit_lsn  pg_lsn NOT NULL,   -- of the last transaction in the log
   occurred_at timestamptz,       -- its commit time
   slot        text NOT NULL,
+  server_version int NOT NULL DEFAULT 0, -- of the source, as server_version_num: its major version; 0: not known
+  closed      boolean NOT NULL DEFAULT false, -- the source was shut down when all of it was in the log, and was not streamed from since
   began_at    timestamptz NOT NULL DEFAULT now(), -- from then on everything is in the log
   gap         text,              -- why the log must not go on without a person's word
   baseline    boolean NOT NULL DEFAULT true, -- rows that existed before their table was captured are taken over

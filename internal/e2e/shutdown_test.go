@@ -78,7 +78,7 @@ func TestSourceMayEnd(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if st.Source.State == "streaming" || !strings.Contains(st.Source.Error, "connect") && !strings.Contains(st.Source.Error, "shutting down") && !strings.Contains(st.Source.Error, "ended the stream") {
+				if st.Source.State == "streaming" || !strings.Contains(st.Source.Error, "connect") && !strings.Contains(st.Source.Error, "shutting down") && !strings.Contains(st.Source.Error, "ended the stream") && !strings.Contains(st.Source.Error, "has shut down") {
 					t.Errorf("the server is away, status says %s: %q", st.Source.State, st.Source.Error)
 				}
 				if err := s.src.Restart(within(t, time.Minute), pgserver.Fast); err != nil {

@@ -55,6 +55,7 @@ type where struct {
 	tables   []string
 	hba      []string
 	version  string // of servers of its own; empty: that of all tests
+	bin, dir string // of the source's programs and of its data, if it is not for the server to find a place
 }
 
 // newSystem makes databases, not yet a log.
@@ -63,7 +64,7 @@ func newSystem(t testing.TB, w where) *system {
 	s := &system{t: t}
 	if w.own {
 		cfg := quick(w.settings)
-		cfg.Version, cfg.HBA = w.version, w.hba
+		cfg.Version, cfg.HBA, cfg.BinDir, cfg.DataDir = w.version, w.hba, w.bin, w.dir
 		s.src = pgservertest.Start(t, cfg)
 	} else {
 		s.src = pgservertest.ForTest(t, quick(w.settings))

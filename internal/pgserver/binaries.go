@@ -36,6 +36,9 @@ var localDirs = []string{
 
 // findBinaries returns the programs for Config.Version.
 func findBinaries(ctx context.Context, cfg Config) (binaries, error) {
+	if cfg.BinDir != "" {
+		return inspect(ctx, cfg.BinDir)
+	}
 	found := localBinaries(ctx, localDirs)
 	if b, ok := choose(found, cfg.Version); ok {
 		return b, nil

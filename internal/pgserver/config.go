@@ -14,6 +14,9 @@ type Config struct {
 	// DataDir if there is one, otherwise the newest local one, otherwise the newest that can be fetched.
 	Version string
 
+	// BinDir is the directory of the server's programs. Empty: an installation of Version is looked for, or fetched.
+	BinDir string
+
 	// DataDir is the data directory. A cluster in it is used as it is, and kept by Stop; otherwise it must be empty or
 	// not exist. Empty: a temporary directory, removed by Stop.
 	DataDir string

@@ -203,6 +203,15 @@ func (s *Server) DataDir() string { return s.dataDir }
 // BinDir is the directory of the server's programs. A local installation has psql, pgbench and the like there too.
 func (s *Server) BinDir() string { return s.bin.dir }
 
+// Run runs another program as the user that the server runs as, in a directory that this one can enter, and gives what it prints.
+func (s *Server) Run(ctx context.Context, dir, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	s.account.prepare(cmd)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
 // LogFile is the server's log, in the data directory.
 func (s *Server) LogFile() string { return filepath.Join(s.dataDir, logName) }
 
