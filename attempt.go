@@ -56,13 +56,6 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err := capture.SlotFree(ctx, s.cfg.Capture); err != nil {
 		return err
 	}
-	if err := s.alter(ctx); err != nil {
-		return err
-	}
-	captured, err := s.log.Captured(ctx)
-	if err != nil {
-		return err
-	}
 	w, err := s.log.NewWriter(ctx)
 	if err != nil {
 		return eventlog.Remedy(err)
@@ -75,6 +68,14 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	}()
 	if gap := w.Head().Gap; gap != "" {
 		return gapProblem(gap)
+	}
+	// Only now: the sidecar before may sleep with locks of the log in its hands, which it has lost now.
+	if err := s.alter(ctx); err != nil {
+		return err
+	}
+	captured, err := s.log.Captured(ctx)
+	if err != nil {
+		return err
 	}
 	streamCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

@@ -166,7 +166,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 		return nil, err
 	}
 	if head != nil {
-		return d, log.Exclusive(ctx, func() error { // a sidecar may be looking for new tables
+		return d, log.Exclusive(ctx, false, func() error { // a sidecar may be looking for new tables
 			// What is selected comes first: from then on no sidecar takes in what is taken out here.
 			if err := log.Select(ctx, cfg.Capture.Tables, cfg.Capture.Exclude, !cfg.NoBaseline); err != nil {
 				return err

@@ -30,7 +30,7 @@ func (s *Sidecar) alter(ctx context.Context) error {
 	var altered []eventlog.Alteration
 	var counted []string
 	compared := true
-	err := s.log.Exclusive(ctx, func() error {
+	err := s.log.Exclusive(ctx, true, func() error {
 		head, err := s.log.Head(ctx)
 		if err != nil {
 			return err
@@ -140,7 +140,7 @@ func (s *Sidecar) takeIn(ctx context.Context) {
 		}
 		var taken []eventlog.Captured
 		var left []string
-		err = s.log.Exclusive(ctx, func() (err error) { // not while init is at work
+		err = s.log.Exclusive(ctx, true, func() (err error) { // not while init is at work
 			head, err := s.log.Head(ctx)
 			if err != nil {
 				return err

@@ -217,19 +217,36 @@ func (l *Log) Begin(ctx context.Context, h Head, tables []Captured) error {
 	return nil
 }
 
-// Exclusive runs f while nobody else does so who changes what is captured.
-func (l *Log) Exclusive(ctx context.Context, f func() error) error {
+// Exclusive runs f while nobody else does so who changes what is captured. If yields is set, the next writer of the log ends that: a
+// sidecar may be put to sleep in the middle of f, and nobody could take over otherwise.
+func (l *Log) Exclusive(ctx context.Context, yields bool, f func() error) error {
 	conn, err := l.pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connect to the event log: %w", ConnError(err))
 	}
 	defer conn.Release()
 	const key = `backstory.key_hash('backstory captured')`
-	for got := false; !got; { // not pg_advisory_lock: a statement that waits holds back the vacuum of the whole database
-		if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(`+key+`)`).Scan(&got); err != nil {
+	unlock := `SELECT pg_advisory_unlock(` + key + `)`
+	if yields {
+		if _, err := conn.Exec(ctx, `SELECT pg_try_advisory_lock_shared(`+writerLock+`)`); err != nil {
 			return Remedy(fmt.Errorf("lock the captured tables: %w", err))
 		}
-		if !got {
+		unlock = `SELECT pg_advisory_unlock_all()`
+	}
+	locked := false
+	defer func() {
+		if !locked && !yields {
+			return
+		}
+		if _, err := conn.Exec(context.WithoutCancel(ctx), unlock); err != nil {
+			_ = conn.Conn().Close(context.WithoutCancel(ctx)) // with it go the locks
+		}
+	}()
+	for !locked { // not pg_advisory_lock: a statement that waits holds back the vacuum of the whole database
+		if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(`+key+`)`).Scan(&locked); err != nil {
+			return Remedy(fmt.Errorf("lock the captured tables: %w", err))
+		}
+		if !locked {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
@@ -237,11 +254,6 @@ func (l *Log) Exclusive(ctx context.Context, f func() error) error {
 			}
 		}
 	}
-	defer func() {
-		if _, err := conn.Exec(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock(`+key+`)`); err != nil {
-			_ = conn.Conn().Close(context.WithoutCancel(ctx)) // with it goes the lock
-		}
-	}()
 	return f()
 }
 

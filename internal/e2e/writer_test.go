@@ -86,6 +86,30 @@ func TestWriterThatSleptThroughATakeOver(t *testing.T) {
 	w.sameTables(t, db, "n.nspname = 'public'")
 }
 
+// TestSleeperWithLocks: a sidecar that was put to sleep while it looked for altered tables, or in the middle of an append, has locks of the
+// log. Another one takes over all the same.
+func TestSleeperWithLocks(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{apart: true})
+	db := s.sql()
+	db.do(simple)
+	s.init()
+	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
+	s.once()
+	for _, lock := range []string{`SELECT pg_advisory_lock(backstory.key_hash('backstory captured'))`, `BEGIN; SELECT FROM backstory.captured FOR UPDATE; SELECT FROM backstory.head FOR UPDATE`} {
+		sleeper := s.logSQL()
+		sleeper.do(`SELECT pg_advisory_lock_shared(backstory.key_hash('backstory writer'))`)
+		sleeper.do("%s", lock)
+		db.do(`ALTER TABLE public.things ADD COLUMN IF NOT EXISTS n int; UPDATE public.things SET n = coalesce(n, 0) + 1`)
+		began := time.Now()
+		s.once()
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("taking over took %s", took)
+		}
+	}
+	checkLog(t, s.openLog()).sameTables(t, db, "n.nspname = 'public'")
+}
+
 // batch makes a transaction of inserts as the stream gives it; without an end if open.
 func batch(rel *eventlog.Relation, lsn eventlog.LSN, xid uint32, ids []int, open bool) *eventlog.Batch {
 	b := eventlog.NewBatch(nil)
