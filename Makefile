@@ -4,7 +4,7 @@ GO ?= go
 BIN := bin/backstory
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash memory clean test-kafka java client units
+.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash soak memory clean test-kafka java client units
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,16 @@ test-matrix: ## the tests on PostgreSQL 14 to 18, or VERSIONS="14 16"
 crash: ## the crash tests for a minute each, and what they did
 	BACKSTORY_CRASH_SECONDS=60 $(GO) test -count=1 -timeout 30m -v -run TestCrashes ./internal/e2e
 	@$(LEFT_OUT)
+
+# Runs of two minutes, each with a seed of its own, until the time is over or one fails; build/soak.log has the last one.
+SOAK_MINUTES ?= 30
+soak: ## crashes, alterations, failovers and gaps at random, with other seeds for half an hour
+	@mkdir -p build; end=$$(( $$(date +%s) + 60 * $(SOAK_MINUTES) )); \
+	  while [ $$(date +%s) -lt $$end ]; do \
+	    BACKSTORY_NEMESIS_SECONDS=120 $(GO) test -count=1 -timeout 30m -v -run '^TestNemesis$$' ./internal/e2e > build/soak.log 2>&1; code=$$?; \
+	    grep -aE '^ +nemesis_test.go.*(seed|units|what was done)|^--- |^FAIL' build/soak.log | cut -c1-600; \
+	    [ $$code = 0 ] || { echo "all that it said is in build/soak.log"; exit 1; }; \
+	  done
 
 memory: ## transactions of 5 million rows and of 1 GB; the sidecar may have 128 MB
 	BACKSTORY_MEMORY_ROWS=5000000 BACKSTORY_MEMORY_MB=1000 BACKSTORY_MEMORY_BOUND_MB=128 \

@@ -51,17 +51,28 @@ func newCrashes(t *testing.T, tables, work string, captured ...string) *crashes 
 	db := s.sql()
 	db.do("%s", tables)
 	_ = db.Close(context.Background())
-	c := &crashes{system: s, r: rand.New(rand.NewPCG(seed, 2)), direct: *s, work: work, done: map[string]int{}}
-	c.source, c.logs = newProxy(t, s.cfg.Capture.URL), newProxy(t, s.logURL())
-	s.cfg.Capture.URL, s.cfg.Log.URL = c.source.through(s.cfg.Capture.URL), c.logs.through(s.logURL())
+	c := crashesOf(s, seed, work)
 	if kafkaserver.Wanted(t) {
 		c.broker = newBroker(t)
 		s.env = append(s.env, "BACKSTORY_KAFKA_BROKERS="+strings.Join(c.broker.Brokers(), ","), "BACKSTORY_KAFKA_TOPIC="+c.broker.topic)
 	}
-	if p := s.command(true, "init", "--yes"); p.wait(time.Minute) != 0 {
-		t.Fatalf("init:\n%s", p.out)
-	}
+	c.initialise()
 	return c
+}
+
+// crashesOf puts a network between a sidecar and its servers.
+func crashesOf(s *system, seed uint64, work string) *crashes {
+	c := &crashes{system: s, r: rand.New(rand.NewPCG(seed, 2)), direct: *s, work: work, done: map[string]int{}}
+	c.source, c.logs = newProxy(s.t, s.cfg.Capture.URL), newProxy(s.t, s.logURL())
+	s.cfg.Capture.URL, s.cfg.Log.URL = c.source.through(s.cfg.Capture.URL), c.logs.through(s.logURL())
+	return c
+}
+
+func (c *crashes) initialise() {
+	c.t.Helper()
+	if p := c.command(true, "init", "--yes"); p.wait(time.Minute) != 0 {
+		c.t.Fatalf("init:\n%s", p.out)
+	}
 }
 
 // failure is something that fails.
@@ -108,12 +119,11 @@ func (c *crashes) failures() []failure {
 
 // fail lets things fail at random moments: first, in a random order, all that must happen, then whatever chance wants, until
 // the time is over.
-func (c *crashes) fail() {
+func (c *crashes) fail(list []failure, lasts time.Duration) {
 	c.t.Helper()
 	c.start()
 	defer c.starting.Wait()
 	began := time.Now()
-	list := c.failures()
 	total := 0
 	var must []failure
 	for _, f := range list {
@@ -123,7 +133,7 @@ func (c *crashes) fail() {
 		}
 	}
 	c.r.Shuffle(len(must), func(i, j int) { must[i], must[j] = must[j], must[i] })
-	for len(must) > 0 || time.Since(began) < crashSeconds(c.t) {
+	for len(must) > 0 || time.Since(began) < lasts {
 		// Most failures meet a sidecar and an application at work, some follow upon another one.
 		if len(must) > 0 || c.r.IntN(4) > 0 {
 			c.works()
@@ -316,7 +326,7 @@ func TestCrashesUnderPgbench(t *testing.T) {
 			coalesce((SELECT sum((data->>'delta')::bigint) FROM backstory.events WHERE relation = 'public.pgbench_history'), 0),
 			coalesce((SELECT sum((data->>'tbalance')::bigint - (before->>'tbalance')::bigint) FROM backstory.events WHERE relation = 'public.pgbench_tellers' AND op = 'update'), 0)`)
 	})
-	c.fail()
+	c.fail(c.failures(), crashSeconds(t))
 	stop()
 	wg.Wait()
 	if t.Failed() {
@@ -488,7 +498,7 @@ func TestCrashesUnderShop(t *testing.T) {
 			(SELECT count(*) FROM backstory.events WHERE relation = 'public.orders' AND data->>'status' = 'paid'),
 			(SELECT count(*) FROM backstory.events WHERE relation = 'public.payments' AND op = 'insert')`)
 	})
-	c.fail()
+	c.fail(c.failures(), crashSeconds(t))
 	stop()
 	wg.Wait()
 	if t.Failed() {

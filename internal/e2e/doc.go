@@ -5,6 +5,8 @@
 //     triggers saw, what a second slot saw, what a session recorded at known positions, and the tables themselves.
 //   - crash_test.go: the sidecar, both servers, the network and Kafka fail at random moments while applications work. Each
 //     kind of failure comes in each run, and meets a sidecar and an application that are at work.
+//   - nemesis_test.go: everything that may happen in a long life, at random: crashes, alterations, partitions, a sidecar that sleeps, failovers,
+//     slots and publications that are lost. After each gap the log has to be equal to the source again.
 //   - memory_test.go: transactions and rows far larger than the memory that is allowed.
 //   - confirm_test.go: what the source is told: all that the log has, whatever Kafka does, and when the sidecar ends.
 //   - start_test.go, slot_test.go, idle_test.go, context_test.go, writer_test.go, tamper_test.go, settings_test.go: what
@@ -19,9 +21,10 @@
 //	BACKSTORY_SEED=n                    the seed of every random choice; the default is another one each time, and is printed
 //	BACKSTORY_ORACLE_SECONDS=n          how long the workloads of the oracle test last
 //	BACKSTORY_CRASH_SECONDS=n           how long each crash test lasts
+//	BACKSTORY_NEMESIS_SECONDS=n         how long the nemesis is at work, or longer, until everything has happened that must
 //	BACKSTORY_MEMORY_ROWS=n             rows of the large transaction
 //	BACKSTORY_MEMORY_MB=n               megabytes of rows of one megabyte
 //	BACKSTORY_MEMORY_BOUND_MB=n         megabytes of memory that the sidecar may have
 //
-// make crash and make memory run these tests longer and larger. BACKSTORY_TEST_KAFKA: see internal/kafkaserver.
+// make crash, make soak and make memory run these tests longer and larger. BACKSTORY_TEST_KAFKA: see internal/kafkaserver.
 package e2e

@@ -11,12 +11,12 @@ import (
 
 // proxy is a network between a program and a server, which can be cut.
 type proxy struct {
-	t      testing.TB
-	target string
-	l      net.Listener
-	wg     sync.WaitGroup
+	t  testing.TB
+	l  net.Listener
+	wg sync.WaitGroup
 
 	mu       sync.Mutex // guards the following
+	target   string
 	conns    map[net.Conn]bool
 	refusing bool
 	refused  []time.Time // when somebody wanted to connect meanwhile
@@ -60,7 +60,7 @@ func (p *proxy) accept() {
 			return
 		}
 		p.mu.Lock()
-		refuse := p.refusing
+		refuse, target := p.refusing, p.target
 		if refuse {
 			p.refused = append(p.refused, time.Now())
 		}
@@ -69,7 +69,7 @@ func (p *proxy) accept() {
 			_ = c.Close()
 			continue
 		}
-		s, err := net.Dial("tcp", p.target)
+		s, err := net.Dial("tcp", target)
 		if err != nil {
 			_ = c.Close()
 			continue
@@ -88,6 +88,13 @@ func (p *proxy) accept() {
 		p.wg.Go(func() { pump(c, s) })
 		p.wg.Go(func() { pump(s, c) })
 	}
+}
+
+// leadTo leads to another server from now on.
+func (p *proxy) leadTo(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
 }
 
 // refuse lets nobody connect any more, and cuts.

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -42,6 +43,8 @@ type system struct {
 	env []string // more of a program's environment
 	// sends: the program has a reactor that prints every event; what it prints is not kept.
 	sends bool
+	// warned matches what a checkout warns of where that is so.
+	warned *regexp.Regexp
 }
 
 var systems atomic.Int64

@@ -572,6 +572,17 @@ func (w *worker) context() error {
 // moment is what a recording session found.
 type moment struct {
 	contents contents
+	columns  map[string][]string
+}
+
+// mark writes down tables while no transaction of a worker is open, and leaves a row in marker, by which the moment is found in the log.
+func mark(s *session, id int, columns map[string][]string) (moment, error) {
+	s.do("BEGIN; SELECT pg_advisory_xact_lock(%d)", gate)
+	c, err := dump(context.Background(), s, columns)
+	if err == nil {
+		s.do("INSERT INTO public.marker VALUES (%d); COMMIT", id)
+	}
+	return moment{c, columns}, err
 }
 
 // record writes down all tables at random moments until ctx ends. The row that it inserts into marker says to which
@@ -587,13 +598,11 @@ func record(ctx context.Context, t testing.TB, url string, seed uint64, columns 
 			return moments
 		case <-time.After(time.Duration(100+r.IntN(400)) * time.Millisecond):
 		}
-		s.do("BEGIN; SELECT pg_advisory_xact_lock(%d)", gate)
-		c, err := dump(context.Background(), s, columns)
+		m, err := mark(s, id, columns)
 		if err != nil {
 			t.Error(err)
 			return moments
 		}
-		moments[id] = moment{c}
-		s.do("INSERT INTO public.marker VALUES (%d); COMMIT", id)
+		moments[id] = m
 	}
 }

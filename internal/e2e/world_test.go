@@ -96,6 +96,9 @@ func (w *world) apply(e *eventlog.Event) error {
 
 // baselineEnded: from here on the log has all of a table's rows, and all of each.
 func (w *world) baselineEnded(e *eventlog.Event) error {
+	if w.byOID && e.Relation.Dropped {
+		return nil // another one may have its name by now
+	}
 	if strings.HasSuffix(e.Type, "Altered") || strings.HasSuffix(e.Type, "Dropped") && e.Relation.Dropped {
 		w.table(e.Relation)
 		return nil
@@ -107,8 +110,9 @@ func (w *world) baselineEnded(e *eventlog.Event) error {
 	if !strings.HasSuffix(e.Type, "BaselineEnded") {
 		return fmt.Errorf("event %d: a note %s", e.Position, e.Type)
 	}
+	unheard := w.healing && w.tables[e.Relation.Own()] == nil // before the gap, too
 	t := w.table(e.Relation)
-	if !w.unseen[t.name] && !t.compared && !e.Relation.InsertOnly {
+	if !w.unseen[t.name] && !t.compared && !e.Relation.InsertOnly && !unheard {
 		return fmt.Errorf("event %d: the baseline of %s ends, but there was none to come", e.Position, t.name)
 	}
 	delete(w.unseen, t.name)
@@ -172,7 +176,9 @@ func (w *world) commit() error {
 	for t := range w.touched {
 		if t.rel != nil && len(t.rel.Key) > 0 {
 			for k, rows := range t.rows {
-				if len(rows) > 1 {
+				if len(rows) > 1 && (w.unseen[t.name] || t.compared) { // the others are outdated
+					t.rows[k] = rows[len(rows)-1:]
+				} else if len(rows) > 1 {
 					return fmt.Errorf("%s has %d rows under key %q after transaction %d", t.name, len(rows), short(k), w.xid)
 				}
 			}
@@ -182,13 +188,34 @@ func (w *world) commit() error {
 	return nil
 }
 
+// move gives a table another name.
+func (w *world) move(t *worldTable, name string) {
+	delete(w.tables, t.name)
+	if w.unseen[t.name] {
+		delete(w.unseen, t.name)
+		w.unseen[name] = true
+	}
+	w.tables[name], t.name = t, name
+}
+
+// gap is that of an event: what the log has may be outdated from here on, and the source may be another one, whose WAL lies elsewhere.
+func (w *world) gap() {
+	for name := range w.tables {
+		w.unseen[name], w.healing = true, true
+	}
+	w.lsn = 0
+	clear(w.xids)
+}
+
 func (w *world) table(r *eventlog.Relation) *worldTable {
 	name := r.Own()
 	if w.byOID {
 		for old, t := range w.tables {
-			if t.rel.OID == r.OID && old != name { // it was renamed
-				delete(w.tables, old)
-				w.tables[name], t.name = t, name
+			switch {
+			case t.rel.OID == r.OID && old != name: // it was renamed
+				w.move(t, name)
+			case t.rel.OID != r.OID && old == name: // it was dropped, or renamed, which the log tells of later
+				w.move(t, fmt.Sprintf("%s (%d)", name, t.rel.OID))
 			}
 		}
 	}
@@ -196,6 +223,9 @@ func (w *world) table(r *eventlog.Relation) *worldTable {
 	if t == nil {
 		t = &worldTable{name: name, rows: map[string][]worldRow{}}
 		w.tables[name] = t
+		if w.byOID && !r.Complete {
+			w.unseen[name] = true // it had rows when it was taken in
+		}
 	}
 	t.compared = t.compared || t.rel != nil && t.rel.Complete && !r.Complete && !r.InsertOnly
 	old := t.rel
@@ -408,6 +438,9 @@ func (t *worldTable) complete(key string, known worldRow) {
 
 // overwrite takes an event for what it says, whatever the log had before.
 func (t *worldTable) overwrite(e *eventlog.Event, data, rest worldRow) error {
+	if len(t.rel.Key) == 0 || t.rel.Deferrable && e.Op != eventlog.OpImport {
+		return t.recount(e, data, rest)
+	}
 	if e.PreviousID != "" {
 		delete(t.rows, e.PreviousID)
 	}
@@ -422,6 +455,35 @@ func (t *worldTable) overwrite(e *eventlog.Event, data, rest worldRow) error {
 	maps.Copy(now, data)
 	maps.Copy(now, rest)
 	delete(t.rows, e.AggregateID)
+	return t.put(e.AggregateID, now)
+}
+
+// recount does so where there can be several rows under a key. A row that is not there cannot be taken away.
+func (t *worldTable) recount(e *eventlog.Event, data, rest worldRow) error {
+	from, now := e.PreviousID, worldRow{}
+	if from == "" {
+		from = e.AggregateID
+	}
+	if rows := t.rows[from]; len(rows) > 0 && (e.Op == eventlog.OpDelete || e.Op == eventlog.OpUpdate) {
+		before, _ := members(e.Before)
+		is := max(0, slices.IndexFunc(rows, func(r worldRow) bool {
+			for c, v := range before {
+				if r[c] != v {
+					return false
+				}
+			}
+			return true
+		}))
+		maps.Copy(now, rows[is])
+		if t.rows[from] = slices.Delete(slices.Clone(rows), is, is+1); len(rows) == 1 {
+			delete(t.rows, from)
+		}
+	}
+	if e.Op == eventlog.OpDelete {
+		return nil
+	}
+	maps.Copy(now, data)
+	maps.Copy(now, rest)
 	return t.put(e.AggregateID, now)
 }
 
