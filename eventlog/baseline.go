@@ -669,7 +669,7 @@ func (w *Writer) states(ctx context.Context, t *table, keys []stateKey) ([]rowSt
 	}
 	if t.rel.ReplicaIdentity == 'f' { // the cache does not follow what happens to these
 		found := make([]building, len(keys))
-		places := w.log.dict.places(t.rel.OID, w.head.Incarnation)
+		places := w.log.dict.places(t.rel.OID, w.head.Incarnation, t.byRow)
 		for i := range found {
 			found[i] = building{t: t, last: 1<<63 - 1, places: places}
 		}
@@ -800,7 +800,7 @@ func (d *dictionary) before(oid uint32, incarnation int) bool {
 
 // events tells where the events of a table are that count, and of one of which only inserts are captured all.
 func (d *dictionary) events(oid uint32, incarnation int) []place {
-	if out := d.places(oid, incarnation); len(out) > 0 {
+	if out := d.places(oid, incarnation, false); len(out) > 0 {
 		return out
 	}
 	d.mu.Lock()

@@ -341,7 +341,7 @@ func (c *Chunk) AddKey(k *Key) {
 // oldStates gives the last states that the log has of rows, whatever has been missed since: nil where it has none, or knows the row's end. Where every
 // is set it gives the last events of all of them, too.
 func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey, every bool) ([]rowState, []lastEvent, error) {
-	all := w.log.dict.allPlaces(t.rel.OID)
+	all := w.log.dict.keyed(t.rel)
 	found := make([]building, len(keys))
 	for i := range found {
 		found[i] = building{t: t, last: 1<<63 - 1, places: all}

@@ -196,7 +196,7 @@ func (w *Writer) fetch(ctx context.Context, byRow bool, keys []stateKey) error {
 	for i, k := range keys {
 		list, ok := places[k.oid]
 		if !ok {
-			list = w.log.dict.places(k.oid, w.head.Incarnation)
+			list = w.log.dict.places(k.oid, w.head.Incarnation, byRow)
 			places[k.oid] = list
 		}
 		found[i] = building{t: w.latest[k.oid], last: 1<<63 - 1, places: list, cache: true}
@@ -263,15 +263,16 @@ type place struct {
 }
 
 // places tells where the events of a table are, newest first. Those of before a gap do not count, nor those of before and while
-// only inserts of the table were published: what they say of a row may be wrong by now, until the table is complete again.
-func (d *dictionary) places(oid uint32, incarnation int) []place {
+// only inserts of the table were published: what they say of a row may be wrong by now, until the table is complete again. Nor do,
+// where rows are looked for by their key, those from when the table had another one: under the same number there is another row.
+func (d *dictionary) places(oid uint32, incarnation int, byRow bool) []place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	inserts := d.barrier(oid)
-	if _, r := d.newestOf(oid); r != nil && r.Complete {
-		return d.placesOf(oid, func(*kind) bool { return true })
-	}
-	return d.placesOf(oid, func(k *kind) bool { return k.source.incarnation == incarnation && k.relationID > inserts })
+	_, r := d.newestOf(oid)
+	return d.placesOf(oid, func(k *kind) bool {
+		return (r != nil && r.Complete || k.source.incarnation == incarnation && k.relationID > inserts) && (byRow || r == nil || sameKeyColumns(k.relation, r))
+	})
 }
 
 // allPlaces tells where all events of a table are.
