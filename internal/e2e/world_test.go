@@ -443,6 +443,10 @@ func (t *worldTable) overwrite(e *eventlog.Event, data, rest worldRow) error {
 	}
 	if e.PreviousID != "" {
 		delete(t.rows, e.PreviousID)
+	} else if before, err := members(e.Before); err == nil && e.Op == eventlog.OpUpdate {
+		if key, err := t.key(before); err == nil && key == "" { // an empty text, which is no previous id either
+			delete(t.rows, key)
+		}
 	}
 	if e.Op == eventlog.OpDelete {
 		delete(t.rows, e.AggregateID)
