@@ -4,7 +4,7 @@ GO ?= go
 BIN := bin/backstory
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash soak memory clean test-kafka java client units
+.PHONY: help build demo test test-race test-matrix bench lint fmt vet fuzz crash soak memory clean test-kafka java client units pip
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,7 @@ demo: build ## a shop at work on an embedded Postgres, with the sidecar on it
 # Whether tests have a real Kafka is said by BACKSTORY_TEST_KAFKA (internal/kafkaserver, Env); go test does not show what it skips.
 LEFT_OUT := { [ "$$BACKSTORY_TEST_KAFKA" != 0 ] && command -v java >/dev/null && command -v mvn >/dev/null || \
 	echo "Left out: the tests against a real Kafka. make test-kafka installs Java and Maven and runs them."; \
+	[ "$$BACKSTORY_TEST_PG_UPGRADE" != 0 ] && command -v pip >/dev/null || echo "Left out: pg_upgrade of a source (there is no pip)."; \
 	command -v systemd-analyze >/dev/null || echo "Left out: whether systemd takes deploy/backstory.service (there is no systemd-analyze)."; }
 
 test: ## all tests; they fetch and start their own servers
@@ -44,6 +45,11 @@ units: # systemd-analyze, which looks at deploy/backstory.service
 	@command -v systemd-analyze >/dev/null || { echo "installing systemd-analyze (Debian or Ubuntu package systemd)"; \
 	  if [ "$$(id -u)" = 0 ]; then S=; else S=sudo; fi; \
 	  $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends systemd >/dev/null; }
+
+pip: # Python's pip, which fetches a real pg_upgrade
+	@command -v pip >/dev/null || { echo "installing Python's pip (Debian or Ubuntu package python3-pip)"; \
+	  if [ "$$(id -u)" = 0 ]; then S=; else S=sudo; fi; \
+	  $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends python3-pip >/dev/null; }
 
 client: # pg_recvlogical and pgbench, against which the benchmarks compare
 	@ls /usr/lib/postgresql/*/bin/pg_recvlogical >/dev/null 2>&1 || command -v pg_recvlogical >/dev/null || { echo "installing PostgreSQL's client programs (Debian or Ubuntu packages)"; \
