@@ -764,9 +764,13 @@ func (w *Writer) fill(ctx context.Context, t *table, row []Value, st rowState) e
 	s.data, s.rest = append(s.data, '}'), append(s.rest, '}')
 	e := eventRow{op: OpImport, part: t.rules.imported, data: s.data, rest: s.rest}
 	// Under the key that the log knows it by: the chunk's may be one of before.
-	var err error
-	if e.id, e.text, err = w.stateEntity(ctx, t, st); err != nil {
-		return err
+	if t.namesRow(st) {
+		var err error
+		if e.id, e.text, err = w.stateEntity(ctx, t, st); err != nil {
+			return err
+		}
+	} else {
+		e.id, e.text, s.key = w.entity(t, row, s.key)
 	}
 	if t.byRow {
 		e.hasRow = true

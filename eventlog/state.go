@@ -40,7 +40,18 @@ func (w *Writer) rowIdentity(t *table, row []Value) (id int64, text []byte) {
 	return 0, s.rowKey
 }
 
-// stateEntity gives the key of a row from its state.
+// namesRow tells whether a row's state has its key: where a column of another key was added since the row's last change, with a default that is
+// not constant, nobody knows yet what it is there.
+func (t *table) namesRow(st rowState) bool {
+	for _, c := range t.rel.Key {
+		if len(st.frag(c)) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// stateEntity gives the key of a row from its state, which names it.
 func (w *Writer) stateEntity(ctx context.Context, t *table, st rowState) (id int64, text []byte, err error) {
 	row := make([]Value, len(t.rel.Columns))
 	for _, c := range t.rel.Key {
@@ -175,6 +186,9 @@ func (w *Writer) lookup(ctx context.Context, k *stateKey) (rowState, error) {
 	}
 	if s.gone() {
 		return nil, nil
+	}
+	if t := w.latest[k.oid]; t != nil && !t.namesRow(s) {
+		return nil, nil // a row without a name is as one that was never seen
 	}
 	return s, nil
 }
