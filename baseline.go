@@ -23,15 +23,25 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 	}
 	var wanted []eventlog.Captured
 	var fresh []uint32
+	shapeOnly := map[uint32]bool{}
 	for _, c := range captured {
 		i := index(c)
 		if c.SinceLSN > w.Head().EndLSN || i >= 0 && begun[i].Done { // the stream pauses at the one
 			continue
 		}
 		if altered := i >= 0 && (begun[i].Heal || begun[i].Pass == eventlog.PassShape); altered {
-			if begun[i].Pass == eventlog.PassShape || w.Head().Baseline {
+			compared := w.Head().Baseline
+			if compared && begun[i].Heal {
+				never, err := s.unhealable(ctx, c)
+				if err != nil {
+					return nil, err
+				}
+				compared = !never
+			}
+			if begun[i].Pass == eventlog.PassShape || compared {
 				wanted = append(wanted, c)
 			}
+			shapeOnly[c.OID] = !compared
 			continue
 		}
 		if c.Complete || !w.Head().Baseline {
@@ -69,7 +79,7 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		if i < 0 {
 			return nil, fmt.Errorf("bug: no baseline of %s was begun", c)
 		}
-		out = append(out, capture.Existing{Captured: c, Baseline: begun[i], ShapeOnly: begun[i].Pass == eventlog.PassShape && !w.Head().Baseline})
+		out = append(out, capture.Existing{Captured: c, Baseline: begun[i], ShapeOnly: begun[i].Pass == eventlog.PassShape && shapeOnly[c.OID]})
 		resumed = append(resumed, begun[i])
 	}
 	if err := w.Resume(ctx, resumed); err != nil {
@@ -82,6 +92,16 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 func incomparable(ctx context.Context, log *eventlog.Log, c eventlog.Captured) (bool, error) {
 	old, err := log.HasHistory(ctx, c.OID)
 	return old && len(c.Key) > 0 && (c.InsertOnly || log.Healable(c.Relation) != nil), err
+}
+
+// unhealable tells whether the log may have rows of an altered table that are gone since a gap, and by another key than it has now: comparing all rows
+// would not find those.
+func (s *Sidecar) unhealable(ctx context.Context, c eventlog.Captured) (bool, error) {
+	healed, err := s.log.Healed(ctx, c.OID)
+	if err != nil || healed {
+		return false, err
+	}
+	return incomparable(ctx, s.log, c)
 }
 
 // contents records what the log knows of a table without a key, before its rows are read.

@@ -219,6 +219,27 @@ func (l *Log) HasHistory(ctx context.Context, oid uint32) (bool, error) {
 	return l.dict.before(oid, h.Incarnation), nil
 }
 
+// Healed tells whether the log has had all rows of a table since the last gap, and since it was left out last.
+func (l *Log) Healed(ctx context.Context, oid uint32) (bool, error) {
+	h, err := l.Head(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := l.dict.load(ctx); err != nil {
+		return false, err
+	}
+	d := l.dict
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	barrier := d.barrier(oid)
+	for _, k := range d.kinds {
+		if r := k.relation; r != nil && r.OID == oid && r.Complete && k.source.incarnation == h.Incarnation && k.relationID > barrier {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // ErrOtherKey means that a table had another key before: the log's rows cannot be found in the source by the present one.
 var ErrOtherKey = errors.New("it had another key before, by which the log knows its rows")
 

@@ -187,7 +187,7 @@ func (w *Writer) lookup(ctx context.Context, k *stateKey) (rowState, error) {
 	if s.gone() {
 		return nil, nil
 	}
-	if t := w.latest[k.oid]; t != nil && !t.namesRow(s) {
+	if t := w.latest[k.oid]; s != nil && t != nil && !t.namesRow(s) {
 		return nil, nil // a row without a name is as one that was never seen
 	}
 	return s, nil
