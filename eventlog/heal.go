@@ -394,11 +394,59 @@ func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey, every
 		return nil, nil, err
 	}
 	for n, i := range ask {
-		if l := last[n]; l.old > l.id || l.id < truncated {
+		l := &last[n]
+		gone := l.old > l.id || l.id < truncated
+		if gone && t.rel.Deferrable && l.id > truncated && out[i] != nil {
+			stays, err := w.stays(ctx, &keys[i], l.old, all)
+			if err != nil {
+				return nil, nil, err
+			}
+			if gone = !stays; stays {
+				l.old = 0
+			}
+		}
+		if gone {
 			out[i] = nil
 		}
 	}
 	return out, last, nil
+}
+
+// stays tells whether there is a row under a key after the transaction of an event. Where the key is deferrable, a row may take it before the one that had
+// it leaves: then the last event that names the key is of the row that has left.
+func (w *Writer) stays(ctx context.Context, key *stateKey, at Position, places []place) (bool, error) {
+	reads, err := w.reader(ctx)
+	if err != nil {
+		return false, err
+	}
+	var text *string
+	if key.isText {
+		text = &key.text
+	}
+	rows := 0
+	for _, p := range places {
+		var comes, deletes []int32
+		for _, k := range p.kinds {
+			switch w.log.dict.cached(k).op {
+			case OpInsert, OpImport:
+				comes = append(comes, k)
+			case OpDelete:
+				deletes = append(deletes, k)
+			}
+		}
+		var n int
+		err := reads.QueryRow(ctx, `WITH tx AS (SELECT xid, commit_lsn FROM backstory.event WHERE position = $1),
+			named AS (SELECT e.position, e.xid = tx.xid AND e.commit_lsn = tx.commit_lsn AS inside,
+				CASE WHEN e.old_id = $3 AND e.old_text IS NOT DISTINCT FROM $4 OR e.kind = ANY ($6::int4[]) THEN -1 WHEN e.old_id IS NOT NULL OR e.kind = ANY ($5::int4[]) THEN 1 ELSE 0 END AS n
+				FROM backstory.event e, tx WHERE e.stream = $2 AND e.kind = ANY ($7::int4[]) AND (e.id = $3 AND e.id_text IS NOT DISTINCT FROM $4 OR e.old_id = $3 AND e.old_text IS NOT DISTINCT FROM $4))
+			SELECT coalesce(sum(n) FILTER (WHERE inside), 0) + coalesce((SELECT greatest(n, 0) FROM named WHERE NOT inside AND n <> 0 AND position < $1 ORDER BY position DESC LIMIT 1), 0) FROM named`,
+			at, p.stream, key.id, text, comes, deletes, p.kinds).Scan(&n)
+		if err != nil {
+			return false, fmt.Errorf("look whether a row has kept its key: %w", err)
+		}
+		rows += n
+	}
+	return rows > 0, nil
 }
 
 // truncated is the position of the last TRUNCATE of a table, 0 if there is none.
