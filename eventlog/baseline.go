@@ -349,8 +349,10 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	}
 	rel := c.Relation
 	before, ids := w.log.dict.shapes(rel.OID)
-	doubt := was.Pass == PassShape && !was.Heal && len(rel.Key) > 0 && !rel.InsertOnly && nameless(before, rel)
-	if doubt {
+	// What the stream has told of a row may be the value of a column that nobody finds by its name any more: then all rows have to be compared,
+	// those of earlier chunks too.
+	doubt := !was.Heal && len(rel.Key) > 0 && !rel.InsertOnly && nameless(before, rel)
+	if doubt && was.Pass == PassShape {
 		less := *rel
 		less.Complete, rel = false, &less
 		delete(w.completed, rel.OID)
@@ -393,6 +395,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		made = w.pos
 	}
 	b.Heal, b.doubt = b.Heal || doubt, doubt
+	b.again = b.again || doubt && was.Pass != PassShape
 	b.first = c.Begins || c.Number == 1
 	if c.Begins {
 		b.Pass, b.Rows, b.Bytes = PassRows, 0, 0
