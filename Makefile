@@ -23,7 +23,7 @@ LEFT_OUT := { [ "$$BACKSTORY_TEST_KAFKA" != 0 ] && command -v java >/dev/null &&
 	command -v systemd-analyze >/dev/null || echo "Left out: whether systemd takes deploy/backstory.service (there is no systemd-analyze)."; }
 
 test: ## all tests; they fetch and start their own servers
-	$(GO) test -timeout 30m ./...
+	$(GO) test -timeout 40m ./...
 	@$(LEFT_OUT)
 
 test-kafka: java ## the tests against a real Kafka
