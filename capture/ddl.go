@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -47,71 +48,108 @@ func (c Config) ddlVersion() string {
 	return "coalesce((SELECT string_agg(g.oid || ':' || g.xmin || ':' || g.evtenabled::text, ' ' ORDER BY g.evtname) FROM pg_event_trigger g WHERE g.evtname IN (" + strings.Join(names, ", ") + ")), '')"
 }
 
-// ddlBody is the body of the function that tells of altered tables.
-func (c Config) ddlBody() string {
-	publications := eventlog.QuoteLiteral(c.Publication) + ", " + eventlog.QuoteLiteral(c.InsertPublication())
-	// A row of the catalogue that the transaction has written, or one of its subtransactions, or perhaps another one since: of a table that
-	// is as it was nothing is recorded.
-	written := func(alias string) string { return "age(" + alias + ".xmin) <= age(own)" }
+// ddlSecret is the table that holds what shows a message to be of the event triggers: anybody can leave one in the WAL. The functions can read it, and the
+// sidecar's role.
+func (c Config) ddlSecret() string {
+	return eventlog.QuoteQualified(c.ddlName(), "secret")
+}
+
+// ddlFunction wraps what a function does: errors become a warning.
+func ddlFunction(declare, do string) string {
 	return `
-DECLARE
-  own xid := pg_current_xact_id_if_assigned()::xid;
-  told text;
-BEGIN
-  IF own IS NULL OR tg_tag ~ '^(CREATE|GRANT|REVOKE|COMMENT|SECURITY LABEL|REFRESH|IMPORT|REINDEX) ?' THEN
-    RETURN;
-  END IF;
-  FOR told IN
-    SELECT json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'identity', c.relreplident::text, 'trigger', ` + c.ddlVersion() + `,
-      'columns', (SELECT coalesce(json_agg(d), '[]') FROM (` + describedColumns("x.oid", "0") + `) d))::text
-    FROM (SELECT DISTINCT schemaname, tablename FROM pg_publication_tables WHERE pubname IN (` + publications + `)) p
-    JOIN pg_namespace n ON n.nspname = p.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
-    CROSS JOIN LATERAL (SELECT c.oid) x -- the alias c means another one where columns are described
-    WHERE c.relkind = 'r'
-      AND (` + written("c") + ` OR ` + written("n") + `
-        OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND ` + written("a") + `)
-        OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND ` + written("i") + `))
-  LOOP
-    PERFORM pg_logical_emit_message(true, '` + ddlPrefix + `', convert_to(told, 'UTF8'));` + ddlEnd + `
-  END LOOP;
+DECLARE` + declare + `
+BEGIN` + do + `
 EXCEPTION WHEN OTHERS THEN
   RAISE WARNING 'backstory: the place of this change in the history will not be exact: %', SQLERRM;
 END
 `
 }
 
-// ddlDropped is the body of the function that tells of dropped tables.
-const ddlDropped = `
-DECLARE
-  gone json := (SELECT json_agg(objid::bigint) FROM pg_event_trigger_dropped_objects() WHERE object_type = 'table' AND NOT is_temporary);
-BEGIN
-  IF gone IS NOT NULL THEN
-    PERFORM pg_logical_emit_message(true, '` + ddlPrefix + `', convert_to(json_build_object('dropped', gone)::text, 'UTF8'));` + ddlEnd + `
+// ddlTell leaves a message: the members of a JSON object.
+func (c Config) ddlTell(members string) string {
+	return `
+    PERFORM pg_logical_emit_message(true, '` + ddlPrefix + `', convert_to(json_build_object('secret', (SELECT value FROM ` + c.ddlSecret() + `), ` + members + `)::text, 'UTF8'));` + ddlEnd
+}
+
+// ddlBody is the body of the function that tells of altered tables, on a server of a version.
+//
+// It tells of the published tables of whose description the catalogue has rows that this transaction has written since it was last called. Which rows a
+// transaction writes is told by their xmin, if that is in progress, and in which order by their cmin (PostgreSQL manual, System Columns). It locks no table.
+func (c Config) ddlBody(version int) string {
+	publications := eventlog.QuoteLiteral(c.Publication) + ", " + eventlog.QuoteLiteral(c.InsertPublication())
+	published := `SELECT r.prrelid FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname IN (` + publications + `)`
+	if version >= 150000 {
+		published += `
+      UNION SELECT m.oid FROM pg_publication p JOIN pg_publication_namespace r ON r.pnpubid = p.oid JOIN pg_class m ON m.relnamespace = r.pnnspid WHERE p.pubname IN (` + publications + `)`
+	}
+	written := func(alias string) string {
+		return strings.ReplaceAll(`CASE WHEN age(@.xmin) BETWEEN age(own) - 1000000000 AND age(own) AND @.cmin::text::bigint > seen
+          THEN pg_xact_status((top - top % 4294967296 + @.xmin::text::bigint + CASE WHEN @.xmin::text::bigint < top % 4294967296 THEN 4294967296 ELSE 0 END)::text::xid8) = 'in progress' ELSE false END`, "@", alias)
+	}
+	last := func(alias, from string) string {
+		return `SELECT ` + alias + `.cmin::text::bigint ` + from + written(alias)
+	}
+	return ddlFunction(`
+  own xid;
+  top bigint;
+  seen bigint := -1;
+  latest bigint;
+  told record;`, `
+  IF tg_tag ~ '^(CREATE|GRANT|REVOKE|COMMENT|SECURITY LABEL|REFRESH|IMPORT|REINDEX) ?' OR pg_current_xact_id_if_assigned() IS NULL THEN
+    RETURN;
   END IF;
-EXCEPTION WHEN OTHERS THEN
-  RAISE WARNING 'backstory: the place of this change in the history will not be exact: %', SQLERRM;
-END
-`
+  own := pg_current_xact_id_if_assigned()::xid;
+  top := pg_current_xact_id_if_assigned()::text::bigint;
+  IF split_part(current_setting('backstory.ddl_seen', true), ' ', 1) = top::text THEN
+    seen := split_part(current_setting('backstory.ddl_seen', true), ' ', 2)::bigint;
+  END IF;
+  latest := seen;
+  FOR told IN
+    SELECT c.oid, n.nspname, c.relname, c.relreplident, w.at
+    FROM (`+published+`) p(oid) JOIN pg_class c ON c.oid = p.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_class rc ON c.relispartition AND rc.oid = pg_partition_root(c.oid) LEFT JOIN pg_namespace rn ON rn.oid = rc.relnamespace
+    CROSS JOIN LATERAL (SELECT max(s.at) AS at FROM (
+      `+last("c", "WHERE ")+` UNION ALL `+last("n", "WHERE ")+` UNION ALL `+last("rc", "WHERE ")+` UNION ALL `+last("rn", "WHERE ")+`
+      UNION ALL `+last("a", "FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND ")+`
+      UNION ALL `+last("i", "FROM pg_index i WHERE i.indrelid = c.oid AND ")+`) s(at)) w
+    WHERE c.relkind = 'r' AND w.at IS NOT NULL
+  LOOP`+c.ddlTell(`'oid', told.oid::bigint, 'schema', told.nspname, 'name', told.relname, 'identity', told.relreplident::text, 'trigger', `+c.ddlVersion()+`,
+      'columns', (SELECT coalesce(json_agg(d), '[]') FROM (`+describedColumns("told.oid", "0")+`) d)`)+`
+    latest := greatest(latest, told.at);
+  END LOOP;
+  PERFORM set_config('backstory.ddl_seen', top || ' ' || latest, true);`)
+}
+
+// ddlDropped is the body of the function that tells of dropped tables.
+func (c Config) ddlDropped() string {
+	return ddlFunction(`
+  gone json;`, `
+  SELECT json_agg(objid::bigint) INTO gone FROM pg_event_trigger_dropped_objects() WHERE object_type = 'table' AND NOT is_temporary;
+  IF gone IS NOT NULL THEN`+c.ddlTell(`'dropped', gone`)+`
+  END IF;`)
+}
 
 // ddlRewritten is the body of the function that tells of a table that is rewritten: not where only its persistence or its access method changes
 // (PostgreSQL manual, Event Trigger Functions).
-const ddlRewritten = `
-BEGIN
-  IF pg_event_trigger_table_rewrite_reason() & 6 <> 0 THEN
-    PERFORM pg_logical_emit_message(true, '` + ddlPrefix + `', convert_to(json_build_object('rewritten', pg_event_trigger_table_rewrite_oid()::bigint)::text, 'UTF8'));` + ddlEnd + `
-  END IF;
-EXCEPTION WHEN OTHERS THEN
-  RAISE WARNING 'backstory: the place of this change in the history will not be exact: %', SQLERRM;
-END
-`
+func (c Config) ddlRewritten() string {
+	return ddlFunction("", `
+  IF pg_event_trigger_table_rewrite_reason() & 6 <> 0 THEN`+c.ddlTell(`'rewritten', pg_event_trigger_table_rewrite_oid()::bigint`)+`
+  END IF;`)
+}
 
-// printing are the settings that change how values and names are printed, as clauses of CREATE FUNCTION.
+// ddlPath is the functions' search_path. They run as a superuser: what is looked for without a schema must never be found in the caller's temporary one,
+// which is searched first where it is not named (PostgreSQL manual, CREATE FUNCTION, Writing SECURITY DEFINER Functions Safely).
+const ddlPath = "pg_catalog, pg_temp"
+
+// printing are the settings that change how values and names are printed, as clauses of CREATE FUNCTION, and their search_path.
 func printing() string {
 	var out []string
 	for _, name := range slices.Sorted(maps.Keys(eventlog.SessionSettings)) {
 		switch {
 		case strings.HasSuffix(name, "_timeout"), strings.HasPrefix(name, "default_"), name == "client_encoding":
-		case name == "search_path" || name == "DateStyle":
+		case name == "search_path":
+			out = append(out, "SET "+name+" = "+ddlPath)
+		case name == "DateStyle":
 			out = append(out, "SET "+name+" = "+eventlog.SessionSettings[name])
 		default:
 			out = append(out, "SET "+name+" = "+eventlog.QuoteLiteral(eventlog.SessionSettings[name]))
@@ -130,7 +168,11 @@ type eventTrigger struct {
 
 // readTriggers tells of all of ours, in their order.
 func (c Config) readTriggers(ctx context.Context, conn *pgx.Conn) ([]eventTrigger, error) {
-	rows, err := conn.Query(ctx, `SELECT n, coalesce(g.evtenabled::text, ''), coalesce(p.prosrc, '') FROM unnest($1::text[]) WITH ORDINALITY x(n, i)
+	var version int
+	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return nil, fmt.Errorf("ask the source for its version: %w", err)
+	}
+	rows, err := conn.Query(ctx, `SELECT n, coalesce(g.evtenabled::text, ''), CASE WHEN p.prosecdef AND 'search_path=`+ddlPath+`' = ANY (p.proconfig) THEN p.prosrc ELSE '' END FROM unnest($1::text[]) WITH ORDINALITY x(n, i)
 		LEFT JOIN pg_event_trigger g ON g.evtname = n LEFT JOIN pg_proc p ON p.oid = g.evtfoid ORDER BY i`, c.ddlTriggers())
 	if err != nil {
 		return nil, fmt.Errorf("look for the event triggers: %w", err)
@@ -141,7 +183,7 @@ func (c Config) readTriggers(ctx context.Context, conn *pgx.Conn) ([]eventTrigge
 	if err != nil {
 		return nil, fmt.Errorf("look for the event triggers: %w", err)
 	}
-	for i, body := range []string{c.ddlBody(), ddlDropped, ddlRewritten} {
+	for i, body := range []string{c.ddlBody(version), c.ddlDropped(), c.ddlRewritten()} {
 		list[i].current = list[i].Body == body
 	}
 	return list, nil
@@ -152,6 +194,16 @@ func (x *examination) eventTriggers(ctx context.Context) error {
 	triggers, err := x.readTriggers(ctx, x.conn)
 	if err != nil || !slices.ContainsFunc(triggers, func(t eventTrigger) bool { return t.Enabled != "" }) {
 		return err
+	}
+	var may bool
+	if err := x.conn.QueryRow(ctx, `SELECT coalesce(has_schema_privilege(to_regnamespace($1), 'USAGE') AND has_table_privilege(c.oid, 'SELECT'), false)
+		FROM (SELECT) x LEFT JOIN pg_class c ON c.relname = 'secret' AND c.relnamespace = to_regnamespace($1)`, eventlog.QuoteIdent(x.ddlName())).Scan(&may); err != nil {
+		return fmt.Errorf("look for the event triggers: %w", err)
+	}
+	if !may {
+		role := eventlog.QuoteIdent(x.sv.Role)
+		x.add(Finding{Check: "ddl-trigger", Severity: Warning, What: "role " + x.sv.Role + " may not read " + x.ddlName() + ".secret, which shows what the event triggers say to be theirs", Risk: "what they say counts for nothing",
+			SQL: "GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(x.ddlName()) + " TO " + role + "; GRANT SELECT ON " + x.ddlSecret() + " TO " + role + ";", Remedy: "then restart the sidecar"})
 	}
 	for _, t := range triggers {
 		f := Finding{Check: "ddl-trigger", Severity: Warning, Risk: "what ALTER TABLE and DROP TABLE do has its place in the history to some seconds only"}
@@ -186,23 +238,38 @@ func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 	if *c.DDLTrigger && !slices.ContainsFunc(triggers, func(t eventTrigger) bool { return !t.current || t.Enabled != "A" }) {
 		return nil
 	}
-	var drop []string
-	if slices.ContainsFunc(triggers, func(t eventTrigger) bool { return t.Enabled != "" }) {
-		for _, n := range c.ddlTriggers() {
-			drop = append(drop, "DROP EVENT TRIGGER IF EXISTS "+eventlog.QuoteIdent(n)+";")
-		}
-		drop = append(drop, "DROP FUNCTION IF EXISTS "+schema+".altered(), "+schema+".dropped(), "+schema+".rewritten();", "DROP SCHEMA IF EXISTS "+schema+";")
+	var schemaThere bool
+	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner WHERE n.nspname = $1 AND r.rolsuper)`, c.ddlName()).Scan(&schemaThere); err != nil {
+		return fmt.Errorf("look for the event triggers: %w", err)
 	}
-	p.DDL = drop
-	if *c.DDLTrigger {
-		function := func(name, body string) string {
-			return "CREATE FUNCTION " + schema + "." + name + "() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER " + printing() + " AS $backstory$" + body + "$backstory$;"
+	add := func(sql string) { p.DDL = append(p.DDL, sql) }
+	for _, t := range triggers {
+		if t.Enabled != "" {
+			add("DROP EVENT TRIGGER " + eventlog.QuoteIdent(t.Name) + ";")
 		}
-		p.DDL = append(p.DDL, "CREATE SCHEMA "+schema+";", function("altered", c.ddlBody()), function("dropped", ddlDropped), function("rewritten", ddlRewritten))
-		for i, on := range []string{"ddl_command_end EXECUTE FUNCTION " + schema + ".altered();", "sql_drop EXECUTE FUNCTION " + schema + ".dropped();", "table_rewrite EXECUTE FUNCTION " + schema + ".rewritten();"} {
-			name := eventlog.QuoteIdent(c.ddlTriggers()[i])
-			p.DDL = append(p.DDL, "CREATE EVENT TRIGGER "+name+" ON "+on, "ALTER EVENT TRIGGER "+name+" ENABLE ALWAYS;")
+	}
+	if schemaThere {
+		add("DROP FUNCTION IF EXISTS " + schema + ".altered(), " + schema + ".dropped(), " + schema + ".rewritten();")
+	}
+	if !*c.DDLTrigger {
+		if schemaThere {
+			add("DROP TABLE IF EXISTS " + c.ddlSecret() + ";")
+			add("DROP SCHEMA " + schema + ";")
 		}
+		p.SQL = append(p.SQL, p.DDL...)
+		return nil
+	}
+	if !schemaThere {
+		add("CREATE SCHEMA " + schema + ";")
+	}
+	role := eventlog.QuoteIdent(p.Role)
+	add("CREATE TABLE IF NOT EXISTS " + c.ddlSecret() + " AS SELECT gen_random_uuid()::text AS value;")
+	add("GRANT USAGE ON SCHEMA " + schema + " TO " + role + "; GRANT SELECT ON " + c.ddlSecret() + " TO " + role + ";")
+	for i, f := range []struct{ name, body, on string }{{"altered", c.ddlBody(p.Server.Version), "ddl_command_end"}, {"dropped", c.ddlDropped(), "sql_drop"}, {"rewritten", c.ddlRewritten(), "table_rewrite"}} {
+		name := eventlog.QuoteIdent(c.ddlTriggers()[i])
+		add("CREATE FUNCTION " + schema + "." + f.name + "() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER " + printing() + " AS $backstory$" + f.body + "$backstory$;")
+		add("CREATE EVENT TRIGGER " + name + " ON " + f.on + " EXECUTE FUNCTION " + schema + "." + f.name + "();")
+		add("ALTER EVENT TRIGGER " + name + " ENABLE ALWAYS;")
 	}
 	p.SQL = append(p.SQL, p.DDL...)
 	return nil
@@ -210,6 +277,7 @@ func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 
 // ddlMessage is what the event trigger has to say.
 type ddlMessage struct {
+	Secret   string            `json:"secret"`
 	OID      uint32            `json:"oid"`
 	Schema   string            `json:"schema"`
 	Name     string            `json:"name"`
@@ -221,14 +289,30 @@ type ddlMessage struct {
 	Rewritten uint32 `json:"rewritten"`
 }
 
-// defined takes a message of the event trigger. One of a table that is not captured means nothing, and neither does one that anybody else has
-// sent who does not know how.
+// secret reads what shows a message to be of the event triggers; empty: there are none, or the role may not know it.
+func (x *session) readSecret() (secret string, err error) {
+	err = x.sql.QueryRow(x.ctx, `SELECT value FROM `+x.cfg.ddlSecret()).Scan(&secret)
+	switch eventlog.SQLState(err) {
+	case "42P01", "3F000", "42501": // undefined_table, invalid_schema_name, insufficient_privilege
+		return "", nil
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look for the event triggers: %w", err)
+	}
+	return secret, nil
+}
+
+// defined takes a message of the event trigger. One of a table that is not captured means nothing, and neither does one that somebody else has
+// left.
 func (x *session) defined(content []byte) error {
 	if len(content) == 0 { // ddlEnd
 		return nil
 	}
 	var m ddlMessage
-	if err := json.Unmarshal(content, &m); err != nil {
+	if err := json.Unmarshal(content, &m); err != nil || x.secret == "" || m.Secret != x.secret {
 		x.batch.Ignored++
 		return nil
 	}
@@ -236,6 +320,8 @@ func (x *session) defined(content []byte) error {
 		if cap, ok := x.captured[oid]; ok {
 			gone := *cap.Relation
 			gone.Dropped = true
+			delete(x.relations, oid)
+			delete(x.definitions, oid)
 			x.batch.Add(eventlog.Item{Kind: eventlog.ItemDefinition, Relation: &gone})
 		}
 	}

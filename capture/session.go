@@ -34,6 +34,7 @@ type session struct {
 	again     again
 	// definitions are the last ones that the event trigger has told of each table.
 	definitions map[uint32]*ddlMessage
+	secret      string   // of the event triggers
 	rewritten   []uint32 // tables that the command rewrites whose definition comes next
 	batch       *eventlog.Batch
 	ctx         context.Context
@@ -135,6 +136,9 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 			return s.cfg.slotInUse(ctx, at)
 		}
 		return fmt.Errorf("start replication: %w", err)
+	}
+	if x.secret, err = x.readSecret(); err != nil {
+		return err
 	}
 	x.told, x.lastEnd = head.EndLSN, head.EndLSN
 	if x.alive = aliveEvery; x.server.SenderTimeout > 0 {

@@ -543,7 +543,7 @@ func (w *Writer) actual(r *Relation) *Relation {
 			if c.Num == 0 {
 				o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 })
 				if o >= 0 && !slices.ContainsFunc(out.Columns, func(c Column) bool { return c.Num == last.Columns[o].Num }) {
-					c.Num, changed = last.Columns[o].Num, true
+					c.Num, c.NotNull, changed = last.Columns[o].Num, last.Columns[o].NotNull, true
 				}
 			}
 			if o := last.column(c); o >= 0 && c.Num != 0 && c.Missing == "" && last.Columns[o].Missing != "" {

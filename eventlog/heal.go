@@ -65,6 +65,10 @@ func (w *Writer) define(ctx context.Context, it *Item) error {
 		return nil // nothing of it is in the log yet, or nothing new
 	}
 	was, r := before[0], *it.Relation
+	if r.Dropped { // as it was, under whatever name by then
+		r = *was
+		r.Dropped = true
+	}
 	r.Complete, r.Generation = was.Complete, was.Generation
 	r.Columns = slices.Clone(r.Columns)
 	whole := !it.Rewritten && sameKey(was, &r)
@@ -107,8 +111,8 @@ func (w *Writer) redefined(ctx context.Context, r *Relation) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	for o := range w.tables { // what the stream has described before is as this tells from now on
-		if o.OID == r.OID && o.String() != t.rel.String() {
+	for o, was := range w.tables { // what the stream has described before is as this tells from now on
+		if o.OID == r.OID && was != t {
 			delete(w.tables, o)
 		}
 	}

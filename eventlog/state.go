@@ -127,6 +127,9 @@ func (w *Writer) prefetch(ctx context.Context, b *Batch) error {
 		if it.Kind == ItemBegin {
 			at = it.CommitLSN
 		}
+		if it.Kind == ItemDefinition && at > w.commit {
+			break // as with a shape that changes
+		}
 		if it.Kind != ItemChange || at <= w.commit {
 			continue
 		}

@@ -233,3 +233,113 @@ func TestDDLTriggerOfOthers(t *testing.T) {
 	s.init()
 	owner.do(`ALTER TABLE public.things DROP v`)
 }
+
+// TestDDLTriggerIsNoWayIn: the functions of the event triggers run as a superuser, and what they look for is never found in the caller's temporary
+// schema; what others leave in the WAL under their prefix counts for nothing, and stops nothing.
+func TestDDLTriggerIsNoWayIn(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{tables: []string{"public.*"}})
+	yes := true
+	s.cfg.Capture.DDLTrigger = &yes
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text)`)
+	s.init()
+	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
+	s.once()
+	name := databaseOf(t, s.cfg.Capture.URL)
+	role := "mallory_" + name
+	db.do(`CREATE ROLE %s LOGIN; GRANT TEMPORARY ON DATABASE %s TO %[1]s; GRANT SELECT ON ALL TABLES IN SCHEMA pg_catalog TO %[1]s`, role, name)
+	m := open(t, withUser(t, s.cfg.Capture.URL, role))
+	m.do(`CREATE FUNCTION pg_temp.evil() RETURNS name LANGUAGE plpgsql AS $x$ BEGIN IF current_user <> session_user THEN EXECUTE 'ALTER ROLE %s SUPERUSER'; END IF; RETURN 'x'; END $x$`, role)
+	for _, view := range []string{"pg_publication_tables", "pg_publication", "pg_publication_rel", "pg_publication_namespace", "pg_class", "pg_namespace", "pg_attribute", "pg_index", "pg_event_trigger", "pg_attrdef", "pg_type"} {
+		m.do(`CREATE TEMP VIEW %s AS SELECT 1 AS oid, pg_temp.evil() AS pubname, pg_temp.evil() AS evtname`, view)
+	}
+	for _, typ := range []string{"xid", "xid8", "json", "bigint", "text"} {
+		m.do(`CREATE DOMAIN pg_temp."%s" AS pg_catalog.text CHECK (pg_temp.evil() = 'x')`, typ)
+	}
+	m.do(`CREATE TEMP TABLE z (a int); ALTER TABLE z ADD c int; DROP TABLE z`)
+	if got := db.one(`SELECT rolsuper FROM pg_roles WHERE rolname = '%s'`, role); got != "f" {
+		t.Fatal("a role that may make temporary tables has become a superuser")
+	}
+	if _, err := m.Exec(t.Context(), `SELECT value FROM backstory_ddl.secret`); eventlog.SQLState(err) != "42501" {
+		t.Errorf("the secret is read by anybody: %v", err)
+	}
+	oid := db.one(`SELECT 'public.things'::regclass::oid`)
+	const columns = `"columns":[{"name":"id","num":1,"type":23,"type_name":"integer","base":23,"key":1,"identity":true}]`
+	for _, msg := range []string{`{"dropped":[%s]}`, `{"secret":"","dropped":[%s]}`, `{"secret":"x","dropped":[%s]}`, `{"oid":%s,"schema":"public","name":"others","identity":"d",` + columns + `}`,
+		`{"oid":%s,"schema":"public","name":"th\u0000ings","identity":"d",` + columns + `}`, `{"rewritten":%s}`, `%s`, `{`} {
+		if strings.Contains(msg, "%s") {
+			msg = fmt.Sprintf(msg, oid)
+		}
+		m.do(`SELECT pg_catalog.pg_logical_emit_message(true, 'backstory.ddl', %s)`, eventlog.QuoteLiteral(msg))
+	}
+	db.do(`INSERT INTO public.things VALUES (2, 'b')`)
+	s.once()
+	if got := s.logSQL().one(`SELECT string_agg(type, ' ' ORDER BY position) FROM backstory.events`); got != "ThingCreated ThingCreated" {
+		t.Errorf("the log has %s", got)
+	}
+	// Nor do they count where there are no event triggers.
+	no := false
+	s.cfg.Capture.DDLTrigger = &no
+	s.init()
+	m.do(`SELECT pg_catalog.pg_logical_emit_message(true, 'backstory.ddl', '{"secret":"","dropped":[%s]}')`, oid)
+	db.do(`INSERT INTO public.things VALUES (3, 'c')`)
+	s.once()
+	s.says(0, "3 rows", "checkout", "--at", "HEAD", "--schema", "past", "things")
+}
+
+// TestDDLTriggerIsNoHindrance: a command that alters a table waits for no other table, and what it takes does not grow with what its transaction has done.
+func TestDDLTriggerIsNoHindrance(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{tables: []string{"public.*"}})
+	yes := true
+	s.cfg.Capture.DDLTrigger = &yes
+	db, other := s.sql(), s.sql()
+	const tables = 150
+	db.do(`DO $$ BEGIN FOR i IN 1..%d LOOP EXECUTE format('CREATE TABLE public.t%%s (id int PRIMARY KEY, a text, b int, g int GENERATED ALWAYS AS (b + 1) STORED)', i); END LOOP; END $$`, tables)
+	s.init()
+	other.do(`BEGIN; LOCK TABLE public.t1 IN ACCESS EXCLUSIVE MODE; ALTER TABLE public.t3 ADD x int`)
+	db.do(`SET lock_timeout = '10s'`)
+	db.do(`ALTER TABLE public.t2 ADD x int`)
+	db.do(`CREATE TEMP TABLE z (a int); ALTER TABLE z ADD b int; DROP TABLE z`)
+	other.do(`COMMIT`)
+	witness := s.cfg.Capture.Slot + "_w"
+	db.do(`SELECT pg_create_logical_replication_slot('%s', 'test_decoding')`, witness)
+	db.do(`DO $$ BEGIN FOR i IN 1..%d LOOP EXECUTE format('ALTER TABLE public.t%%s ADD y int', i); END LOOP; END $$`, tables)
+	if got := db.one(`SELECT count(*) FROM pg_logical_slot_get_changes('%s', NULL, NULL) WHERE data LIKE '%%prefix: backstory.ddl,%%"oid"%%'`, witness); got != fmt.Sprint(tables) {
+		t.Errorf("%d commands in one transaction have told of tables %s times", tables, got)
+	}
+	db.do(`SELECT pg_drop_replication_slot('%s')`, witness)
+	s.once()
+	if got := s.logSQL().one(`SELECT count(*) FROM backstory.captured WHERE columns::text LIKE '%%"y"%%'`); got != fmt.Sprint(tables) {
+		t.Errorf("%s of %d tables are recorded with the new column", got, tables)
+	}
+}
+
+// TestDDLTriggerNamesRows: from the very command on that attaches, detaches, renames or drops a table, its rows are those of the table that it is then.
+func TestDDLTriggerNamesRows(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{tables: []string{"public.*"}})
+	yes := true
+	s.cfg.Capture.DDLTrigger = &yes
+	db := s.sql()
+	db.do(`CREATE TABLE public.orders (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE public.orders_1 PARTITION OF public.orders FOR VALUES FROM (0) TO (100);
+		CREATE TABLE public.apart (id int PRIMARY KEY, v text); CREATE TABLE public.things (id int PRIMARY KEY, v text)`)
+	s.init()
+	db.do(`INSERT INTO public.orders VALUES (1, 'a'); INSERT INTO public.apart VALUES (101, 'b'); INSERT INTO public.things VALUES (1, 'c')`)
+	s.once()
+	db.do(`BEGIN; ALTER TABLE public.orders ATTACH PARTITION public.apart FOR VALUES FROM (100) TO (200); INSERT INTO public.orders VALUES (102, 'd'); COMMIT`)
+	db.do(`INSERT INTO public.orders VALUES (103, 'e')`)
+	db.do(`BEGIN; ALTER TABLE public.orders DETACH PARTITION public.apart; INSERT INTO public.apart VALUES (104, 'f'); COMMIT`)
+	db.do(`INSERT INTO public.apart VALUES (105, 'g')`)
+	db.do(`BEGIN; ALTER TABLE public.orders RENAME TO purchases; INSERT INTO public.purchases VALUES (2, 'h'); COMMIT`)
+	db.do(`ALTER TABLE public.things RENAME TO stuff; ALTER TABLE public.stuff ADD w int DEFAULT 7`)
+	db.do(`INSERT INTO public.stuff VALUES (2, 'i', 8); DROP TABLE public.stuff`)
+	s.once()
+	got := s.logSQL().one(`SELECT string_agg(type || CASE WHEN data->>'exactly' = 'true' THEN '!' ELSE coalesce(' ' || nullif(aggregate_id, ''), '') END, ', ' ORDER BY position) FROM backstory.events WHERE position > 3`)
+	want := "OrderAltered!, OrderCreated 102, OrderCreated 103, ApartAltered!, ApartCreated 104, ApartCreated 105, PurchaseAltered!, PurchaseCreated 2, StuffAltered!, StuffAltered!, StuffCreated 2, StuffDropped!"
+	if got != want {
+		t.Errorf("the log has %s\nwant %s", got, want)
+	}
+	s.says(1, "public.stuff has been dropped by then", "checkout", "--at", "HEAD", "--schema", "past", "stuff")
+}
