@@ -140,7 +140,10 @@ func (w *Writer) entity(t *table, row []Value, buf []byte) (id int64, text, keep
 		if n, ok := parseInt(row[t.rel.Key[0]].Text); ok {
 			return n, nil, buf
 		}
-		return 0, row[t.rel.Key[0]].Text, buf
+		if text = row[t.rel.Key[0]].Text; text == nil { // unknown, where another index tells rows apart: it is not 0
+			text = []byte{}
+		}
+		return 0, text, buf
 	case len(t.rel.Key) == 0:
 		buf = t.object(row, buf[:0])
 		buf = appendContentKey(buf[:0], buf)

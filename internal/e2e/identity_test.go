@@ -110,3 +110,20 @@ func TestReplicaIdentityFull(t *testing.T) {
 		})
 	}
 }
+
+// TestRowWithoutAName: a row that the log has never seen, and of which the stream tells another index alone, has no name; it is not that of
+// a row whose key is 0.
+func TestRowWithoutAName(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.cfg.NoBaseline = true
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, u int NOT NULL); CREATE UNIQUE INDEX things_u ON public.things (u); ALTER TABLE public.things REPLICA IDENTITY USING INDEX things_u; INSERT INTO public.things VALUES (5, 50)`)
+	s.init()
+	db.do(`INSERT INTO public.things VALUES (0, 10); DELETE FROM public.things WHERE u = 50`)
+	s.once()
+	if got := s.logSQL().one(`SELECT string_agg(type || ' "' || aggregate_id || '"', ', ' ORDER BY position) FROM backstory.events`); got != `ThingCreated "0", ThingDeleted ""` {
+		t.Errorf("the log has %s", got)
+	}
+	s.says(0, "10", "show", "things/0")
+}
