@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +17,9 @@ func TestWALGuard(t *testing.T) {
 	s := newSystem(t, where{own: true, apart: true, settings: map[string]string{"max_wal_size": "1GB"}})
 	db := s.sql()
 	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); CREATE TABLE public.noise (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text)`)
-	s.cfg.WALLimitBytes = 100 << 20
+	s.cfg.WALLimitBytes, s.cfg.WALAlarmBytes = 100<<20, 30<<20
+	var said lines
+	s.cfg.Logger = slog.New(slog.NewTextHandler(&said, nil))
 	s.init()
 	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
 	r := s.start()
@@ -35,6 +38,9 @@ func TestWALGuard(t *testing.T) {
 	time.Sleep(6 * time.Second)
 	if slots() != "1" {
 		t.Fatal("the slot was dropped below the limit")
+	}
+	if !strings.Contains(said.String(), "the source keeps much WAL for the replication slot") {
+		t.Errorf("nobody is alarmed:\n%s", said.tail(10))
 	}
 	fill(70)
 	eventually(t, time.Minute, "the slot is dropped", func() (bool, error) { return slots() == "0", nil })

@@ -31,12 +31,14 @@ func TestSettingsChangeNoValue(t *testing.T) {
 	db.do(`CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('so so'); CREATE TABLE public.odd (id int PRIMARY KEY, i interval, m money, b bytea, f float8, t timestamptz, d date, r regclass, q regtype, e app.mood, n numeric, v text)`)
 	for _, set := range []string{`search_path = app, public`, `quote_all_identifiers = on`, `IntervalStyle = 'iso_8601'`, `DateStyle = 'SQL, DMY'`, `TimeZone = 'Asia/Tokyo'`,
 		`extra_float_digits = -5`, `bytea_output = 'escape'`, `synchronous_commit = off`, `statement_timeout = '300ms'`, `lock_timeout = '300ms'`,
-		`idle_in_transaction_session_timeout = '300ms'`, `row_security = on`, `array_nulls = off`, `default_transaction_isolation = 'serializable'`, `client_encoding = 'LATIN1'`} {
+		`idle_in_transaction_session_timeout = '300ms'`, `idle_session_timeout = '300ms'`, `row_security = on`, `array_nulls = off`, `default_transaction_isolation = 'serializable'`, `client_encoding = 'LATIN1'`} {
 		db.do(`ALTER ROLE postgres SET %s`, set)
 		db.do(`ALTER DATABASE %s SET %s`, databaseOf(t, s.cfg.Capture.URL), set)
 	}
 	s.init()
 	r := s.start()
+	eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
+	time.Sleep(time.Second) // in which every session is idle
 	db.do(`INSERT INTO public.odd VALUES (1, '1 year 2 mons -3 days 04:05:06.7', 1234.5, '\x00ff', 0.1::float8 + 0.2::float8, '2026-11-26 01:02:03.04+09', '2026-11-05', 'pg_class', 'app.mood', 'so so', 1.10, 'ä €')`)
 	db.do(`UPDATE public.odd SET f = 1.0 / 3, i = i * 2, t = t + interval '1 us'`)
 	if err := r.end(); err != nil {
