@@ -52,6 +52,11 @@ func TestContext(t *testing.T) {
 	anybody.do(`SET default_transaction_read_only = on`)
 	anybody.do(`SELECT pg_logical_emit_message(false, 'backstory', '{"actor": "nobody"}')`)
 	anybody.do(`BEGIN; SELECT pg_logical_emit_message(true, 'backstory', '{"actor": "nobody"}'); COMMIT`)
+	for _, prefix := range []string{"backstory.chunk", "backstory.ddl"} { // the sidecar's own
+		for _, content := range []string{"", "x", "{", `{"dropped":[1]}`, "1/1/1"} {
+			anybody.do(`SELECT pg_logical_emit_message(true, '%s', '%s')`, prefix, content)
+		}
+	}
 	transaction("")
 	l := s.logSQL()
 	eventually(t, time.Minute, "all of it is in the log", func() (bool, error) {

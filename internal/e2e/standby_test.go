@@ -84,3 +84,24 @@ func TestSlotIsInvalidated(t *testing.T) {
 	s.gapFound("the slot is lost", "removed WAL")
 	s.healed("1 unseen")
 }
+
+// TestSlotIsIdleForTooLong: so does one of 18 that has a limit for how long nobody may use a slot.
+func TestSlotIsIdleForTooLong(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true, version: "18", settings: map[string]string{"idle_replication_slot_timeout": "1s"}})
+	db := s.sql()
+	db.do(simple)
+	s.init()
+	db.do(`INSERT INTO public.things VALUES (1, 'a')`)
+	s.once()
+	db.do(`UPDATE public.things SET v = 'unseen'`)
+	eventually(t, 2*time.Minute, "the slot is lost", func() (bool, error) {
+		time.Sleep(time.Second)
+		db.do(`CHECKPOINT`)
+		return db.one(`SELECT coalesce(max(invalidation_reason), '') FROM pg_replication_slots`) == "idle_timeout", nil
+	})
+	db.do(`ALTER SYSTEM SET idle_replication_slot_timeout = 0`)
+	db.do(`SELECT pg_reload_conf()`)
+	s.gapFound("the slot is lost", "idle_timeout")
+	s.healed("1 unseen")
+}

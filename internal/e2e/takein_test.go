@@ -15,6 +15,7 @@ func TestTablesMadeLater(t *testing.T) {
 	s := newSystem(t, where{})
 	db := s.sql()
 	db.do(simple)
+	db.do(`CREATE UNLOGGED TABLE public.made_logged (id int PRIMARY KEY, v text); INSERT INTO public.made_logged SELECT i, 'not in the WAL' FROM generate_series(1, 100) i`)
 	s.cfg.Capture.Tables, s.cfg.Capture.Exclude = []string{"public.*"}, []string{"public.not*"}
 	s.init()
 	s.cfg.Capture.Tables, s.cfg.Capture.Exclude = []string{"*.*"}, nil
@@ -22,31 +23,32 @@ func TestTablesMadeLater(t *testing.T) {
 	eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
 	writer := s.sql()
 	writer.do(`BEGIN; CREATE TABLE public.filled (id int PRIMARY KEY, v text); INSERT INTO public.filled SELECT i, 'a' FROM generate_series(1, 1000) i; COMMIT`)
+	writer.do(`DELETE FROM public.made_logged WHERE id = 1; ALTER TABLE public.made_logged SET LOGGED; UPDATE public.made_logged SET v = 'in it' WHERE id = 2`)
 	writer.do(`CREATE TABLE public.keyless (v text); CREATE TABLE public.notes (id int PRIMARY KEY); CREATE SCHEMA other; CREATE TABLE other.things (id int PRIMARY KEY);
 		CREATE TABLE public.parted (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE public.parted_1 PARTITION OF public.parted FOR VALUES FROM (0) TO (100);
 		INSERT INTO public.parted SELECT i FROM generate_series(1, 10) i`)
 	writer.do(`BEGIN; INSERT INTO public.filled VALUES (2000, 'open'); UPDATE public.filled SET v = 'open' WHERE id = 1`)
 	eventually(t, time.Minute, "they are captured", func() (bool, error) {
 		got := db.one(`SELECT string_agg(name, ' ' ORDER BY name) FROM backstory.captured`)
-		return got == "filled keyless parted_1 things", fmt.Errorf("captured: %s", got)
+		return got == "filled keyless made_logged parted_1 things", fmt.Errorf("captured: %s", got)
 	})
 	db.do(`UPDATE public.filled SET v = 'b' WHERE id = 2; INSERT INTO public.keyless VALUES ('a'); DELETE FROM public.parted WHERE id = 1`)
 	writer.do(`COMMIT`)
 	eventually(t, time.Minute, "their rows are in the log", func() (bool, error) {
 		got := db.one(`SELECT string_agg(name, ' ' ORDER BY name) FROM backstory.captured WHERE complete`)
-		return got == "filled parted_1 things", fmt.Errorf("complete: %s", got)
+		return got == "filled made_logged parted_1 things", fmt.Errorf("complete: %s", got)
 	})
 	if err := r.end(); err != nil {
 		t.Fatal(err)
 	}
 	s.once()
-	checkLog(t, s.openLog(), "public.filled", "public.parted_1", "public.keyless").sameTables(t, db, "n.nspname = 'public' AND c.relname IN ('filled', 'parted_1', 'things')")
+	checkLog(t, s.openLog(), "public.filled", "public.made_logged", "public.parted_1", "public.keyless").sameTables(t, db, "n.nspname = 'public' AND c.relname IN ('filled', 'made_logged', 'parted_1', 'things')")
 	// init says otherwise: what it leaves out stays out.
 	s.cfg.Capture.Tables, s.cfg.Capture.Exclude = []string{"public.*"}, []string{"public.not*", "public.filled"}
 	r = s.start()
 	s.init()
 	time.Sleep(7 * time.Second) // in which the sidecar looks
-	if got := db.one(`SELECT string_agg(name, ' ' ORDER BY name) FROM backstory.captured`); got != "keyless parted_1 things" {
+	if got := db.one(`SELECT string_agg(name, ' ' ORDER BY name) FROM backstory.captured`); got != "keyless made_logged parted_1 things" {
 		t.Errorf("captured: %s", got)
 	}
 	if err := r.end(); err != nil {
