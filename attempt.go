@@ -70,6 +70,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		return gapProblem(gap)
 	}
 	// Only now: the sidecar before may sleep with locks of the log in its hands, which it has lost now.
+	if s.lookedAt == nil {
+		s.lookedAt = &head.Position
+	}
 	if err := s.alter(ctx); err != nil {
 		return err
 	}

@@ -70,9 +70,10 @@ type Sidecar struct {
 	told   eventlog.Counts // the counts of context messages that were last complained of
 	toldAt time.Time
 
-	left         map[string]bool  // tables that the role may not publish, of which that was said; nil before the first look
-	generations  map[uint32]int64 // of what was to be done with altered tables when the attempt began; owned by capture, as the next
-	restartAt    time.Time        // before then an attempt is not ended for such a table
+	lookedAt     *eventlog.Position // where the log ended when it was last looked for new tables, or when the process began to capture
+	left         map[string]bool    // tables that the role may not publish, of which that was said; nil before the first look
+	generations  map[uint32]int64   // of what was to be done with altered tables when the attempt began; owned by capture, as the next
+	restartAt    time.Time          // before then an attempt is not ended for such a table
 	restartEvery time.Duration
 
 	dropped    atomic.Pointer[int64] // how much WAL the slot kept when the guard dropped it

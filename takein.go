@@ -76,11 +76,11 @@ func (s *Sidecar) alter(ctx context.Context) error {
 func (s *Sidecar) leaveOut(ctx context.Context, head *eventlog.Head, captured []eventlog.Captured, tried bool) error {
 	cfg := s.cfg.Capture
 	cfg.Tables, cfg.Exclude = head.Tables, head.Exclude
-	out, err := capture.LeftOut(ctx, cfg, captured)
+	out, seen, err := capture.LeftOut(ctx, cfg, captured)
 	if err != nil {
 		return err
 	}
-	return s.log.LeaveOut(ctx, out, head.Position, tried)
+	return s.log.LeaveOut(ctx, out, head, seen, tried)
 }
 
 // compare has the tables compared with the log of which only inserts are in the stream, if it is time for that. at is where the log ended before.
@@ -157,8 +157,9 @@ func (s *Sidecar) takeIn(ctx context.Context) {
 			cfg.Tables, cfg.Exclude = head.Tables, head.Exclude
 			taken, left, err = capture.TakeIn(ctx, cfg, captured, oidsOf(versions))
 			if len(taken) > 0 { // also where another one failed
-				err = errors.Join(err, s.log.AddCaptured(ctx, taken))
+				err = errors.Join(err, s.log.AddCaptured(ctx, taken), s.log.LeftOutUntilNow(ctx, taken, *s.lookedAt))
 			}
+			s.lookedAt = &head.Position
 			return errors.Join(err, s.leaveOut(ctx, head, append(captured, taken...), true))
 		})
 		for _, t := range taken {

@@ -94,24 +94,25 @@ func (c Config) takeIn(ctx context.Context, conn *pgx.Conn, sv *Server, t *Table
 	return eventlog.Captured{Relation: t.Relation, SinceLSN: sv.FlushLSN, Published: published.of(c, t.OID, t.InsertOnly), Catalogue: t.catalogue}, nil
 }
 
-// LeftOut finds the partitions that are not captured, of partitioned tables of which others are.
-func LeftOut(ctx context.Context, c Config, captured []eventlog.Captured) ([]eventlog.LeftOut, error) {
+// LeftOut finds the partitions that are not captured, of partitioned tables of which others are. seen is where the source stood; 0: nobody looked, as
+// no partition is captured.
+func LeftOut(ctx context.Context, c Config, captured []eventlog.Captured) (list []eventlog.LeftOut, seen eventlog.LSN, err error) {
 	if !slices.ContainsFunc(captured, func(t eventlog.Captured) bool { return t.RootName != "" && !t.Dropped }) {
-		return nil, nil // as mostly
+		return nil, 0, nil // as mostly
 	}
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	rows, err := conn.Query(ctx, `SELECT c.oid::bigint, n.nspname, c.relname, `+root+`, c.relkind::text, c.relpersistence::text
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relispartition AND c.relkind IN ('r', 'f') AND NOT c.oid = ANY ($1::bigint[]::oid[])
 		AND pg_partition_root(c.oid) IN (SELECT pg_partition_root(p.oid) FROM pg_class p WHERE p.oid = ANY ($1::bigint[]::oid[]) AND p.relispartition) ORDER BY 2, 3`, bigints(oidsOf(captured)))
 	if err != nil {
-		return nil, fmt.Errorf("look for partitions that are not captured: %w", err)
+		return nil, 0, fmt.Errorf("look for partitions that are not captured: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p eventlog.LeftOut, err error) {
+	list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (p eventlog.LeftOut, err error) {
 		var oid int64
 		var kind, persistence string
 		err = row.Scan(&oid, &p.Schema, &p.Name, &p.RootSchema, &p.RootName, &kind, &persistence)
@@ -129,7 +130,8 @@ func LeftOut(ctx context.Context, c Config, captured []eventlog.Captured) ([]eve
 		return p, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("look for partitions that are not captured: %w", err)
+		return nil, 0, fmt.Errorf("look for partitions that are not captured: %w", err)
 	}
-	return list, nil
+	seen, err = currentLSN(ctx, conn)
+	return list, seen, err
 }

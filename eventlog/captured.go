@@ -64,25 +64,32 @@ type LeftOut struct {
 	Possible             bool   // it could be captured
 }
 
-// LeaveOut records which partitions are not captured, from a position on: that which the log had before they were looked for. Those that could be
-// count only where that has been tried.
-func (l *Log) LeaveOut(ctx context.Context, list []LeftOut, at Position, tried bool) error {
+// LeaveOut records which partitions are not captured, as of a look at the source, which stood at seen: from the position on that the log of head had
+// before. Those that could be count only where that has been tried. What is so no longer is over when the log has come to where that was seen.
+func (l *Log) LeaveOut(ctx context.Context, list []LeftOut, head *Head, seen LSN, tried bool) error {
 	oids, roots := []int64{}, []string{}
 	for _, p := range list {
 		oids, roots = append(oids, int64(p.OID)), append(roots, p.RootSchema+"."+p.RootName)
 	}
+	const listed = `EXISTS (SELECT FROM unnest($1::bigint[], $2::text[]) x(oid, root) WHERE x.oid = left_out.oid::bigint AND x.root = root_schema || '.' || root_name)`
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `UPDATE backstory.left_out SET until_position = $3 WHERE until_position IS NULL
-			AND NOT EXISTS (SELECT FROM unnest($1::bigint[], $2::text[]) x(oid, root) WHERE x.oid = left_out.oid::bigint AND x.root = root_schema || '.' || root_name)`, oids, roots, at); err != nil {
-			return err
+		for _, q := range []struct {
+			sql  string
+			more []any
+		}{
+			{`UPDATE backstory.left_out SET gone_lsn = NULL WHERE until_position IS NULL AND gone_lsn IS NOT NULL AND ` + listed, nil},
+			{`UPDATE backstory.left_out SET gone_lsn = $3 WHERE until_position IS NULL AND gone_lsn IS NULL AND NOT ` + listed, []any{seen.String()}},
+			{`UPDATE backstory.left_out SET until_position = $3 WHERE until_position IS NULL AND gone_lsn <= $4 AND NOT ` + listed, []any{head.Position, head.EndLSN.String()}},
+		} {
+			if _, err := tx.Exec(ctx, q.sql, append([]any{oids, roots}, q.more...)...); err != nil {
+				return err
+			}
 		}
 		for _, p := range list {
 			if p.Possible && !tried {
 				continue
 			}
-			if _, err := tx.Exec(ctx, `INSERT INTO backstory.left_out (oid, schema, name, root_schema, root_name, why, since_position) SELECT $1::bigint::oid, $2, $3, $4, $5, $6, $7
-				WHERE NOT EXISTS (SELECT FROM backstory.left_out WHERE oid = $1::bigint::oid AND until_position IS NULL) ON CONFLICT (oid, since_position) DO UPDATE SET until_position = NULL, why = $6, root_schema = $4, root_name = $5`,
-				int64(p.OID), p.Schema, p.Name, p.RootSchema, p.RootName, p.Why, at); err != nil {
+			if err := putLeftOut(ctx, tx, p, head.Position, nil); err != nil {
 				return err
 			}
 		}
@@ -92,6 +99,34 @@ func (l *Log) LeaveOut(ctx context.Context, list []LeftOut, at Position, tried b
 		return Remedy(fmt.Errorf("record which partitions are not captured: %w", err))
 	}
 	return nil
+}
+
+// LeftOutUntilNow records that partitions had rows when they were taken in: from a position on, at which they were not there yet, the log does not have
+// all rows of their partitioned tables.
+func (l *Log) LeftOutUntilNow(ctx context.Context, taken []Captured, since Position) error {
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		for _, t := range taken {
+			if t.RootName == "" || t.Complete {
+				continue
+			}
+			gone := t.SinceLSN.String()
+			if err := putLeftOut(ctx, tx, LeftOut{OID: t.OID, Schema: t.Schema, Name: t.Name, RootSchema: t.RootSchema, RootName: t.RootName, Why: "it had not been taken in"}, since, &gone); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Remedy(fmt.Errorf("record which partitions were not captured: %w", err))
+	}
+	return nil
+}
+
+func putLeftOut(ctx context.Context, tx pgx.Tx, p LeftOut, since Position, gone *string) error {
+	_, err := tx.Exec(ctx, `INSERT INTO backstory.left_out (oid, schema, name, root_schema, root_name, why, since_position, gone_lsn) SELECT $1::bigint::oid, $2, $3, $4, $5, $6, $7, $8
+		WHERE NOT EXISTS (SELECT FROM backstory.left_out WHERE oid = $1::bigint::oid AND until_position IS NULL) ON CONFLICT (oid, since_position) DO UPDATE SET until_position = NULL, gone_lsn = $8, why = $6, root_schema = $4, root_name = $5`,
+		int64(p.OID), p.Schema, p.Name, p.RootSchema, p.RootName, p.Why, since, gone)
+	return err
 }
 
 // LeftOut gives the partitions that were not captured at a position, by name.

@@ -152,8 +152,9 @@ CREATE TABLE backstory.left_out (
   root_schema    text NOT NULL,
   root_name      text NOT NULL,
   why            text NOT NULL,
-  since_position bigint NOT NULL,  -- where the log ended when that was seen
-  until_position bigint,           -- where it ended when it was so no longer
+  since_position bigint NOT NULL,  -- where the log ended when that was seen, or not so before
+  gone_lsn       pg_lsn,           -- where the source stood when it was so no longer
+  until_position bigint,           -- where the log ended when it had come to that
   PRIMARY KEY (oid, since_position)
 );
 

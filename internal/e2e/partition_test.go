@@ -272,11 +272,51 @@ func TestPartitionsLeftOut(t *testing.T) {
 	// Detached, it is no part of the table from then on; the past stays as it was.
 	db.do(`INSERT INTO public.orders VALUES (101, 'b'); ALTER TABLE public.orders DETACH PARTITION public.orders_2; INSERT INTO public.orders VALUES (102, 'c')`)
 	s.once()
+	s.once() // which sees that the log has come to where that was seen
 	s.says(0, "3 rows", "checkout", "--at", "HEAD", "--schema", "d", "orders")
 	s.says(1, says, "checkout", "--at", at, "--schema", "e", "orders")
 	db.do(`CREATE UNLOGGED TABLE public.orders_3 PARTITION OF public.orders FOR VALUES FROM (300) TO (400)`)
 	s.once()
 	s.says(1, "its partition public.orders_3 is not captured: it is unlogged", "checkout", "--at", "HEAD", "--schema", "f", "orders")
+}
+
+// TestPartitionTakenInWithRows: a partition that is made, and filled at once, is not captured for some seconds: the partitioned table is not whole at the
+// positions of before that it may have been there at. Nor is one whole before the log has come to where an unlogged partition was made logged.
+func TestPartitionTakenInWithRows(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.orders (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE public.orders_1 PARTITION OF public.orders FOR VALUES FROM (0) TO (100);
+		CREATE UNLOGGED TABLE public.orders_2 PARTITION OF public.orders FOR VALUES FROM (100) TO (200)`)
+	s.init()
+	db.do(`INSERT INTO public.orders VALUES (1, 'a')`)
+	s.once() // which sees that orders_2 is unlogged
+	db.do(`INSERT INTO public.orders VALUES (2, 'b'), (101, 'in no WAL'); ALTER TABLE public.orders_2 SET LOGGED`)
+	s.init()
+	r := s.start()
+	whole := func(what string) {
+		t.Helper()
+		eventually(t, time.Minute, what, func() (bool, error) {
+			db.do(`INSERT INTO public.orders VALUES ((SELECT max(id) + 1 FROM public.orders WHERE id < 100), 'more')`)
+			time.Sleep(500 * time.Millisecond)
+			p := s.command(false, "checkout", "--at", "HEAD", "--schema", "now", "--replace", "orders")
+			return p.wait(time.Minute) == 0, fmt.Errorf("%s", p.out)
+		})
+	}
+	whole("the table is whole again")
+	const refused = "is not captured"
+	s.says(1, refused, "checkout", "--at", "2", "--schema", "a", "orders")
+	before := db.one(`SELECT position FROM backstory.head`)
+	db.do(`BEGIN; CREATE TABLE public.orders_3 PARTITION OF public.orders FOR VALUES FROM (200) TO (300); INSERT INTO public.orders VALUES (99, 'x'), (201, 'y'); COMMIT`)
+	eventually(t, time.Minute, "its row is in the log", func() (bool, error) { return db.one(`SELECT position FROM backstory.head`) > before, nil })
+	at := db.one(`SELECT position FROM backstory.events WHERE aggregate_id = '99'`)
+	eventually(t, time.Minute, "it is captured", func() (bool, error) { return db.one(`SELECT count(*) FROM backstory.captured WHERE name = 'orders_3'`) == "1", nil })
+	db.do(`DELETE FROM public.orders WHERE id = 99`)
+	whole("the table with the new partition is whole")
+	s.says(1, refused, "checkout", "--at", at, "--schema", "b", "orders")
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestHistoryOfARowAcrossNames: log and show follow a row through the names that its table had, as far as it is that table's.
