@@ -272,8 +272,12 @@ func TestPartitionsLeftOut(t *testing.T) {
 	// Detached, it is no part of the table from then on; the past stays as it was.
 	db.do(`INSERT INTO public.orders VALUES (101, 'b'); ALTER TABLE public.orders DETACH PARTITION public.orders_2; INSERT INTO public.orders VALUES (102, 'c')`)
 	s.once()
-	s.once() // which sees that the log has come to where that was seen
-	s.says(0, "3 rows", "checkout", "--at", "HEAD", "--schema", "d", "orders")
+	eventually(t, time.Minute, "the log has come to where that was seen", func() (bool, error) {
+		db.do(`UPDATE public.orders SET v = v || '.' WHERE id = 1`)
+		s.once()
+		p := s.command(false, "checkout", "--at", "HEAD", "--schema", "d", "--replace", "orders")
+		return p.wait(time.Minute) == 0 && strings.Contains(p.out.String(), "3 rows"), fmt.Errorf("%s", p.out)
+	})
 	s.says(1, says, "checkout", "--at", at, "--schema", "e", "orders")
 	db.do(`CREATE UNLOGGED TABLE public.orders_3 PARTITION OF public.orders FOR VALUES FROM (300) TO (400)`)
 	s.once()
@@ -310,7 +314,9 @@ func TestPartitionTakenInWithRows(t *testing.T) {
 	db.do(`BEGIN; CREATE TABLE public.orders_3 PARTITION OF public.orders FOR VALUES FROM (200) TO (300); INSERT INTO public.orders VALUES (99, 'x'), (201, 'y'); COMMIT`)
 	eventually(t, time.Minute, "its row is in the log", func() (bool, error) { return db.one(`SELECT position FROM backstory.head`) > before, nil })
 	at := db.one(`SELECT position FROM backstory.events WHERE aggregate_id = '99'`)
-	eventually(t, time.Minute, "it is captured", func() (bool, error) { return db.one(`SELECT count(*) FROM backstory.captured WHERE name = 'orders_3'`) == "1", nil })
+	eventually(t, time.Minute, "it is captured", func() (bool, error) {
+		return db.one(`SELECT count(*) FROM backstory.captured WHERE name = 'orders_3'`) == "1", nil
+	})
 	db.do(`DELETE FROM public.orders WHERE id = 99`)
 	whole("the table with the new partition is whole")
 	s.says(1, refused, "checkout", "--at", at, "--schema", "b", "orders")
