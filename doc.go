@@ -10,6 +10,9 @@
 //	capture (Run's own)   appends batches; owns the writer                     ends with ctx, after draining
 //	stream                receives from the source (capture.Stream.Run)        ends with ctx, or when an attempt fails
 //	watch                 asks the source for the end of its WAL               ends with its session
+//	import                reads existing rows, a few tables at a time          ends with the stream
+//	takeIn                looks for tables that were altered or made           ends with the stream
+//	guard                 looks how much WAL the source keeps for the slot     ends with ctx
 //	dispatcher            one goroutine per reactor and one that follows the head   ends after capture
 //
 // An attempt is one writer and one stream. When the log's database fails, the attempt ends and a new one begins from what

@@ -129,5 +129,9 @@
 //   - Old tuples of kind K have NULL in every column that is not part of the identity: that is not a NULL of the row.
 //   - Only messages that are transactional and have the prefix backstory or _bemi are context; anybody who can log in may
 //     emit others.
+//   - regclass, regtype and the like are in the log by the names that they printed as at the time, as the source sends them: its OIDs are in no
+//     message. Renamed or dropped since, a name may mean nothing to the source of now; a checkout then keeps it as text.
+//   - A transactional message has its end for its place in the WAL, which is where the next record begins: a row change right after it, of the
+//     transaction around its subtransaction, is sent before it.
 //   - Slot names are not quoted by replication commands, so they are held to [a-z0-9_].
 package capture

@@ -9,6 +9,10 @@
 //     slots and publications that are lost. After each gap the log has to be equal to the source again.
 //   - memory_test.go: transactions and rows far larger than the memory that is allowed.
 //   - confirm_test.go: what the source is told: all that the log has, whatever Kafka does, and when the sidecar ends.
+//   - baseline_test.go, keyless_test.go, heal_test.go, takein_test.go: rows that were there before, and comparisons after a gap.
+//   - schema_test.go, ddl_test.go, partition_test.go, kinds_test.go: tables that are altered, attached, dropped; event triggers.
+//   - failover_test.go, decoding_test.go, upgrade_test.go, standby_test.go, guard_test.go: the life of the slot, on several servers.
+//   - doctor_test.go: what doctor finds is really so, and its SQL mends it.
 //   - start_test.go, slot_test.go, idle_test.go, context_test.go, writer_test.go, tamper_test.go, settings_test.go: what
 //     Postgres really does, one fact at a time.
 //
