@@ -163,3 +163,19 @@ func TestMomentBeforeTheFirstEvent(t *testing.T) {
 	s.says(0, "ThingCreated", "log", "--since", began)
 	s.says(1, "lies before the history begins", "checkout", "--at", "1 hour ago", "--schema", "never")
 }
+
+// TestNamesThatMeanNothingNow: regclass and its like are in the log by name; a checkout does not fail on one that is gone.
+func TestNamesThatMeanNothingNow(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, r regclass, f regprocedure, y regtype); CREATE TABLE public.gone (id int PRIMARY KEY); CREATE FUNCTION public.gone(int) RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE TYPE public.goner AS ENUM ('a')`)
+	s.init()
+	db.do(`INSERT INTO public.things VALUES (1, 'public.gone', 'public.gone(int)', 'public.goner')`)
+	s.once()
+	db.do(`DROP TABLE public.gone; DROP FUNCTION public.gone; DROP TYPE public.goner`)
+	s.says(0, "", "checkout", "--at", "1", "--schema", "past", "things")
+	if got := db.one(`SELECT r || ' ' || f || ' ' || y FROM past.things`); got != "public.gone public.gone(integer) public.goner" {
+		t.Errorf("the checkout has %s", got)
+	}
+}
