@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -39,9 +40,9 @@ func TestWALGuard(t *testing.T) {
 	if slots() != "1" {
 		t.Fatal("the slot was dropped below the limit")
 	}
-	if !strings.Contains(said.String(), "the source keeps much WAL for the replication slot") {
-		t.Errorf("nobody is alarmed:\n%s", said.tail(10))
-	}
+	eventually(t, time.Minute, "somebody is alarmed", func() (bool, error) {
+		return strings.Contains(said.String(), "the source keeps much WAL for the replication slot"), fmt.Errorf("%s", said.tail(10))
+	})
 	fill(70)
 	eventually(t, time.Minute, "the slot is dropped", func() (bool, error) { return slots() == "0", nil })
 	db.do(`UPDATE public.things SET v = 'unseen'`)
