@@ -376,7 +376,8 @@ func (n *nemesis) validate() {
 	if gaps != len(n.gaps) {
 		t.Errorf("the log has %d gaps, there were %+v", gaps, n.gaps)
 	}
-	if len(ledger) < 100 || compared < 2 {
+	// The last moment always is one of them. Of a short time that is full of gaps there may be no other.
+	if len(ledger) < 30 || compared < 1 {
 		t.Errorf("%d units, %d moments", len(ledger), compared)
 	}
 	for name := range columnsOf(db, everything) {
