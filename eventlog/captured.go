@@ -3,6 +3,7 @@ package eventlog
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -67,6 +68,12 @@ type LeftOut struct {
 // LeaveOut records which partitions are not captured, as of a look at the source, which stood at seen: from the position on that the log of head had
 // before. Those that could be count only where that has been tried. What is so no longer is over when the log has come to where that was seen.
 func (l *Log) LeaveOut(ctx context.Context, list []LeftOut, head *Head, seen LSN, tried bool) error {
+	if len(list) == 0 { // as mostly: then nothing is written, unless something was
+		var open bool
+		if err := l.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM backstory.left_out WHERE until_position IS NULL)`).Scan(&open); err != nil || !open {
+			return Remedy(err)
+		}
+	}
 	oids, roots := []int64{}, []string{}
 	for _, p := range list {
 		oids, roots = append(oids, int64(p.OID)), append(roots, p.RootSchema+"."+p.RootName)
@@ -95,6 +102,9 @@ func (l *Log) LeaveOut(ctx context.Context, list []LeftOut, head *Head, seen LSN
 		}
 		return nil
 	})
+	if SQLState(err) == "25006" { // read_only_sql_transaction: sessions of now may be so no longer
+		l.pool.Reset()
+	}
 	if err != nil {
 		return Remedy(fmt.Errorf("record which partitions are not captured: %w", err))
 	}
@@ -104,6 +114,9 @@ func (l *Log) LeaveOut(ctx context.Context, list []LeftOut, head *Head, seen LSN
 // LeftOutUntilNow records that partitions had rows when they were taken in: from a position on, at which they were not there yet, the log does not have
 // all rows of their partitioned tables.
 func (l *Log) LeftOutUntilNow(ctx context.Context, taken []Captured, since Position) error {
+	if !slices.ContainsFunc(taken, func(t Captured) bool { return t.RootName != "" && !t.Complete }) {
+		return nil
+	}
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		for _, t := range taken {
 			if t.RootName == "" || t.Complete {

@@ -27,7 +27,7 @@ import (
 // quick are the settings of servers under test. Nothing here weakens what a server promises when its processes are killed:
 // fsync matters only when the machine fails.
 func quick(more map[string]string) pgserver.Config {
-	s := map[string]string{"fsync": "off", "max_prepared_transactions": "20", "deadlock_timeout": "50ms", "max_connections": "60", "shared_buffers": "64MB"}
+	s := map[string]string{"fsync": "off", "max_prepared_transactions": "20", "deadlock_timeout": "50ms", "max_connections": "120", "shared_buffers": "64MB"}
 	for k, v := range more {
 		s[k] = v
 	}
