@@ -312,7 +312,9 @@ func TestPartitionTakenInWithRows(t *testing.T) {
 	s.says(1, refused, "checkout", "--at", "2", "--schema", "a", "orders")
 	before := db.one(`SELECT position FROM backstory.head`)
 	db.do(`BEGIN; CREATE TABLE public.orders_3 PARTITION OF public.orders FOR VALUES FROM (200) TO (300); INSERT INTO public.orders VALUES (99, 'x'), (201, 'y'); COMMIT`)
-	eventually(t, time.Minute, "its row is in the log", func() (bool, error) { return atoi(t, db.one(`SELECT position FROM backstory.head`)) > atoi(t, before), nil })
+	eventually(t, time.Minute, "its row is in the log", func() (bool, error) {
+		return atoi(t, db.one(`SELECT position FROM backstory.head`)) > atoi(t, before), nil
+	})
 	at := db.one(`SELECT position FROM backstory.events WHERE aggregate_id = '99'`)
 	eventually(t, time.Minute, "it is captured", func() (bool, error) {
 		return db.one(`SELECT count(*) FROM backstory.captured WHERE name = 'orders_3'`) == "1", nil
