@@ -17,7 +17,7 @@ import (
 // The event trigger, which init makes if it is asked to. The stream does not tell of ALTER TABLE, only of the shape of the next row change,
 // and looking at the catalogue shows what has happened some seconds later. An event trigger is called at the end of each command that
 // defines something (PostgreSQL manual, Event Triggers): ours leaves in the WAL, as a message of the very transaction, how the published tables
-// are that the transaction has altered so far, or which ones were dropped. So each shape holds from an exact place on, between the row
+// are that the command has altered, or which ones were dropped. So each shape holds from an exact place on, between the row
 // changes of the same transaction too, and a stream that is hours behind the catalogue describes its rows by what was true then.
 //
 // It cannot make a command of the application fail: whatever goes wrong in it becomes a warning. It runs with the rights of who made it, and does
@@ -162,36 +162,32 @@ func printing() string {
 type eventTrigger struct {
 	Name    string
 	Enabled string // pg_event_trigger.evtenabled; empty: there is none
-	Body    string
+	body    string
 	current bool // it is as we would make it
 }
 
-// readTriggers tells of all of ours, in their order.
-func (c Config) readTriggers(ctx context.Context, conn *pgx.Conn) ([]eventTrigger, error) {
-	var version int
-	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
-		return nil, fmt.Errorf("ask the source for its version: %w", err)
-	}
+// readTriggers tells of all of ours, in their order, on a server of a version.
+func (c Config) readTriggers(ctx context.Context, conn *pgx.Conn, version int) ([]eventTrigger, error) {
 	rows, err := conn.Query(ctx, `SELECT n, coalesce(g.evtenabled::text, ''), CASE WHEN p.prosecdef AND 'search_path=`+ddlPath+`' = ANY (p.proconfig) THEN p.prosrc ELSE '' END FROM unnest($1::text[]) WITH ORDINALITY x(n, i)
 		LEFT JOIN pg_event_trigger g ON g.evtname = n LEFT JOIN pg_proc p ON p.oid = g.evtfoid ORDER BY i`, c.ddlTriggers())
 	if err != nil {
 		return nil, fmt.Errorf("look for the event triggers: %w", err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t eventTrigger, err error) {
-		return t, row.Scan(&t.Name, &t.Enabled, &t.Body)
+		return t, row.Scan(&t.Name, &t.Enabled, &t.body)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look for the event triggers: %w", err)
 	}
 	for i, body := range []string{c.ddlBody(version), c.ddlDropped(), c.ddlRewritten()} {
-		list[i].current = list[i].Body == body
+		list[i].current = list[i].body == body
 	}
 	return list, nil
 }
 
 // eventTriggers finds those that do not work, where somebody has made them.
 func (x *examination) eventTriggers(ctx context.Context) error {
-	triggers, err := x.readTriggers(ctx, x.conn)
+	triggers, err := x.readTriggers(ctx, x.conn, x.sv.Version)
 	if err != nil || !slices.ContainsFunc(triggers, func(t eventTrigger) bool { return t.Enabled != "" }) {
 		return err
 	}
@@ -222,13 +218,13 @@ func (x *examination) eventTriggers(ctx context.Context) error {
 	return nil
 }
 
-// ddlSQL works out which statements make the event trigger, or remove it (Config.DDLTrigger).
+// ddlSQL works out which statements make the event triggers, or remove them (Config.DDLTrigger): p.DDL.
 func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 	if c.DDLTrigger == nil {
 		return nil
 	}
 	schema := eventlog.QuoteIdent(c.ddlName())
-	triggers, err := c.readTriggers(ctx, conn)
+	triggers, err := c.readTriggers(ctx, conn, p.Server.Version)
 	if err != nil {
 		return err
 	}
@@ -256,7 +252,6 @@ func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 			add("DROP TABLE IF EXISTS " + c.ddlSecret() + ";")
 			add("DROP SCHEMA " + schema + ";")
 		}
-		p.SQL = append(p.SQL, p.DDL...)
 		return nil
 	}
 	if !schemaThere {
@@ -271,7 +266,6 @@ func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 		add("CREATE EVENT TRIGGER " + name + " ON " + f.on + " EXECUTE FUNCTION " + schema + "." + f.name + "();")
 		add("ALTER EVENT TRIGGER " + name + " ENABLE ALWAYS;")
 	}
-	p.SQL = append(p.SQL, p.DDL...)
 	return nil
 }
 
@@ -289,7 +283,7 @@ type ddlMessage struct {
 	Rewritten uint32 `json:"rewritten"`
 }
 
-// secret reads what shows a message to be of the event triggers; empty: there are none, or the role may not know it.
+// readSecret reads what shows a message to be of the event triggers; empty: there are none, or the role may not know it.
 func (x *session) readSecret() (secret string, err error) {
 	err = x.sql.QueryRow(x.ctx, `SELECT value FROM `+x.cfg.ddlSecret()).Scan(&secret)
 	switch eventlog.SQLState(err) {
@@ -307,14 +301,14 @@ func (x *session) readSecret() (secret string, err error) {
 
 // defined takes a message of the event trigger. One of a table that is not captured means nothing, and neither does one that somebody else has
 // left.
-func (x *session) defined(content []byte) error {
+func (x *session) defined(content []byte) {
 	if len(content) == 0 { // ddlEnd
-		return nil
+		return
 	}
 	var m ddlMessage
 	if err := json.Unmarshal(content, &m); err != nil || x.secret == "" || m.Secret != x.secret {
 		x.batch.Ignored++
-		return nil
+		return
 	}
 	for _, oid := range m.Dropped {
 		if cap, ok := x.captured[oid]; ok {
@@ -330,7 +324,7 @@ func (x *session) defined(content []byte) error {
 	}
 	cap, ok := x.captured[m.OID]
 	if !ok || len(m.Identity) != 1 {
-		return nil
+		return
 	}
 	r := &eventlog.Relation{OID: m.OID, Schema: m.Schema, Name: m.Name, ReplicaIdentity: m.Identity[0], InsertOnly: cap.InsertOnly, Told: true}
 	fillIn(r, m.Columns, nil)
@@ -346,7 +340,6 @@ func (x *session) defined(content []byte) error {
 	}) && old.ReplicaIdentity == r.ReplicaIdentity {
 		x.relations[m.OID] = r
 	}
-	return nil
 }
 
 // toldBy gives what the event trigger has said of a table, if the stream's description of it is of that shape, and nobody can have altered

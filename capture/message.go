@@ -161,7 +161,8 @@ func (x *session) message(b []byte) error {
 			return nil
 		}
 		if prefix == ddlPrefix && flags&1 != 0 && x.inTx {
-			return x.defined(content)
+			x.defined(content)
+			return nil
 		}
 		if prefix != "backstory" && prefix != "_bemi" {
 			return nil

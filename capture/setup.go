@@ -101,7 +101,9 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	if err := c.publicationSQL(ctx, conn, p); err != nil {
 		return nil, err
 	}
-	return p, c.ddlSQL(ctx, conn, p)
+	err = c.ddlSQL(ctx, conn, p)
+	p.SQL = append(p.SQL, p.DDL...)
+	return p, err
 }
 
 // Alters tells whether SQL gives a table another replica identity. ALTER TABLE wants the table for itself, and whoever comes after it

@@ -114,14 +114,12 @@ func (l *Log) LeaveOut(ctx context.Context, list []LeftOut, head *Head, seen LSN
 // LeftOutUntilNow records that partitions had rows when they were taken in: from a position on, at which they were not there yet, the log does not have
 // all rows of their partitioned tables.
 func (l *Log) LeftOutUntilNow(ctx context.Context, taken []Captured, since Position) error {
-	if !slices.ContainsFunc(taken, func(t Captured) bool { return t.RootName != "" && !t.Complete }) {
+	taken = slices.DeleteFunc(slices.Clone(taken), func(t Captured) bool { return t.RootName == "" || t.Complete })
+	if len(taken) == 0 {
 		return nil
 	}
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		for _, t := range taken {
-			if t.RootName == "" || t.Complete {
-				continue
-			}
 			gone := t.SinceLSN.String()
 			if err := putLeftOut(ctx, tx, LeftOut{OID: t.OID, Schema: t.Schema, Name: t.Name, RootSchema: t.RootSchema, RootName: t.RootName, Why: "it had not been taken in"}, since, &gone); err != nil {
 				return err
