@@ -33,6 +33,7 @@
 // unchanged attributes too (column rest) where they are small (256 bytes), and otherwise at the latest in every 16th event of a
 // row (FULL, which needs no look-ups: in a sixteenth of all, by a hash of its place). Values longer than 1 KiB are not cached;
 // the cache remembers which event holds them. A row that the log has never seen becomes an import with metadata.first_seen.
+// So does one that changes for the first time since a gap: what such an event does not know is as it was, once the log is complete again.
 //
 // The cache has two generations, each in one piece of memory (state_cache.go). What is dropped was put before the last time
 // that something was dropped, and so belongs to a step that has arrived: a look-up never misses what is on its way.

@@ -396,9 +396,9 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys [
 	if err != nil {
 		return err
 	}
-	rows, err := reads.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest
+	rows, err := reads.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest, e.old_id IS NULL AND coalesce(e.meta LIKE '%"unknown"%', false)
 		FROM unnest($1::int8[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(id, txt, below, i)
-		CROSS JOIN LATERAL (SELECT e.position, e.kind, e.data, e.rest FROM backstory.event e
+		CROSS JOIN LATERAL (SELECT e.position, e.kind, e.data, e.rest, e.old_id, e.meta FROM backstory.event e
 			WHERE e.stream = $4 AND e.`+col+` = k.id AND e.`+txt+` IS NOT DISTINCT FROM k.txt AND e.position < k.below AND e.kind = ANY ($5::int4[])
 			ORDER BY e.position DESC LIMIT $6) e ORDER BY k.i, e.position DESC`, ids, texts, below, where.stream, where.kinds, n)
 	if err != nil {
@@ -434,14 +434,18 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys [
 		if err := f.add(v[4], pos, from); err != nil {
 			return err
 		}
-		if f.done = v[4] != nil || k.op == OpInsert || k.op == OpImport; f.done {
+		whole := v[4] != nil || k.op == OpInsert || k.op == OpImport
+		if whole {
 			for _, i := range from.added {
 				if m := f.t.rel.Columns[i].Missing; f.cols[i] == nil && m != "" && len(m) <= bigBytes {
 					f.cols[i] = []byte(m)
 				}
 			}
-		} else {
-			f.chain++
+		}
+		// What was not known of a row while the log was incomplete may be in an event of before, which counts again.
+		lacks := v[5][0] != 0
+		if f.done = whole && !(lacks && f.t.rel.Complete && !k.relation.Complete); !f.done {
+			f.chain = min(f.chain+1, restChain)
 			f.done = true
 			for _, c := range f.cols {
 				f.done = f.done && c != nil

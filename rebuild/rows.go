@@ -164,6 +164,7 @@ const (
 	stepPut    = iota // data and rest are the whole row
 	stepArrive        // the same, of a row that was elsewhere or nowhere before
 	stepPatch         // data are the attributes that changed
+	stepLearn         // data is what is known of a row by now
 	stepTake          // the row is deleted; before and rest are what it was, where that may be needed
 	stepLeave         // the same, of a row that goes to another key
 	stepAdd           // one more row like data and rest, of a table without a key
@@ -230,8 +231,11 @@ func (c *Rows) Route(e *eventlog.Event, to *Router) error {
 		return c.step(to, v, stepAdd, e, e.Data, e.Rest, nil)
 	case e.Op == eventlog.OpInsert || moved:
 		return c.step(to, v, stepArrive, e, e.Data, e.Rest, nil)
-	case e.Op == eventlog.OpImport || e.Rest != nil && !hasUnknown(e.Metadata):
+	case (e.Op == eventlog.OpImport || e.Rest != nil) && !hasUnknown(e.Metadata):
 		return c.step(to, v, stepPut, e, e.Data, e.Rest, before)
+	case e.Op == eventlog.OpImport:
+		// A row that changed for the first time since a gap. What it was before the log has, or a later event tells.
+		return c.step(to, v, stepLearn, e, e.Data, e.Rest, before)
 	default:
 		return c.step(to, v, stepPatch, e, e.Data, e.Rest, before)
 	}
