@@ -262,6 +262,9 @@ func (s *Sidecar) capture(ctx context.Context) error {
 		if s.bad.Load() == nil { // it had worked
 			pause = shortest
 		}
+		if errors.Is(err, eventlog.ErrReadOnly) { // a session that began read-only stays so, whatever becomes of the server
+			s.log.Pool().Reset()
+		}
 		s.trouble(err)
 		// A stream that init has ended begins anew at once; but not for ever, should that not help.
 		if planned++; !errors.Is(err, capture.ErrTablesChanged) {

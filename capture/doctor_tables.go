@@ -56,7 +56,7 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 				if t.InsertOnly {
 					name = x.InsertPublication()
 				}
-				f.SQL = "ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE ONLY " + eventlog.QuoteQualified(t.Schema, t.Name) + ";"
+				f.SQL = "ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE " + only(t.Schema, t.Name) + ";"
 				f.Remedy = "as a superuser, or the owner of both; then backstory init"
 			}
 			x.add(f)
@@ -335,9 +335,9 @@ func (x *examination) narrowedMembers(ctx context.Context) error {
 		if list {
 			has = append(has, "some columns")
 		}
-		p, t := eventlog.QuoteIdent(name), eventlog.QuoteQualified(schema, table)
+		p, t := eventlog.QuoteIdent(name), only(schema, table)
 		x.add(Finding{Check: "publication-part", Severity: Danger, What: fmt.Sprintf("publication %s has only %s of %s.%s", name, strings.Join(has, " and "), schema, table), Risk: "the others are missing from the log",
-			SQL: "BEGIN; ALTER PUBLICATION " + p + " DROP TABLE " + t + "; ALTER PUBLICATION " + p + " ADD TABLE ONLY " + t + "; COMMIT;", Cost: "what was left out stays missing: a gap"})
+			SQL: "BEGIN; ALTER PUBLICATION " + p + " DROP TABLE " + t + "; ALTER PUBLICATION " + p + " ADD TABLE " + t + "; COMMIT;", Cost: "what was left out stays missing: a gap"})
 		return nil
 	})
 	if err != nil {

@@ -58,15 +58,15 @@ func (c Config) protect(ctx context.Context, conn *pgx.Conn) error {
 
 // refusedTable is a table whose updates and deletes must not be published.
 type refusedTable struct {
-	name, quoted, why string
-	inserts           bool // it is in the publication of inserts, too
+	name, only, why string
+	inserts         bool // it is in the publication of inserts, too
 }
 
 // moveSQL moves a table between the publications.
 func (c Config) moveSQL(t refusedTable) []string {
-	q := []string{"ALTER PUBLICATION " + eventlog.QuoteIdent(c.Publication) + " DROP TABLE " + t.quoted}
+	q := []string{"ALTER PUBLICATION " + eventlog.QuoteIdent(c.Publication) + " DROP TABLE " + t.only}
 	if !t.inserts {
-		q = append(q, "ALTER PUBLICATION "+eventlog.QuoteIdent(c.InsertPublication())+" ADD TABLE "+t.quoted)
+		q = append(q, "ALTER PUBLICATION "+eventlog.QuoteIdent(c.InsertPublication())+" ADD TABLE "+t.only)
 	}
 	return q
 }
@@ -91,7 +91,7 @@ func (c Config) refused(ctx context.Context, conn *pgx.Conn) ([]refusedTable, er
 		if t.why = id.insertOnly(); t.why == "" {
 			continue
 		}
-		t.name, t.quoted = schema+"."+name, eventlog.QuoteQualified(schema, name)
+		t.name, t.only = schema+"."+name, only(schema, name)
 		out = append(out, t)
 	}
 	if err := rows.Err(); err != nil {

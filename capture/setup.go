@@ -201,39 +201,44 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 		{c.Publication, "insert, update, delete, truncate", false},
 		{c.InsertPublication(), "insert, truncate", true},
 	} {
-		var exists, all, ins, upd, del, trunc bool
-		err := conn.QueryRow(ctx, `SELECT true, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = $1`, pub.name).
-			Scan(&exists, &all, &ins, &upd, &del, &trunc)
+		var exists, all, ins, upd, del, trunc, viaRoot bool
+		err := conn.QueryRow(ctx, `SELECT true, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE pubname = $1`, pub.name).
+			Scan(&exists, &all, &ins, &upd, &del, &trunc, &viaRoot)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return fmt.Errorf("read publication %s: %w", pub.name, err)
 		}
 		if all {
 			return &eventlog.Problem{Err: fmt.Errorf("publication %s is FOR ALL TABLES", pub.name), Hint: "backstory needs a publication of its own: choose another name with BACKSTORY_PUBLICATION."}
 		}
-		in := map[string]bool{}
+		in := map[string]bool{} // tables in the publication, and whether as a part of their rows or columns (PostgreSQL 15 and later)
 		// By name, not through its schema: that a superuser has decided (README, What Postgres needs).
-		rows, err := conn.Query(ctx, `SELECT n.nspname::text, c.relname::text FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+		rows, err := conn.Query(ctx, `SELECT n.nspname::text, c.relname::text, coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
 			JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, pub.name)
 		if err != nil {
 			return fmt.Errorf("read publication %s: %w", pub.name, err)
 		}
 		for rows.Next() {
 			var s, t string
-			if err := rows.Scan(&s, &t); err != nil {
+			var part bool
+			if err := rows.Scan(&s, &t, &part); err != nil {
 				return fmt.Errorf("read publication %s: %w", pub.name, err)
 			}
-			in[eventlog.QuoteQualified(s, t)] = true
+			in[only(s, t)] = part
 		}
 		if err := rows.Err(); err != nil {
 			return fmt.Errorf("read publication %s: %w", pub.name, err)
 		}
-		var add, drop []string
+		var add, again, drop []string
 		for _, t := range p.Tables {
-			q := eventlog.QuoteQualified(t.Schema, t.Name)
+			q := only(t.Schema, t.Name)
 			if t.InsertOnly != pub.insertOnly {
 				continue
 			}
-			if !in[q] {
+			part, ok := in[q]
+			if part {
+				again = append(again, q)
+			}
+			if !ok || part {
 				add = append(add, q)
 				if !t.Owned && !slices.Contains(p.NotOwned, t) {
 					p.NotOwned = append(p.NotOwned, t)
@@ -252,8 +257,11 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 		case !exists: // pgoutput wants every publication it is told of to exist
 			p.SQL = append(p.SQL, "CREATE PUBLICATION "+name+" WITH (publish = '"+pub.publish+"');")
 		default:
-			if !ins || !trunc || upd == pub.insertOnly || del == pub.insertOnly {
-				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" SET (publish = '"+pub.publish+"');")
+			if !ins || !trunc || upd == pub.insertOnly || del == pub.insertOnly || viaRoot {
+				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" SET (publish = '"+pub.publish+"', publish_via_partition_root = false);")
+			}
+			if len(again) > 0 {
+				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(again, ", ")+";")
 			}
 			if len(add) > 0 {
 				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" ADD TABLE "+strings.Join(add, ", ")+";")
@@ -266,6 +274,9 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 	// A table must leave one publication before the application's next UPDATE, and enter the other in the same transaction.
 	return nil
 }
+
+// only names a table in a publication. Without ONLY it would stand for its descendants, too (PostgreSQL manual, CREATE PUBLICATION).
+func only(schema, name string) string { return "ONLY " + eventlog.QuoteQualified(schema, name) }
 
 // Result is what Apply did.
 type Result struct {

@@ -75,7 +75,7 @@ func (c Config) takeIn(ctx context.Context, conn *pgx.Conn, sv *Server, t *Table
 			}
 			// Nobody waits long behind it, should somebody else have the table's lock.
 			for _, q := range []string{"SET LOCAL synchronous_commit = on", "SET LOCAL lock_timeout = '" + protectLock + "'",
-				"ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE ONLY " + eventlog.QuoteQualified(t.Schema, t.Name)} {
+				"ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE " + only(t.Schema, t.Name)} {
 				if _, err := tx.Exec(ctx, q); err != nil {
 					return err
 				}

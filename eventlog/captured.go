@@ -102,9 +102,6 @@ func (l *Log) LeaveOut(ctx context.Context, list []LeftOut, head *Head, seen LSN
 		}
 		return nil
 	})
-	if SQLState(err) == "25006" { // read_only_sql_transaction: sessions of now may be so no longer
-		l.pool.Reset()
-	}
 	if err != nil {
 		return Remedy(fmt.Errorf("record which partitions are not captured: %w", err))
 	}

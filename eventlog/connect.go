@@ -52,6 +52,9 @@ func Address(url string) string {
 	return strings.Join(hosts, ",") + "/" + cfg.Database
 }
 
+// deadAfter is for how long nothing of what is sent may be received, or nobody answer for an idle connection, until it counts as dead.
+const deadAfter = 45 * time.Second
+
 func prepare(cfg *pgconn.Config, application string) {
 	for k, v := range SessionSettings {
 		// A URL, or PGTZ, may have named it in other letters; sent twice, chance would decide.
@@ -64,6 +67,9 @@ func prepare(cfg *pgconn.Config, application string) {
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 15 * time.Second
 	}
+	// A firewall that forgets a connection tells neither end.
+	d := &net.Dialer{Timeout: cfg.ConnectTimeout, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: deadAfter / 3, Interval: deadAfter / 3, Count: 2}, Control: limitUnanswered}
+	cfg.DialFunc = d.DialContext
 	// A limit for transactions would end a stream in the middle of one that takes long to decode. Servers before 17 do not know the setting, and
 	// refuse a connection that names it.
 	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {

@@ -75,3 +75,42 @@ func TestProgressOnATerminal(t *testing.T) {
 		}
 	}
 }
+
+// On a terminal run shows how far the existing rows are, below what it logs; status tells the same, with how long it will still take.
+func TestExistingRowsOnATerminal(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.sql("INSERT INTO orders SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i; ANALYZE orders")
+	s.must("init")
+	s.env["BACKSTORY_BASELINE_RATE"] = "200000"
+	s.env["BACKSTORY_HTTP_ADDR"] = freeAddr(t)
+	cmd := exec.Command(binary, "run")
+	var shown output
+	terminal(t, cmd, &shown)
+	cmd.Stderr = cmd.Stdin.(*os.File)
+	for k, v := range s.env {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	bar := regexp.MustCompile(`existing rows \[=+ *\] +[0-9]+ %, [0-9,]+/s, [0-9ms]+ left`)
+	eventually(t, 20*time.Second, "it shows how far it is", func() bool { return bar.MatchString(shown.String()) })
+	if out := s.must("status").out; !regexp.MustCompile(`baseline taking over existing rows: [0-9]+ %, [0-9,]+ rows read, [0-9,]+/s, about [0-9ms]+ left\n +public\.orders +reading +[0-9,]+ of about 20,000 rows`).MatchString(out) {
+		t.Errorf("status says:\n%s", out)
+	}
+	for _, line := range strings.Split(shown.String(), "\n") {
+		if i := strings.LastIndex(line, clearLine); strings.Contains(line, "level=") && strings.Contains(line[i+1:], "existing rows [") {
+			t.Errorf("the bar is left in what is logged: %q", line)
+		}
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, shown.String())
+	}
+	eventually(t, 5*time.Second, "the bar is taken away", func() bool {
+		return !strings.Contains(shown.String()[strings.LastIndex(shown.String(), clearLine):], "[")
+	})
+}

@@ -412,3 +412,66 @@ func TestHugeExistingRows(t *testing.T) {
 		t.Errorf("the log has %s", got)
 	}
 }
+
+// TestBaselineHoldsNothingUp: while existing rows are read, for however long, no transaction of ours is open for longer than a chunk takes, and
+// so ALTER TABLE, which wants the table for itself, has it at once.
+func TestBaselineHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true})
+	s.cfg.Capture.BaselineChunkBytes, s.cfg.Capture.BaselineBytesPerSecond = 4000, 40_000
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things SELECT i, md5(i::text) FROM generate_series(1, 10000) i`)
+	s.init()
+	r, l := s.start(), s.openLog()
+	chunks := func() int64 {
+		list, err := l.Baselines(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range list {
+			if !b.Done && b.TotalRows > 1000 {
+				return b.Chunks
+			}
+		}
+		return 0
+	}
+	eventually(t, time.Minute, "rows are read", func() (bool, error) { return chunks() > 5, nil })
+	altering := s.sql()
+	altering.do(`SET lock_timeout = '1s'`)
+	oldest, slowest, open, began := time.Duration(0), time.Duration(0), 0, time.Now()
+	for i := range 10 {
+		for range 40 {
+			ms := db.one(`SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start) * 1000)::int::text, '') FROM pg_stat_activity WHERE application_name LIKE 'backstory%%' AND backend_type = 'client backend' AND xact_start IS NOT NULL`)
+			if ms != "" {
+				open++
+				oldest = max(oldest, time.Duration(atoi(t, ms))*time.Millisecond)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		if i == 4 {
+			at := time.Now()
+			altering.do(`ALTER TABLE public.things ALTER v SET STATISTICS 10`)
+			slowest = max(slowest, time.Since(at))
+		}
+	}
+	at := time.Now()
+	altering.do(`ALTER TABLE public.things ADD w int DEFAULT 7`)
+	slowest = max(slowest, time.Since(at))
+	if chunks() < 10 {
+		t.Fatal("the rows had been read already")
+	}
+	t.Logf("in %s of reading, the oldest of %d transactions that were seen was %s old; ALTER TABLE took %s", time.Since(began).Round(time.Second), open, oldest, slowest)
+	if open == 0 || oldest > time.Second {
+		t.Errorf("of %d transactions that were seen the oldest was open for %s", open, oldest)
+	}
+	s.cfg.Capture.BaselineBytesPerSecond = 0
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	h, err := l.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+}

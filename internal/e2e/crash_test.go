@@ -68,9 +68,9 @@ func crashesOf(s *system, seed uint64, work string) *crashes {
 	return c
 }
 
-func (c *crashes) initialise() {
+func (c *crashes) initialise(more ...string) {
 	c.t.Helper()
-	if p := c.command(true, "init", "--yes"); p.wait(time.Minute) != 0 {
+	if p := c.command(true, append([]string{"init", "--yes"}, more...)...); p.wait(time.Minute) != 0 {
 		c.t.Fatalf("init:\n%s", p.out)
 	}
 }

@@ -36,8 +36,13 @@ func (n *nemesis) operations() []failure {
 	some(2, 4, alterations...)
 	some(3, 1, failure{name: "make a table", do: n.makeAnother}, failure{name: "change a replica identity", do: n.identity}, failure{name: "attach or detach a partition", do: n.partition})
 	some(2, 1, failure{name: "drop the slot", do: n.dropSlot}, failure{name: "drop the slot and make it again", do: n.slotAnew},
-		failure{name: "move the slot on", do: n.moveSlot}, failure{name: "let the slot be invalidated", do: n.invalidate})
-	some(1, 1, failure{name: "drop a publication", do: func() { n.publish(`DROP PUBLICATION backstory`) }},
+		failure{name: "move the slot on", do: n.moveSlot}, failure{name: "let the slot be invalidated", do: n.invalidate},
+		failure{name: "put the log back to an earlier state", do: n.putLogBack}, failure{name: "put the source back to an earlier state", do: n.putSourceBack})
+	less := `ALTER PUBLICATION backstory SET (publish = 'insert')`
+	if n.src.Major() >= 15 {
+		less = `BEGIN; ALTER PUBLICATION backstory DROP TABLE public.orders; ALTER PUBLICATION backstory ADD TABLE public.orders WHERE (id < 10); COMMIT`
+	}
+	some(1, 1, failure{name: "drop a publication", do: func() { n.publish(`DROP PUBLICATION backstory`) }}, failure{name: "publish less of a table", do: func() { n.publish(less) }},
 		failure{name: "take a table out of the publication", do: func() { n.publish(`ALTER PUBLICATION backstory DROP TABLE public.orders`) }},
 		failure{name: "take a table out of the publication and put it back", do: func() {
 			n.publish(`ALTER PUBLICATION backstory DROP TABLE public.ledger, public.orders_full`, `ALTER PUBLICATION backstory ADD TABLE public.ledger, public.orders_full`)
@@ -247,6 +252,32 @@ func (n *nemesis) invalidate() {
 		db.do(`ALTER SYSTEM RESET max_slot_wal_keep_size`)
 		db.do(`SELECT pg_reload_conf()`)
 	})
+}
+
+// putLogBack restores the log's server from a backup: the slot is ahead of it.
+func (n *nemesis) putLogBack() {
+	save, restore := clusterOf(n.t, n.log)
+	save("log")
+	n.works()
+	n.program.kill()
+	restore("log")
+	n.start()
+	n.gap()
+}
+
+// putSourceBack restores the source from a backup: the log is ahead of it, and it gives what comes the same places again.
+func (n *nemesis) putSourceBack() {
+	save, restore := clusterOf(n.t, n.src)
+	down := func(do func(string)) {
+		n.down.Add(1)
+		defer n.up.Add(1)
+		do("source")
+	}
+	down(save)
+	n.works()
+	down(restore)
+	n.lossy = true
+	n.gap()
 }
 
 // publish alters a publication under the sidecar. From when on that is so the log cannot tell.

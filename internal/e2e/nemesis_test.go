@@ -77,7 +77,12 @@ func TestNemesis(t *testing.T) {
 	create(db, list)
 	db.do(`CREATE TABLE public.ledger (n int PRIMARY KEY, entries int NOT NULL, at pg_lsn DEFAULT pg_current_wal_insert_lsn()); CREATE TABLE public.entries (n int, i int, PRIMARY KEY (n, i))`)
 	n.make(db)
-	n.initialise()
+	if n.r.IntN(2) == 0 {
+		t.Log("with event triggers")
+		n.initialise("--ddl-trigger")
+	} else {
+		n.initialise()
+	}
 	db.do(`INSERT INTO public.noops SELECT i, 'v', 'big' FROM generate_series(1, 9) i`)
 	_ = db.Close(context.Background())
 

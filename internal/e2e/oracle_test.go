@@ -5,8 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -102,7 +102,7 @@ func TestLogEqualsSource(t *testing.T) {
 		t.Error("no moment was checked out")
 	}
 	rows := witnessed(t, db, all)
-	decoded(t, db, s.cfg.Capture.Slot+"_c", w)
+	decoded(t, s, s.cfg.Capture.Slot+"_c", all)
 	s.checkouts(db, w.position, columns, again)
 	counts := map[eventlog.Op]int{}
 	for _, e := range all {
@@ -241,42 +241,400 @@ func truncatesInOrder(list []string) {
 	}
 }
 
-var decodedLine = regexp.MustCompile(`^table (.*?): (INSERT|UPDATE|DELETE|TRUNCATE):`)
+// decodedChange is a row change as test_decoding prints it (PostgreSQL manual, test_decoding): columns that it does not tell are not there.
+type decodedChange struct {
+	op       eventlog.Op
+	relation string
+	old, new map[string]*string // nil: NULL
+}
 
-// decoded compares the number of events with the number of row changes that another output plugin tells of.
-func decoded(t *testing.T, db *session, slot string, w *world) {
+func (c decodedChange) String() string { return c.op.String() + " of " + c.relation }
+
+// decodedLine takes a line of test_decoding apart, which may be of several tables that were truncated; nil: it is not about rows.
+func decodedLine(line string) ([]decodedChange, error) {
+	rest, ok := strings.CutPrefix(line, "table ")
+	if !ok {
+		return nil, nil
+	}
+	name, rest, ok := cutName(rest, ": ")
+	if !ok {
+		return nil, fmt.Errorf("no table in %.100s", line)
+	}
+	op, rest, _ := strings.Cut(rest, ":")
+	c := decodedChange{relation: unquoted(name)}
+	switch op {
+	case "INSERT":
+		c.op = eventlog.OpInsert
+	case "UPDATE":
+		c.op = eventlog.OpUpdate
+	case "DELETE":
+		c.op = eventlog.OpDelete
+	case "TRUNCATE":
+		var out []decodedChange
+		for more := true; more; {
+			var one string
+			one, name, more = cutName(name, ", ")
+			out = append(out, decodedChange{op: eventlog.OpTruncate, relation: unquoted(one)})
+		}
+		return out, nil
+	default:
+		return nil, fmt.Errorf("an operation in %.100s", line)
+	}
+	var err error
+	if after, ok := strings.CutPrefix(rest, " old-key:"); ok {
+		if c.old, rest, err = decodedTuple(after); err != nil {
+			return nil, err
+		}
+		rest = strings.TrimPrefix(rest, " new-tuple:")
+	}
+	tuple, rest, err := decodedTuple(rest)
+	if err != nil || rest != "" {
+		return nil, fmt.Errorf("%v; %.50q is left of %.100s", err, rest, line)
+	}
+	if c.new = tuple; c.op == eventlog.OpDelete {
+		c.old, c.new = tuple, nil
+	}
+	return []decodedChange{c}, nil
+}
+
+// cutName cuts a line at the first separator outside of double quotes.
+func cutName(s, separator string) (name, rest string, found bool) {
+	quoted := false
+	for i := range len(s) {
+		if s[i] == '"' {
+			quoted = !quoted
+		}
+		if !quoted && strings.HasPrefix(s[i:], separator) {
+			return s[:i], s[i+len(separator):], true
+		}
+	}
+	return s, "", false
+}
+
+// decodedTuple reads columns: name[type]:value, each behind a space.
+func decodedTuple(s string) (tuple map[string]*string, rest string, err error) {
+	tuple = map[string]*string{}
+	if s == " (no-tuple-data)" {
+		return tuple, "", nil
+	}
+	for s != "" && !strings.HasPrefix(s, " new-tuple:") {
+		name, typed, ok := cutName(strings.TrimPrefix(s, " "), "[")
+		_, value, typedToo := cutName(typed, "]:")
+		if !ok || !typedToo {
+			return nil, "", fmt.Errorf("no column in %.100s", s)
+		}
+		name = unquoted(name)
+		switch bare, after, _ := strings.Cut(value, " "); {
+		case bare == "null":
+			tuple[name], s = nil, value[len(bare):]
+		case bare == "unchanged-toast-datum":
+			s = value[len(bare):]
+		case value[0] == '\'' || strings.HasPrefix(value, "B'"):
+			value = value[strings.IndexByte(value, '\'')+1:]
+			var b strings.Builder
+			for {
+				part, more, ok := strings.Cut(value, "'")
+				if !ok {
+					return nil, "", fmt.Errorf("a text without an end: %.100s", value)
+				}
+				b.WriteString(part)
+				if value = more; !strings.HasPrefix(more, "'") {
+					break
+				}
+				b.WriteByte('\'')
+				value = more[1:]
+			}
+			text := b.String()
+			tuple[name], s = &text, value
+		default:
+			if after != "" {
+				after = " " + after
+			}
+			if bare == "true" || bare == "false" {
+				bare = bare[:1]
+			}
+			tuple[name], s = &bare, after
+		}
+	}
+	return tuple, s, nil
+}
+
+// decoded compares the events with what another output plugin tells: the transactions in their order, in each the changes in their order, and
+// each value.
+func decoded(t *testing.T, s *system, slot string, all []*eventlog.Event) {
 	t.Helper()
-	want := map[countKey]int{}
+	db := s.sql()
+	for name, value := range eventlog.SessionSettings {
+		if _, err := db.Exec(context.Background(), "SELECT set_config($1, $2, false)", name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
 	inserts := map[string]bool{"public.keyless": true, "public.nothing": true}
+	told := map[uint32][]decodedChange{}
+	var order []uint32
 	for _, r := range db.ask(`SELECT xid, data FROM pg_logical_slot_get_changes('` + slot + `', NULL, NULL, 'include-timestamp', '0')`) {
-		m := decodedLine.FindStringSubmatch(r[1])
-		if m == nil {
-			continue
+		list, err := decodedLine(r[1])
+		if err != nil {
+			t.Fatal(err)
 		}
 		xid := uint32(atoi(t, r[0]))
-		for _, name := range strings.Split(m[1], ", ") {
-			rel := unquoted(name)
-			op := map[string]eventlog.Op{"INSERT": eventlog.OpInsert, "UPDATE": eventlog.OpUpdate, "DELETE": eventlog.OpDelete, "TRUNCATE": eventlog.OpTruncate}[m[2]]
-			if strings.HasPrefix(rel, "audit.") || strings.HasPrefix(rel, "backstory.") || rel == "public.parted" || inserts[rel] && (op == eventlog.OpUpdate || op == eventlog.OpDelete) {
+		for _, c := range list {
+			if strings.HasPrefix(c.relation, "audit.") || strings.HasPrefix(c.relation, "backstory.") || c.relation == "public.parted" || inserts[c.relation] && (c.op == eventlog.OpUpdate || c.op == eventlog.OpDelete) {
 				continue
 			}
-			want[countKey{xid, rel, op}]++
+			if len(order) == 0 || order[len(order)-1] != xid {
+				order = append(order, xid)
+			}
+			told[xid] = append(told[xid], c)
 		}
 	}
-	if len(want) == 0 {
-		t.Fatal("the other slot told nothing")
+	if len(told) < 50 || len(told) != len(order) {
+		t.Fatalf("the other slot told of %d transactions, in %d pieces", len(told), len(order))
 	}
-	for k, n := range want {
-		have := w.counts[k]
-		if k.op == eventlog.OpUpdate && have > n || k.op != eventlog.OpUpdate && have != n {
-			t.Errorf("transaction %d: %d times %s of %s, the log has %d", k.xid, n, k.op, k.relation, have)
+	o := otherPlugin{t, map[string]worldRow{}, map[string]map[string]*string{}, map[string]*eventlog.Relation{}}
+	changes, quiet := 0, 0
+	for len(order) > 0 && len(all) > 0 && !t.Failed() {
+		e := all[0]
+		if e.Relation == nil || e.Op == eventlog.OpNote {
+			all = all[1:]
+			continue
+		}
+		list := told[order[0]]
+		switch {
+		case len(list) == 0:
+			order = order[1:]
+		case e.XID == order[0] && o.differs(e, list[0]) == "":
+			o.fold(e)
+			o.learn(list[0])
+			told[order[0]], all, changes = list[1:], all[1:], changes+1
+		case o.nothing(list[0]):
+			o.learn(list[0])
+			told[order[0]], quiet = list[1:], quiet+1
+		default:
+			t.Errorf("event %d, %s of %s %s in transaction %d, is not what the other slot tells next of transaction %d (%s): %v, %v → %v\ndata %s\nbefore %s", e.Position, e.Op, e.Relation.Own(), e.AggregateID, e.XID, order[0],
+				o.differs(e, list[0]), list[0], tupleText(list[0].old), tupleText(list[0].new), short(string(e.Data)), short(string(e.Before)))
 		}
 	}
-	for k, n := range w.counts {
-		if want[k] < n {
-			t.Errorf("transaction %d: the log has %d times %s of %s, the WAL %d", k.xid, n, k.op, k.relation, want[k])
+	for _, xid := range order {
+		for _, c := range told[xid] {
+			if !o.nothing(c) && !t.Failed() {
+				t.Errorf("the log has no event of transaction %d: %v, %v → %v", xid, c, tupleText(c.old), tupleText(c.new))
+			}
+			o.learn(c)
 		}
 	}
+	for _, e := range all {
+		if e.Relation != nil && e.Op != eventlog.OpNote && !t.Failed() {
+			t.Errorf("event %d, %s of %s in transaction %d: the other slot does not tell of it", e.Position, e.Op, e.Relation.Own(), e.XID)
+		}
+	}
+	t.Logf("%d changes in the same order with the same values as test_decoding tells, %d that changed nothing", changes, quiet)
+}
+
+func tupleText(tuple map[string]*string) string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(tuple)) {
+		if v := tuple[name]; v == nil {
+			out = append(out, name+" NULL")
+		} else {
+			out = append(out, name+" "+short(*v))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// otherPlugin compares events with changes that another plugin tells of, and keeps the rows by what the events say.
+type otherPlugin struct {
+	t      *testing.T
+	rows   map[string]worldRow
+	told   map[string]map[string]*string // the same by what the other plugin tells
+	shapes map[string]*eventlog.Relation // the last version of each table
+}
+
+func rowOf(r *eventlog.Relation, id string) string { return r.String() + "\x00" + id }
+
+// differs tells what an event does not say as a change does; empty: nothing.
+func (o *otherPlugin) differs(e *eventlog.Event, c decodedChange) string {
+	if e.Op != c.op || e.Relation.Own() != c.relation {
+		return "it is of something else"
+	}
+	if id, ok := idOf(e.Relation, c); ok && id != e.AggregateID {
+		return "it is of another row"
+	}
+	from := e.AggregateID
+	if e.PreviousID != "" {
+		from = e.PreviousID
+	}
+	known := o.rows[rowOf(e.Relation, from)]
+	if e.Relation.Deferrable || len(e.Relation.Key) == 0 {
+		known = nil // several rows may be under it
+	}
+	var parts [3]worldRow
+	for i, p := range [][]byte{e.Data, e.Before, e.Rest} {
+		var err error
+		if parts[i], err = members(p); err != nil {
+			o.t.Fatal(err)
+		}
+	}
+	data, before, rest := parts[0], parts[1], parts[2]
+	for _, col := range e.Relation.Columns {
+		if want, ok := c.new[col.Name]; ok {
+			have, ok := data[col.Name]
+			if !ok {
+				have, ok = rest[col.Name]
+			}
+			if !ok {
+				have, ok = known[col.Name]
+			}
+			if ok && !o.equal(e, &col, have, want) || !ok && (known != nil || e.Op == eventlog.OpInsert) {
+				return fmt.Sprintf("%s is %.100s", col.Name, have)
+			}
+		}
+		if want, ok := c.old[col.Name]; ok {
+			have, ok := before[col.Name]
+			if _, changed := data[col.Name]; !ok && !changed {
+				if have, ok = rest[col.Name]; !ok {
+					have, ok = known[col.Name]
+				}
+			}
+			if ok && !o.equal(e, &col, have, want) || !ok && known != nil {
+				return fmt.Sprintf("%s was %.100s", col.Name, have)
+			}
+		}
+	}
+	for name := range data { // nor more
+		if _, ok := c.new[name]; !ok {
+			return name + " is not told"
+		}
+	}
+	return ""
+}
+
+// equal tells whether a value in the log is what the other plugin prints.
+func (o *otherPlugin) equal(e *eventlog.Event, col *eventlog.Column, have string, want *string) bool {
+	text, null, err := eventlog.AppendText(nil, &col.Type, []byte(have))
+	if err != nil {
+		o.t.Fatalf("event %d: %s: %v", e.Position, col.Name, err)
+	}
+	return null == (want == nil) && (null || string(text) == *want)
+}
+
+// key names a row as the other plugin knows it; false: it does not tell.
+func (o *otherPlugin) key(c decodedChange, tuples ...map[string]*string) (string, bool) {
+	r := o.shapes[c.relation]
+	if r == nil {
+		return "", false
+	}
+	out := c.relation
+	for i := range r.Columns {
+		col := &r.Columns[i]
+		if r.ReplicaIdentity == 'f' && (r.Deferrable || !slices.Contains(r.Key, i)) || r.ReplicaIdentity != 'f' && !col.Identity {
+			continue
+		}
+		i := slices.IndexFunc(tuples, func(t map[string]*string) bool { return t[col.Name] != nil })
+		if i < 0 {
+			return "", false
+		}
+		out += "\x00" + *tuples[i][col.Name]
+	}
+	return out, true
+}
+
+// idOf gives the key of the row after a change, or of the deleted one, as the log writes it; false: there is none, or it is not told.
+func idOf(r *eventlog.Relation, c decodedChange) (string, bool) {
+	var parts []string
+	for _, k := range r.Key {
+		name := r.Columns[k].Name
+		v := c.new[name]
+		if v == nil {
+			v = c.old[name]
+		}
+		if v == nil {
+			return "", false
+		}
+		parts = append(parts, *v)
+	}
+	if len(parts) > 1 {
+		for i := range parts {
+			parts[i] = strings.NewReplacer(`\`, `\\`, `,`, `\,`).Replace(parts[i])
+		}
+	}
+	return strings.Join(parts, ","), len(parts) > 0
+}
+
+func equalTexts(a, b *string) bool { return a == b || a != nil && b != nil && *a == *b }
+
+// nothing tells whether a change leaves the row as it was, by what the other plugin has told.
+func (o *otherPlugin) nothing(c decodedChange) bool {
+	r := o.shapes[c.relation]
+	if c.op != eventlog.OpUpdate || r == nil {
+		return false
+	}
+	was := c.old
+	if r.ReplicaIdentity != 'f' || len(c.old) == 0 {
+		key, ok := o.key(c, c.new, c.old)
+		if was = o.told[key]; !ok || was == nil {
+			return false
+		}
+	}
+	for name, v := range c.new {
+		if !equalTexts(v, was[name]) {
+			return false
+		}
+	}
+	return true
+}
+
+// learn keeps what the other plugin tells.
+func (o *otherPlugin) learn(c decodedChange) {
+	if c.op == eventlog.OpTruncate {
+		maps.DeleteFunc(o.told, func(key string, _ map[string]*string) bool { return strings.HasPrefix(key, c.relation+"\x00") })
+		return
+	}
+	now := map[string]*string{}
+	if key, ok := o.key(c, c.old, c.new); ok {
+		maps.Copy(now, o.told[key])
+		delete(o.told, key)
+	}
+	maps.Copy(now, c.new)
+	if key, ok := o.key(c, c.new, c.old); ok && c.new != nil {
+		o.told[key] = now
+	}
+}
+
+// fold does what an event says.
+func (o *otherPlugin) fold(e *eventlog.Event) {
+	o.shapes[e.Relation.Own()] = e.Relation
+	if e.Op == eventlog.OpTruncate {
+		for k := range o.rows {
+			if strings.HasPrefix(k, e.Relation.String()+"\x00") {
+				delete(o.rows, k)
+			}
+		}
+		return
+	}
+	now, err := members(e.Data)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	from := rowOf(e.Relation, e.AggregateID)
+	if e.PreviousID != "" {
+		from = rowOf(e.Relation, e.PreviousID)
+	}
+	was := o.rows[from]
+	delete(o.rows, from)
+	if e.Op == eventlog.OpDelete {
+		return
+	}
+	if e.Op == eventlog.OpUpdate {
+		was = maps.Clone(was)
+		if was == nil {
+			was = worldRow{}
+		}
+		maps.Copy(was, now)
+		now = was
+	}
+	o.rows[rowOf(e.Relation, e.AggregateID)] = now
 }
 
 // unquoted undoes the quotes of a qualified name.

@@ -174,7 +174,7 @@ func TestSlotDroppedWhileTheSidecarRuns(t *testing.T) {
 }
 
 // clusterOf gives a server whose data directory can be copied and put back. Killed, it has no process that writes.
-func clusterOf(t *testing.T, s *pgservertest.Server) (save, restore func(name string)) {
+func clusterOf(t testing.TB, s *pgservertest.Server) (save, restore func(name string)) {
 	dir := t.TempDir()
 	copyTo := func(from, to string) {
 		t.Helper()

@@ -83,3 +83,43 @@ func TestTablesMadeLaterThatMayNotBePublished(t *testing.T) {
 		return l.one(`SELECT count(*) FROM backstory.events WHERE relation = 'public.later'`) == "1", context.Cause(t.Context())
 	})
 }
+
+// TestManyTablesMadeLater: hundreds of tables that are made at once, each with rows, are taken in without a restart, whole, while others are
+// written to as ever.
+func TestManyTablesMadeLater(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, settings: map[string]string{"max_locks_per_transaction": "256"}})
+	db := s.sql()
+	db.do(simple)
+	s.cfg.Capture.Tables = []string{"public.*"}
+	s.init()
+	r := s.start()
+	const tables, rows = 300, 50
+	db.do(`DO $$ BEGIN FOR i IN 1..%d LOOP EXECUTE format('CREATE TABLE public.many_%%s (id int PRIMARY KEY, v text)', i); EXECUTE format('INSERT INTO public.many_%%s SELECT g, md5(g::text) FROM generate_series(1, %d) g', i); END LOOP; END $$`, tables, rows)
+	began, slowest, written := time.Now(), time.Duration(0), 0
+	eventually(t, 3*time.Minute, "all of them are complete", func() (bool, error) {
+		for range 20 { // the application goes on
+			written++
+			at := time.Now()
+			db.do(`INSERT INTO public.things VALUES (%d, 'a'); UPDATE public.many_%d SET v = 'b' || v WHERE id = %d`, written, 1+written%tables, 1+written%rows)
+			slowest = max(slowest, time.Since(at))
+			time.Sleep(10 * time.Millisecond)
+		}
+		got := db.one(`SELECT count(*) FROM backstory.captured WHERE complete AND name LIKE 'many%%'`)
+		return got == fmt.Sprint(tables), fmt.Errorf("%s are complete", got)
+	})
+	t.Logf("%d tables of %d rows were taken in in %s; the application's slowest two statements took %s", tables, rows, time.Since(began).Round(time.Second), slowest.Round(time.Millisecond))
+	if slowest > 3*time.Second {
+		t.Errorf("the application waited %s", slowest)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	l := s.openLog()
+	h, err := l.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+}
