@@ -22,7 +22,7 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		return slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == c.OID })
 	}
 	var wanted []eventlog.Captured
-	var fresh []uint32
+	var fresh []eventlog.Baseline
 	shapeOnly := map[uint32]bool{}
 	for _, c := range captured {
 		i := index(c)
@@ -31,12 +31,15 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		}
 		if altered := i >= 0 && (begun[i].Heal || begun[i].Pass == eventlog.PassShape); altered {
 			compared := w.Head().Baseline
-			if compared && begun[i].Heal {
-				never, err := s.unhealable(ctx, c)
-				if err != nil {
+			if compared && begun[i].Heal && begun[i].Pass != eventlog.PassShape { // it had its shape when nothing was to be compared
+				if lost, err := s.lost(ctx, c); err != nil {
 					return nil, err
+				} else if lost {
+					if err := s.log.BeginAnew(ctx, c.OID); err != nil {
+						return nil, err
+					}
+					return s.existing(ctx, w, captured)
 				}
-				compared = !never
 			}
 			if begun[i].Pass == eventlog.PassShape || compared {
 				wanted = append(wanted, c)
@@ -47,23 +50,33 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		if c.Complete || !w.Head().Baseline {
 			continue
 		}
-		if never, err := incomparable(ctx, s.log, c); err != nil {
-			return nil, err
-		} else if never {
-			continue
-		}
 		if wanted = append(wanted, c); i < 0 || begun[i].Chunks == 0 {
-			fresh = append(fresh, c.OID)
+			b := eventlog.Baseline{OID: c.OID, Pass: eventlog.PassRows}
+			old, err := s.log.HasHistory(ctx, c.OID)
+			if err != nil {
+				return nil, err
+			}
+			if old && len(c.Key) > 0 {
+				if b.Heal = c.InsertOnly; !s.log.Healable(c.Relation) { // what the log has is discarded in the place of the empty chunk
+					b.Pass, b.Heal = eventlog.PassShape, true
+				}
+			}
+			fresh = append(fresh, b)
 		}
 	}
 	if len(fresh) > 0 {
-		sizes, next, err := capture.Sizes(ctx, s.cfg.Capture, fresh)
+		var oids []uint32
+		for _, b := range fresh {
+			oids = append(oids, b.OID)
+		}
+		sizes, next, err := capture.Sizes(ctx, s.cfg.Capture, oids)
 		if err != nil {
 			return nil, err
 		}
-		for _, oid := range fresh {
+		for _, b := range fresh {
 			// Recorded by init already where the slot was made after the table was published: that waited for everybody.
-			b := eventlog.Baseline{OID: oid, WaitFor: next, TotalRows: sizes[oid].Rows, TotalBytes: sizes[oid].Bytes, Changes: sizes[oid].Changes, Began: w.Head().Position}
+			size := sizes[b.OID]
+			b.WaitFor, b.TotalRows, b.TotalBytes, b.Changes, b.Began = next, size.Rows, size.Bytes, size.Changes, w.Head().Position
 			if err := s.log.BeginBaseline(ctx, b); err != nil {
 				return nil, err
 			}
@@ -88,20 +101,14 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 	return out, nil
 }
 
-// incomparable tells whether the log may hold outdated rows of a table that cannot be compared with the source.
-func incomparable(ctx context.Context, log *eventlog.Log, c eventlog.Captured) (bool, error) {
-	old, err := log.HasHistory(ctx, c.OID)
-	return old && len(c.Key) > 0 && (c.InsertOnly || log.Healable(c.Relation) != nil), err
-}
-
-// unhealable tells whether the log may have rows of an altered table that are gone since a gap, and by another key than it has now: comparing all rows
-// would not find those.
-func (s *Sidecar) unhealable(ctx context.Context, c eventlog.Captured) (bool, error) {
+// lost tells whether the log may have rows of a table that are gone since a gap, and cannot be found by the key it has now.
+func (s *Sidecar) lost(ctx context.Context, c eventlog.Captured) (bool, error) {
 	healed, err := s.log.Healed(ctx, c.OID)
 	if err != nil || healed {
 		return false, err
 	}
-	return incomparable(ctx, s.log, c)
+	old, err := s.log.HasHistory(ctx, c.OID)
+	return old && len(c.Key) > 0 && !s.log.Healable(c.Relation), err
 }
 
 // contents records what the log knows of a table without a key, before its rows are read.

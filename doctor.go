@@ -307,19 +307,7 @@ func (x *logExamination) rows(ctx context.Context) error {
 			unread = append(unread, t.String())
 		case t.Complete || !x.head.Baseline || i >= 0 && begun[i].Done:
 		default:
-			never, err := incomparable(ctx, x.log, t)
-			switch {
-			case err != nil:
-				return err
-			case never && t.InsertOnly:
-				x.add(capture.Finding{Check: "not-compared", Severity: capture.Warning, What: fmt.Sprintf("the log may have outdated rows of %s, and only its inserts are captured: they cannot be compared", t),
-					Risk: "a checkout with --partial shows rows as they were before the gap", Remedy: "let its updates and deletes be captured: see inserts-only"})
-			case never:
-				x.add(capture.Finding{Check: "not-compared", Severity: capture.Warning, What: fmt.Sprintf("the log may have outdated rows of %s, by another key than it has now: they cannot be compared", t),
-					Risk: "a checkout with --partial shows rows as they were before the gap", Remedy: "give it its former key back, or know rows from their next change on"})
-			default:
-				unread = append(unread, t.String())
-			}
+			unread = append(unread, t.String())
 		}
 	}
 	if len(unread) > 0 {

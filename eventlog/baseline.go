@@ -208,21 +208,31 @@ func (l *Log) Baselines(ctx context.Context) ([]Baseline, error) {
 	return list, nil
 }
 
-// BeginBaseline records, before its first chunk, that a table's existing rows are to be taken over. What was recorded before of a table
+// BeginBaseline records, before its first chunk, that a table's existing rows are to be taken over, from b.Pass on. What was recorded before of a table
 // that was taken in anew since is forgotten.
 func (l *Log) BeginBaseline(ctx context.Context, b Baseline) error {
 	// One that was begun with the log itself has no estimates yet.
-	_, err := l.pool.Exec(ctx, `UPDATE backstory.baseline b SET total_rows = $2, total_bytes = $3, changes = $4 FROM backstory.captured c
-		WHERE b.oid = $1::bigint::oid AND c.oid = b.oid AND c.since_lsn = b.since_lsn AND b.chunks = 0`, int64(b.OID), b.TotalRows, b.TotalBytes, b.Changes)
+	_, err := l.pool.Exec(ctx, `UPDATE backstory.baseline b SET total_rows = $2, total_bytes = $3, changes = $4, pass = $5, heal = $6 FROM backstory.captured c
+		WHERE b.oid = $1::bigint::oid AND c.oid = b.oid AND c.since_lsn = b.since_lsn AND b.chunks = 0`, int64(b.OID), b.TotalRows, b.TotalBytes, b.Changes, b.Pass, b.Heal)
 	if err == nil {
-		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes, began_position, changes)
-		SELECT oid, since_lsn, $2, $3, $4, $5, $6 FROM backstory.captured WHERE oid = $1::bigint::oid
+		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes, began_position, changes, pass, heal)
+		SELECT oid, since_lsn, $2, $3, $4, $5, $6, $7, $8 FROM backstory.captured WHERE oid = $1::bigint::oid
 		ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = excluded.wait_for, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes, began_position = excluded.began_position, changes = excluded.changes,
-			chunks = 0, after_key = NULL, again = false, pass = 1, heal = false, generation = excluded.generation, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
-		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes, b.Began, b.Changes)
+			chunks = 0, after_key = NULL, again = false, pass = excluded.pass, heal = excluded.heal, generation = excluded.generation, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
+		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes, b.Began, b.Changes, b.Pass, b.Heal)
 	}
 	if err != nil {
 		return Remedy(fmt.Errorf("record that existing rows are to be taken over: %w", err))
+	}
+	return nil
+}
+
+// BeginAnew records that a comparison of a table's rows begins again, with the empty chunk.
+func (l *Log) BeginAnew(ctx context.Context, oid uint32) error {
+	_, err := l.pool.Exec(ctx, `UPDATE backstory.baseline SET pass = 0, chunks = 0, after_key = NULL, again = false, rows = 0, bytes = 0, imported = 0, generation = nextval('backstory.generation'), began_at = now(), updated_at = now(), done_at = NULL
+		WHERE oid = $1::bigint::oid AND heal`, int64(oid))
+	if err != nil {
+		return Remedy(fmt.Errorf("record that a table is to be compared with the source: %w", err))
 	}
 	return nil
 }
@@ -371,6 +381,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	differs := heals || was.Heal // otherwise there was nothing that the log could have known wrongly
 	switch {
 	case was.Pass == PassShape:
+		if was.Heal && heals && w.head.Baseline && !keyless && !rel.Dropped && !w.log.dict.healed(rel.OID, w.head.Incarnation) && !w.log.Healable(t.rel) {
+			w.discard(t)
+		}
 		err = w.altered(t, before, ids, &alteration{}, was.Heal)
 	case keyless && c.Begins:
 		w.note(t, "BaselineBegan", []byte(`{}`))

@@ -3,7 +3,6 @@ package eventlog
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -59,32 +58,51 @@ func (l *Log) Healed(ctx context.Context, oid uint32) (bool, error) {
 	if err := l.dict.load(ctx); err != nil {
 		return false, err
 	}
-	d := l.dict
+	return l.dict.healed(oid, h.Incarnation), nil
+}
+
+func (d *dictionary) healed(oid uint32, incarnation int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	barrier := d.barrier(oid)
 	for _, k := range d.kinds {
-		if r := k.relation; r != nil && r.OID == oid && r.Complete && k.source.incarnation == h.Incarnation && k.relationID > barrier {
-			return true, nil
+		if r := k.relation; r != nil && r.OID == oid && r.Complete && k.source.incarnation == incarnation && k.relationID > barrier {
+			return true
 		}
 	}
-	return false, nil
+	return false
 }
 
-// ErrOtherKey means that a table had another key before: the log's rows cannot be found in the source by the present one.
-var ErrOtherKey = errors.New("it had another key before, by which the log knows its rows")
-
-// Healable tells whether a table's rows can be found in the log by the key it has now.
-func (l *Log) Healable(r *Relation) error {
+// Healable tells whether a table's rows can be found in the log by the key it has now: the log has had all of them by that key, or none, and by no other
+// one since.
+func (l *Log) Healable(r *Relation) bool {
 	d := l.dict
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, k := range d.kinds {
-		if o := k.relation; o != nil && o.OID == r.OID && k.op != OpGap && k.op != OpNote && k.op != OpTruncate && !sameKey(o, r) {
-			return ErrOtherKey
+	since := 0
+	for id, o := range d.relations {
+		if o.OID == r.OID && o.Complete && sameKey(o, r) {
+			since = max(since, id)
 		}
 	}
-	return nil
+	for _, k := range d.kinds {
+		if k.relation != nil && k.relation.OID == r.OID && k.op == OpTruncate {
+			since = max(since, k.relationID)
+		}
+	}
+	for _, k := range d.kinds {
+		if o := k.relation; o != nil && o.OID == r.OID && k.op != OpGap && k.op != OpNote && k.op != OpTruncate && !sameKey(o, r) && k.relationID > since {
+			return false
+		}
+	}
+	return true
+}
+
+// discard makes the event by which the log's rows of a table do not count any more, since nobody can tell by its present key which of them are still there.
+// All that the source has come after it.
+func (w *Writer) discard(t *table) {
+	w.tx.change++
+	w.event(t, &eventRow{op: OpTruncate, part: part{typ: t.agg.name + "Discarded"}, text: []byte{}, data: []byte(`{"reason":"it had another key while the log lacked changes of it"}`)})
 }
 
 func sameKey(a, b *Relation) bool {

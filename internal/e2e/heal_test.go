@@ -187,8 +187,8 @@ func TestGapIsHealed(t *testing.T) {
 	}
 }
 
-// TestOtherKeySinceAGap: a table that gets another key before it was compared after a gap does not count as complete: rows that went in the gap are known
-// by the former key alone. What was compared before does.
+// TestOtherKeySinceAGap: a table gets another key before it was compared after a gap. Rows that went in the gap are known by the former key alone, and
+// nobody can tell by the new one: what the log has is discarded, and all rows come again. What was compared before stays.
 func TestOtherKeySinceAGap(t *testing.T) {
 	t.Parallel()
 	for _, healed := range []bool{false, true} {
@@ -215,11 +215,90 @@ func TestOtherKeySinceAGap(t *testing.T) {
 		for range 3 {
 			s.once()
 		}
-		code, says := 1, "the log does not have all rows of public.things"
+		s.says(0, "4 rows", "checkout", "--at", "HEAD", "--schema", "past")
+		discarded := "1"
 		if healed {
-			code, says = 0, "4 rows"
+			discarded = "0"
 		}
-		s.says(code, says, "checkout", "--at", "HEAD", "--schema", "past")
+		if got := s.logSQL().one(`SELECT count(*) FROM backstory.events WHERE type = 'ThingDiscarded'`); got != discarded {
+			t.Errorf("%s times the log's rows were discarded, want %s", got, discarded)
+		}
+	}
+}
+
+// TestFormerKeysAreNoHindrance: what key a table had once does not keep it from being compared, nor that it had none for a while, nor that only its
+// inserts are captured.
+func TestFormerKeysAreNoHindrance(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	for _, name := range []string{"rekeyed", "unkeyed", "deferred"} {
+		db.do(`CREATE TABLE public.%s (id int CONSTRAINT %[1]s_pkey PRIMARY KEY, n int NOT NULL UNIQUE, v text)`, name)
+	}
+	db.do(`ALTER TABLE public.deferred DROP CONSTRAINT deferred_pkey, ADD CONSTRAINT deferred_pkey PRIMARY KEY (id) DEFERRABLE`)
+	s.init()
+	for _, name := range []string{"rekeyed", "unkeyed", "deferred"} {
+		db.do(`INSERT INTO public.%s SELECT i, 100 + i, 'a' FROM generate_series(1, 20) i`, name)
+	}
+	s.once()
+	db.do(`ALTER TABLE public.rekeyed DROP CONSTRAINT rekeyed_pkey, ADD PRIMARY KEY (n)`)
+	s.once()
+	s.once()
+	// Without a key for a while: then only inserts are captured.
+	run := s.start()
+	db.do(`ALTER TABLE public.unkeyed DROP CONSTRAINT unkeyed_pkey`)
+	eventually(t, time.Minute, "it may be updated", func() (bool, error) {
+		_, err := db.Exec(t.Context(), `UPDATE public.unkeyed SET v = 'untold' WHERE id = 7`)
+		return err == nil, err
+	})
+	db.do(`DELETE FROM public.unkeyed WHERE id = 8; INSERT INTO public.unkeyed VALUES (21, 121, 'came'), (22, 122, 'came and went')`)
+	db.do(`DELETE FROM public.unkeyed WHERE id = 22`)
+	l := s.logSQL()
+	eventually(t, time.Minute, "the inserts are in the log", func() (bool, error) {
+		got := l.one(`SELECT count(*) FROM backstory.events WHERE relation = 'public.unkeyed' AND op = 'insert'`)
+		return got == "22", fmt.Errorf("%s inserts", got)
+	})
+	db.do(`ALTER TABLE public.unkeyed ADD PRIMARY KEY (id)`)
+	s.init()
+	db.do(`UPDATE public.unkeyed SET v = 'told' WHERE id = 9`)
+	if err := run.end(); err != nil {
+		t.Fatal(err)
+	}
+	equal := func(when string, names ...string) {
+		t.Helper()
+		for range 2 {
+			s.once()
+		}
+		columns := map[string][]string{}
+		for _, name := range names {
+			columns["public."+name] = []string{"id", "n", "v"}
+		}
+		head, err := s.openLog().Head(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		db.do(`DROP SCHEMA IF EXISTS of_now CASCADE`)
+		s.checkoutOfNow(db, head.Position, columns)
+		if t.Failed() {
+			t.Fatal(when)
+		}
+	}
+	equal("with its key back", "rekeyed", "unkeyed")
+	db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	for _, name := range []string{"rekeyed", "unkeyed", "deferred"} {
+		db.do(`DELETE FROM public.%s WHERE id = 2; UPDATE public.%[1]s SET v = 'missed' WHERE id = 3; INSERT INTO public.%[1]s VALUES (50, 150, 'missed')`, name)
+	}
+	if err := s.tryOnce(); !errors.Is(err, backstory.ErrGap) {
+		t.Fatalf("without a slot: %v", err)
+	}
+	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	equal("after a gap", "rekeyed", "unkeyed")
+	db.do(`DROP SCHEMA of_now CASCADE`)
+	s.sameRows("deferred")
+	if got := l.one(`SELECT count(*) FROM backstory.events WHERE type LIKE '%%Discarded'`); got != "1" {
+		t.Errorf("%s times the log's rows were discarded, want once, when the key was back", got)
 	}
 }
 
@@ -333,4 +412,43 @@ func TestOnlyWhatChangesIsToldOfAComparedRow(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+}
+
+// TestFormerKeyAndNoBaseline: where nothing is to be compared the log's rows are not discarded, either; they are once that is asked for.
+func TestFormerKeyAndNoBaseline(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, n int NOT NULL UNIQUE, v text)`)
+	s.init()
+	db.do(`INSERT INTO public.things SELECT i, 100 + i, 'a' FROM generate_series(1, 5) i`)
+	s.once()
+	db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	db.do(`DELETE FROM public.things WHERE id = 2; ALTER TABLE public.things DROP CONSTRAINT things_pkey, ADD PRIMARY KEY (n)`)
+	if err := s.tryOnce(); !errors.Is(err, backstory.ErrGap) {
+		t.Fatalf("without a slot: %v", err)
+	}
+	s.cfg.NoBaseline = true
+	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	db.do(`UPDATE public.things SET v = 'b' WHERE id = 3`)
+	discarded := func(want string) {
+		t.Helper()
+		s.once()
+		s.once()
+		if got := s.logSQL().one(`SELECT count(*) FROM backstory.events WHERE type = 'ThingDiscarded'`); got != want {
+			t.Errorf("%s times the log's rows were discarded, want %s", got, want)
+		}
+	}
+	discarded("0")
+	s.says(1, "the log does not have all rows of public.things", "checkout", "--at", "HEAD", "--schema", "past")
+	s.cfg.NoBaseline = false
+	s.init()
+	discarded("1")
+	head, err := s.openLog().Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.checkoutOfNow(db, head.Position, columnsOf(db, "n.nspname = 'public'"))
 }

@@ -26,7 +26,6 @@ type nemesis struct {
 	began   time.Time
 	things  string // what the table is called that is altered
 	key     string // … and its primary key
-	rekeyed bool   // … which was another one
 	more    int    // numbers of columns and tables that were added
 	parts   string // what the third partition is: "", attached, detached
 
