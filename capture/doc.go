@@ -125,8 +125,8 @@
 //
 // The stream is of protocol 1: a transaction comes when it is committed. With protocol 2 the source would send large ones while they are open, and
 // the sidecar would keep them on its disk until then. That would spare others the time that the source takes to decode a large transaction,
-// which is not what they wait for: 1 M rows inserted by one transaction took 7.2 s from the WAL to the log, the same in transactions of 25, which the
-// source decodes two and a half times as fast, 6.5 s (make bench, group huge: one pair, AMD EPYC VM, 2 cores, PG 15.18). The log takes events in the order
+// which is not what they mostly wait for: 1 M rows inserted by one transaction took 9.0 s (8.2 to 9.5) from the WAL to the log, the same in
+// transactions of 25, which the source decodes more than twice as fast, 7.6 s (make bench, group huge: median of five pairs, AMD EPYC VM, 2 cores, PG 15.18). The log takes events in the order
 // of commits, at the rate at which its server takes them. What is open would be written three times then, in the WAL, here and in the log. Left out for that;
 // the source's own spilling, which logical_decoding_work_mem bounds, and pg_stat_replication_slots counts, stays.
 //
