@@ -194,6 +194,7 @@ func (x *session) described(oid uint32) (*eventlog.Relation, error) {
 // again is what the source tells again at the beginning of a session: transactions that the log has, down to the last one, which has to be
 // the one that the log has last. A source that was put back to an earlier state, and went on from there, has others in their places.
 type again struct {
+	start     eventlog.LSN // from where on the source tells; it was put back to something behind that
 	end       eventlog.LSN // of the log: what was committed before is in it
 	last      eventlog.LSN // of the last transaction in the log, as long as it has not been met; 0: it is not told again
 	when      time.Time
@@ -202,7 +203,7 @@ type again struct {
 }
 
 func newAgain(head *eventlog.Head, start eventlog.LSN) again {
-	a := again{end: head.EndLSN}
+	a := again{start: start, end: head.EndLSN}
 	if head.CommitLSN >= start && !head.OccurredAt.IsZero() {
 		a.last, a.when = head.CommitLSN, head.OccurredAt
 	}
@@ -232,7 +233,7 @@ func (a *again) reached(end eventlog.LSN) error {
 
 func (a *again) other(to eventlog.LSN) error {
 	return &Gap{Reason: fmt.Sprintf("the source has other transactions than the log: it does not have the one of %s (WAL position %s). It was put back to an earlier state, and has gone on from there",
-		a.when.UTC().Format(time.RFC3339), a.last), From: a.end, To: to}
+		a.when.UTC().Format(time.RFC3339), a.last), From: min(a.start, a.end), To: to}
 }
 
 // relation takes the description of a table, which comes before its first row in a session and after its shape changed.

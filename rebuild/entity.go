@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/backstory-dev/backstory/eventlog"
 )
@@ -15,6 +16,9 @@ type EntityState struct {
 	Relation *eventlog.Relation
 	Unknown  []string // columns whose value is not known
 	Became   string   // public.purchases: the table that its rows belonged to by then, if that is not the one that was asked for
+	// Rekeyed is the key that the table had by then, and From where on in the log, if that is another one than the row is known by: perhaps none.
+	Rekeyed *eventlog.Relation
+	From    eventlog.Position
 }
 
 var errWhole = errors.New("the whole row is known")
@@ -40,7 +44,7 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 			if st.Last == nil {
 				st.Last, st.Relation = ev.Clone(), ev.Relation
 			}
-			if ev.Op == eventlog.OpInsert || ev.Op == eventlog.OpImport || ev.Op == eventlog.OpDelete || ev.Rest != nil {
+			if ev.Op == eventlog.OpInsert || ev.Op == eventlog.OpDelete || (ev.Op == eventlog.OpImport || ev.Rest != nil) && !hasUnknown(ev.Metadata) {
 				whole = true
 				return errWhole
 			}
@@ -88,10 +92,16 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 				if st.Became = ""; e.Table != "" && v.String() != e.Table {
 					st.Became = v.String()
 				}
+				switch same := slices.EqualFunc(v.Key, st.Relation.Key, func(a, b int) bool { return eventlog.SameColumn(&v.Columns[a], &st.Relation.Columns[b]) }); {
+				case same:
+					st.Rekeyed = nil
+				case st.Rekeyed == nil && v.AtPosition > st.Last.Position && st.Last.Op != eventlog.OpDelete && st.Last.PreviousID != e.ID:
+					st.Rekeyed, st.From = v.Relation, v.AtPosition
+				}
 			}
 		}
 	}
-	if st.Became != "" {
+	if st.Became != "" || st.Rekeyed != nil {
 		return st, nil
 	}
 	if len(mine) == 0 {

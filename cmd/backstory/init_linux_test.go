@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/backstory-dev/backstory/internal/pgserver/localserver"
 )
 
 // On a terminal init asks before it makes a log that may grow large, and takes no for an answer.
@@ -83,7 +86,11 @@ func TestExistingRowsOnATerminal(t *testing.T) {
 	s.sql("INSERT INTO orders SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i; ANALYZE orders")
 	s.must("init")
 	s.env["BACKSTORY_BASELINE_RATE"] = "200000"
-	s.env["BACKSTORY_HTTP_ADDR"] = freeAddr(t)
+	port, err := localserver.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.env["BACKSTORY_HTTP_ADDR"] = fmt.Sprintf("127.0.0.1:%d", port)
 	cmd := exec.Command(binary, "run")
 	var shown output
 	terminal(t, cmd, &shown)
@@ -111,6 +118,7 @@ func TestExistingRowsOnATerminal(t *testing.T) {
 		t.Fatalf("%v\n%s", err, shown.String())
 	}
 	eventually(t, 5*time.Second, "the bar is taken away", func() bool {
-		return !strings.Contains(shown.String()[strings.LastIndex(shown.String(), clearLine):], "[")
+		text := shown.String()
+		return !strings.Contains(text[strings.LastIndex(text, clearLine)+len(clearLine):], "existing rows [")
 	})
 }

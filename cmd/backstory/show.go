@@ -82,6 +82,18 @@ func newShow() *cobra.Command {
 					return &eventlog.Problem{Err: fmt.Errorf("the log knows nothing of %s at position %d", name, pos),
 						Hint: "backstory log " + ent.Aggregate + " shows what it knows of others. A row from before the history is known from its next change on."}
 				}
+				if k := st.Rekeyed; k != nil {
+					now := "it has none any more"
+					if len(k.Key) > 0 {
+						var names []string
+						for _, c := range k.Key {
+							names = append(names, k.Columns[c].Name)
+						}
+						now = "it is (" + strings.Join(names, ", ") + ")"
+					}
+					return &eventlog.Problem{Err: fmt.Errorf("whether %s was there at position %d cannot be told by this key: its table had another one from position %d on; %s", name, pos, st.From, now),
+						Hint: fmt.Sprintf("backstory show %s --at %d shows it as it was until then.", name, st.From-1)}
+				}
 				if st.Became != "" {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its table had become %s, or a part of that", name, pos, st.Became),
 						Hint: "backstory show " + st.Became + "/" + ent.ID + " shows it."}

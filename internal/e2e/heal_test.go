@@ -244,6 +244,9 @@ func TestFormerKeysAreNoHindrance(t *testing.T) {
 	db.do(`ALTER TABLE public.rekeyed DROP CONSTRAINT rekeyed_pkey, ADD PRIMARY KEY (n)`)
 	s.once()
 	s.once()
+	s.says(1, "cannot be told by this key: its table had another one from position ", "show", "rekeyed/3")
+	s.says(0, "\"v\"", "show", "--json", "rekeyed/103")
+	s.says(0, "103", "show", "rekeyed/3", "--at", "50")
 	// Without a key for a while: then only inserts are captured.
 	run := s.start()
 	db.do(`ALTER TABLE public.unkeyed DROP CONSTRAINT unkeyed_pkey`)
