@@ -258,7 +258,14 @@ func (n *nemesis) invalidate() {
 func (n *nemesis) putLogBack() {
 	save, restore := clusterOf(n.t, n.log)
 	save("log")
+	l, db := n.direct.logSQL(), n.direct.sql()
+	end := l.one(`SELECT end_lsn FROM backstory.head`)
+	_ = l.Close(context.Background())
 	n.works()
+	eventually(n.t, time.Minute, "the source knows that the log has more", func() (bool, error) {
+		return db.one(`SELECT confirmed_flush_lsn > '%s' FROM pg_replication_slots WHERE slot_name = '%s'`, end, n.cfg.Capture.Slot) == "t", nil
+	})
+	_ = db.Close(context.Background())
 	n.program.kill()
 	restore("log")
 	n.start()
