@@ -63,7 +63,7 @@ func TestSettingsChangeNoValue(t *testing.T) {
 	s.once()
 	checkLog(t, s.openLog(), "public.odd").sameTables(t, db, "n.nspname = 'public'")
 	s.says(0, "", "checkout", "--partial", "--at", "HEAD", "--schema", "of_now", "--database", s.cfg.Capture.URL, "odd")
-	if got := db.rows(`SELECT (SELECT string_agg(o::text, ' ' ORDER BY id) FROM of_now.odd o) AS now, (SELECT string_agg(o::text, ' ' ORDER BY id) FROM public.odd o) AS want`); got[0][0] != got[0][1] {
+	if got := db.rows(`SELECT (SELECT string_agg(concat_ws(' ', pg_typeof(doc), o::text), ' ' ORDER BY id) FROM of_now.odd o) AS now, (SELECT string_agg(concat_ws(' ', pg_typeof(doc), o::text), ' ' ORDER BY id) FROM public.odd o) AS want`); got[0][0] != got[0][1] {
 		t.Errorf("checked out: %s\nwant %s", got[0][0], got[0][1])
 	}
 	conn, err := s.cfg.Capture.Connect(t.Context())
