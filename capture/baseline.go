@@ -105,7 +105,8 @@ type keyColumn struct {
 	name      string // quoted
 	index     int    // in the relation
 	typ       string
-	schema    string // of the operators of its index
+	collate   string // a clause, where its index has another collation than the column
+	schema    string // of the operators of its index, or of its type
 	next, eq  string // next: > in ascending order
 	direction string // the operator that sorts
 }
@@ -487,25 +488,34 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 	return false, nil
 }
 
-// findOrder finds the key by which a table's rows are read in order.
+// findOrder finds the key by which a table's rows are read in order. An index that is not a btree, as that of WITHOUT OVERLAPS, has no order: that
+// is then the one that Postgres takes for the column's type where nobody names one (PostgreSQL manual, Operator Classes and Operator Families).
 func (t *importing) findOrder(ctx context.Context, conn *pgx.Conn, r *eventlog.Relation) error {
 	rows, err := conn.Query(ctx, `
-		SELECT a.attname, format_type(a.atttypid, a.atttypmod), n.nspname, o.amopstrategy, p.oprname, k.option & 1
+		SELECT a.attname, format_type(a.atttypid, a.atttypmod), coalesce(n.nspname, ''), coalesce(o.amopstrategy, 0), coalesce(p.oprname, ''), k.option & 1, coalesce(quote_ident(cn.nspname) || '.' || quote_ident(co.collname), '')
 		FROM (SELECT i.* FROM pg_index i WHERE i.indrelid = $1::bigint::oid AND i.indisunique AND (i.indisprimary OR i.indisreplident) ORDER BY i.indisprimary DESC LIMIT 1) i
-		CROSS JOIN LATERAL unnest(i.indkey[0:i.indnkeyatts - 1]::int2[], i.indclass::oid[], i.indoption::int2[]) WITH ORDINALITY k(num, class, option, ord)
+		CROSS JOIN LATERAL unnest(i.indkey[0:i.indnkeyatts - 1]::int2[], i.indclass::oid[], i.indoption::int2[], i.indcollation::oid[]) WITH ORDINALITY k(num, class, option, coll, ord)
 		JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.num
-		JOIN pg_opclass c ON c.oid = k.class
-		JOIN pg_amop o ON o.amopfamily = c.opcfamily AND o.amoplefttype = c.opcintype AND o.amoprighttype = c.opcintype AND o.amopstrategy IN (1, 3, 5)
-		JOIN pg_operator p ON p.oid = o.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace
+		LEFT JOIN (pg_collation co JOIN pg_namespace cn ON cn.oid = co.collnamespace) ON co.oid = k.coll AND k.coll <> a.attcollation
+		LEFT JOIN LATERAL (
+		  WITH RECURSIVE base AS (SELECT y.* FROM pg_type y WHERE y.oid = a.atttypid UNION ALL SELECT y.* FROM base b JOIN pg_type y ON y.oid = b.typbasetype WHERE b.typtype = 'd')
+		  SELECT c.opcfamily, c.opcintype FROM pg_opclass c JOIN pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree' JOIN pg_type y ON y.oid = c.opcintype CROSS JOIN (SELECT * FROM base WHERE typtype <> 'd') b
+		  WHERE c.oid = k.class OR c.opcdefault AND NOT EXISTS (SELECT FROM pg_opclass own WHERE own.oid = k.class AND own.opcmethod = m.oid) AND (c.opcintype = b.oid
+		    OR c.opcintype = CASE WHEN b.typtype = 'e' THEN 'anyenum'::regtype WHEN b.typtype = 'r' THEN 'anyrange'::regtype WHEN b.typtype = 'm' THEN 'anymultirange'::regtype
+		      WHEN b.typtype = 'c' THEN 'record'::regtype WHEN b.typcategory = 'A' THEN 'anyarray'::regtype END
+		    OR EXISTS (SELECT FROM pg_cast x WHERE x.castsource = b.oid AND x.casttarget = c.opcintype AND x.castmethod = 'b' AND x.castcontext = 'i'))
+		  ORDER BY c.opcintype = b.oid DESC, y.typispreferred DESC LIMIT 1) c ON true
+		LEFT JOIN pg_amop o ON o.amopfamily = c.opcfamily AND o.amoplefttype = c.opcintype AND o.amoprighttype = c.opcintype AND o.amopstrategy IN (1, 3, 5)
+		LEFT JOIN pg_operator p ON p.oid = o.amopopr LEFT JOIN pg_namespace n ON n.oid = p.oprnamespace
 		ORDER BY k.ord, o.amopstrategy`, int64(t.OID))
 	if err != nil {
 		return fmt.Errorf("read the key of %s: %w", r, err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var name, typ, schema, op string
+		var name, typ, schema, op, collation string
 		var strategy, desc int16
-		if err := rows.Scan(&name, &typ, &schema, &strategy, &op, &desc); err != nil {
+		if err := rows.Scan(&name, &typ, &schema, &strategy, &op, &desc, &collation); err != nil {
 			return fmt.Errorf("read the key of %s: %w", r, err)
 		}
 		i := slices.IndexFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == name })
@@ -515,10 +525,20 @@ func (t *importing) findOrder(ctx context.Context, conn *pgx.Conn, r *eventlog.R
 		if i < 0 { // generated, and not in the stream: neither is it in the log
 			return ErrNoOrder
 		}
+		if strategy == 0 && t.Pass == eventlog.PassShape {
+			continue
+		}
+		if strategy == 0 {
+			return &eventlog.Problem{Err: fmt.Errorf("%w: there is none for %s, the type of %s", ErrNoOrder, typ, eventlog.QuoteIdent(name)),
+				Hint: "The table's changes are captured all the same. Its existing rows can be read when there is a default operator class of that type for btree (CREATE OPERATOR CLASS)."}
+		}
 		if n := len(t.order); n == 0 || t.order[n-1].index != i {
 			t.order = append(t.order, keyColumn{name: eventlog.QuoteIdent(name), index: i, typ: typ, schema: eventlog.QuoteIdent(schema)})
 		}
 		k := &t.order[len(t.order)-1]
+		if collation != "" {
+			k.collate = " COLLATE " + collation
+		}
 		switch {
 		case strategy == 3:
 			k.eq = op
@@ -566,7 +586,7 @@ func (t *importing) query() string {
 		if same {
 			var names, values []string
 			for i, k := range t.order {
-				names, values = append(names, k.name), append(values, value(i))
+				names, values = append(names, k.name+k.collate), append(values, value(i))
 			}
 			b.WriteString("ROW(" + strings.Join(names, ", ") + ")" + op(t.order[0], t.order[0].next) + "ROW(" + strings.Join(values, ", ") + ")")
 		} else {
@@ -579,9 +599,9 @@ func (t *importing) query() string {
 						b.WriteString(" AND ")
 					}
 					if j < i {
-						b.WriteString(k.name + op(k, k.eq) + value(j))
+						b.WriteString(k.name + k.collate + op(k, k.eq) + value(j))
 					} else {
-						b.WriteString(k.name + op(k, k.next) + value(j))
+						b.WriteString(k.name + k.collate + op(k, k.next) + value(j))
 					}
 				}
 			}
@@ -592,7 +612,7 @@ func (t *importing) query() string {
 		if i > 0 {
 			b.WriteString(", ")
 		}
-		b.WriteString(k.name + " USING OPERATOR(" + k.schema + "." + k.direction + ")")
+		b.WriteString(k.name + k.collate + " USING OPERATOR(" + k.schema + "." + k.direction + ")")
 	}
 	fmt.Fprintf(&b, " LIMIT %d", t.limit)
 	return b.String()
@@ -749,7 +769,7 @@ func (t *importing) goneQuery(keys []eventlog.Key, byText bool) (string, error) 
 		}
 		o := t.order[slices.IndexFunc(t.order, func(k keyColumn) bool { return k.index == c })]
 		if !byText {
-			fmt.Fprintf(&b, "t.%s OPERATOR(%s.%s) v.k%d AND ", o.name, o.schema, o.eq, i)
+			fmt.Fprintf(&b, "t.%s%s OPERATOR(%s.%s) v.k%d AND ", o.name, o.collate, o.schema, o.eq, i)
 		}
 		fmt.Fprintf(&b, "(pg_catalog.format('%%s', t.%s) COLLATE pg_catalog.\"C\") OPERATOR(pg_catalog.=) v.t%d", o.name, i)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -55,8 +56,21 @@ func (c Config) Connect(ctx context.Context) (*pgx.Conn, error) {
 	return connectTo(ctx, c.URL, "the source")
 }
 
+// connConfig is that of a connection to a source. Whom default_transaction_read_only is to keep from writing, as a rule, are others: a table
+// that has lost its key has to leave the publication, or the application could not write to it. A standby takes no writes in spite of it.
+func connConfig(url, application string) (*pgx.ConnConfig, error) {
+	cfg, err := eventlog.ConnConfig(url, application)
+	if err != nil {
+		return nil, err
+	}
+	const readOnly = "default_transaction_read_only"
+	maps.DeleteFunc(cfg.RuntimeParams, func(name, _ string) bool { return strings.EqualFold(name, readOnly) })
+	cfg.RuntimeParams[readOnly] = "off"
+	return cfg, nil
+}
+
 func connectTo(ctx context.Context, url, what string) (*pgx.Conn, error) {
-	cfg, err := eventlog.ConnConfig(url, "backstory capture")
+	cfg, err := connConfig(url, "backstory capture")
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +84,7 @@ func connectTo(ctx context.Context, url, what string) (*pgx.Conn, error) {
 // connectReplication opens a connection to the server of the slot on which replication commands are understood.
 func (c Config) connectReplication(ctx context.Context, adapt func(*pgconn.Config)) (*pgconn.PgConn, error) {
 	url, what := c.slotServer()
-	cfg, err := eventlog.ConnConfig(url, "backstory")
+	cfg, err := connConfig(url, "backstory")
 	if err != nil {
 		return nil, err
 	}

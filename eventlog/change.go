@@ -138,7 +138,7 @@ func (b *Batch) Reset() {
 }
 
 // SessionSettings are set on every connection that reads or writes values of captured rows, whatever the role or the database has: each
-// of them changes the text that Postgres prints, how long a session may take, or what a transaction sees (PostgreSQL manual, Client
+// of them changes the text that Postgres prints or reads, how long a session may take, or what a transaction sees (PostgreSQL manual, Client
 // Connection Defaults).
 var SessionSettings = map[string]string{
 	"DateStyle":                           "ISO, YMD",
@@ -152,6 +152,7 @@ var SessionSettings = map[string]string{
 	"quote_all_identifiers":               "off",
 	"lc_monetary":                         "C",
 	"array_nulls":                         "on",
+	"standard_conforming_strings":         "on",
 	"row_security":                        "off",
 	"statement_timeout":                   "0",
 	"lock_timeout":                        "0",

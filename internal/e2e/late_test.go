@@ -38,12 +38,17 @@ func TestEmptyTableTakenInLater(t *testing.T) {
 	t.Logf("init took %s", time.Since(began).Round(time.Millisecond))
 	writer.do(`INSERT INTO public.used VALUES (2); COMMIT`)
 	db.do(`COMMIT PREPARED '%s'`, s.cfg.Capture.Slot)
-	if got := s.complete(); got != "empty things" {
+	want, events := "empty things", "insert , insert , update a"
+	// A minor release that may lose rows of a table that is added to a publication: that it is empty proves nothing. It is read, too.
+	if v := int(atoi(t, db.one(`SHOW server_version_num`))); v%10000 < map[int]int{14: 18, 15: 13, 16: 9, 17: 5}[v/10000] {
+		want, events = "things", events+", note "
+	}
+	if got := s.complete(); got != want {
 		t.Errorf("complete: %s", got)
 	}
 	db.do(`INSERT INTO public.empty VALUES (1, 'a'), (2, 'b'); UPDATE public.empty SET v = 'c' WHERE id = 1`)
 	s.once()
-	if got := db.one(`SELECT string_agg(op || ' ' || coalesce(before->>'v', ''), ', ' ORDER BY position) FROM backstory.events WHERE relation = 'public.empty'`); got != "insert , insert , update a" {
+	if got := db.one(`SELECT string_agg(op || ' ' || coalesce(before->>'v', ''), ', ' ORDER BY position) FROM backstory.events WHERE relation = 'public.empty'`); got != events {
 		t.Errorf("the log has %s", got)
 	}
 	p := s.command(true, "checkout", "--at", "HEAD", "--schema", "of_now", "empty", "things")

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -26,30 +27,61 @@ func TestValueTooLargeToSend(t *testing.T) {
 // session may take.
 func TestSettingsChangeNoValue(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, where{own: true})
+	s := newSystem(t, where{own: true, apart: true})
 	db := s.sql()
-	db.do(`CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('so so'); CREATE TABLE public.odd (id int PRIMARY KEY, i interval, m money, b bytea, f float8, t timestamptz, d date, r regclass, q regtype, e app.mood, n numeric, v text)`)
-	for _, set := range []string{`search_path = app, public`, `quote_all_identifiers = on`, `IntervalStyle = 'iso_8601'`, `DateStyle = 'SQL, DMY'`, `TimeZone = 'Asia/Tokyo'`,
-		`extra_float_digits = -5`, `bytea_output = 'escape'`, `synchronous_commit = off`, `statement_timeout = '300ms'`, `lock_timeout = '300ms'`,
-		`idle_in_transaction_session_timeout = '300ms'`, `idle_session_timeout = '300ms'`, `row_security = on`, `array_nulls = off`, `default_transaction_isolation = 'serializable'`, `client_encoding = 'LATIN1'`} {
-		db.do(`ALTER ROLE postgres SET %s`, set)
-		db.do(`ALTER DATABASE %s SET %s`, databaseOf(t, s.cfg.Capture.URL), set)
+	db.do(`CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('so so'); CREATE TABLE public.odd (id int PRIMARY KEY, i interval, m money, b bytea, f float8, t timestamptz, d date, r regclass, q regtype, e app.mood, n numeric, v text, a text[], doc xml)`)
+	const insert = `INSERT INTO public.odd VALUES (%d, '1 year 2 mons -3 days 04:05:06.7', 1234.5, '\x00ff', 0.1::float8 + 0.2::float8, '2026-11-26 01:02:03.04+09', '2026-11-05', 'pg_class', 'app.mood', 'so so', 1.10, E'ä € \\ '' "', ARRAY[NULL, 'NULL', E'\\'], 'text<a/>')`
+	db.do(insert, 1) // an existing row
+	// A locale that prints money in another way is not on every machine.
+	locale := "POSIX"
+	for _, l := range []string{"de_DE.utf8", "ja_JP.utf8"} {
+		if _, err := db.Exec(t.Context(), `SET lc_monetary = '`+l+`'; RESET lc_monetary`); err == nil {
+			locale = l
+		}
+	}
+	for _, server := range []struct {
+		db   *session
+		name string
+	}{{db, databaseOf(t, s.cfg.Capture.URL)}, {s.logSQL(), databaseOf(t, s.cfg.Log.URL)}} {
+		for _, set := range []string{`search_path = app, public`, `quote_all_identifiers = on`, `IntervalStyle = 'iso_8601'`, `DateStyle = 'SQL, DMY'`, `TimeZone = 'Asia/Tokyo'`,
+			`extra_float_digits = -5`, `bytea_output = 'escape'`, `synchronous_commit = off`, `statement_timeout = '300ms'`, `lock_timeout = '300ms'`,
+			`idle_in_transaction_session_timeout = '300ms'`, `idle_session_timeout = '300ms'`, `row_security = on`, `array_nulls = off`, `default_transaction_isolation = 'serializable'`, `client_encoding = 'LATIN1'`,
+			`standard_conforming_strings = off`, `backslash_quote = off`, `xmloption = document`, `lc_monetary = '` + locale + `'`} {
+			server.db.do(`ALTER ROLE postgres SET %s`, set)
+			server.db.do(`ALTER DATABASE %s SET %s`, server.name, set)
+		}
 	}
 	s.init()
 	r := s.start()
 	eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
 	time.Sleep(time.Second) // in which every session is idle
-	db.do(`INSERT INTO public.odd VALUES (1, '1 year 2 mons -3 days 04:05:06.7', 1234.5, '\x00ff', 0.1::float8 + 0.2::float8, '2026-11-26 01:02:03.04+09', '2026-11-05', 'pg_class', 'app.mood', 'so so', 1.10, 'ä €')`)
-	db.do(`UPDATE public.odd SET f = 1.0 / 3, i = i * 2, t = t + interval '1 us'`)
+	db.do(insert, 2)
+	db.do(`UPDATE public.odd SET f = 1.0 / 3, i = i * 2, t = t + interval '1 us' WHERE id = 2`)
 	if err := r.end(); err != nil {
 		t.Fatal(err)
 	}
 	s.once()
-	checkLog(t, s.openLog()).sameTables(t, db, "n.nspname = 'public'")
-	got := s.logSQL().one(`SELECT data FROM backstory.events WHERE position = 1`)
-	want := `{"id":1,"i":"1 year 2 mons -3 days +04:05:06.7","m":"$1,234.50","b":"\\x00ff","f":0.30000000000000004,"t":"2026-11-25T16:02:03.04Z","d":"2026-11-05","r":"pg_class","q":"app.mood","e":"so so","n":"1.10","v":"ä €"}`
-	if got != want {
-		t.Errorf("the log has %s\nwant %s", got, want)
+	checkLog(t, s.openLog(), "public.odd").sameTables(t, db, "n.nspname = 'public'")
+	s.says(0, "", "checkout", "--partial", "--at", "HEAD", "--schema", "of_now", "--database", s.cfg.Capture.URL, "odd")
+	if got := db.rows(`SELECT (SELECT string_agg(concat_ws(' ', pg_typeof(doc), o::text), ' ' ORDER BY id) FROM of_now.odd o) AS now, (SELECT string_agg(concat_ws(' ', pg_typeof(doc), o::text), ' ' ORDER BY id) FROM public.odd o) AS want`); got[0][0] != got[0][1] {
+		t.Errorf("checked out: %s\nwant %s", got[0][0], got[0][1])
+	}
+	conn, err := s.cfg.Capture.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+	var got string
+	if err := conn.QueryRow(t.Context(), `SHOW lc_monetary`).Scan(&got); err != nil || got != "C" {
+		t.Errorf("lc_monetary is %s (%v)", got, err)
+	}
+	l := s.logSQL()
+	l.do(`SET client_encoding = 'UTF8'; SET statement_timeout = 0`)
+	for _, got := range l.rows(`SELECT data::jsonb ->> 'id', data FROM backstory.events WHERE op IN ('import', 'insert')`) {
+		want := `{"id":` + got[0] + `,"i":"1 year 2 mons -3 days +04:05:06.7","m":"$1,234.50","b":"\\x00ff","f":0.30000000000000004,"t":"2026-11-25T16:02:03.04Z","d":"2026-11-05","r":"pg_class","q":"app.mood","e":"so so","n":"1.10","v":"ä € \\ ' \"","a":[null,"NULL","\\"],"doc":"text<a/>"}`
+		if got[1] != want {
+			t.Errorf("the log has %s\nwant %s", got[1], want)
+		}
 	}
 }
 
