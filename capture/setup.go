@@ -21,9 +21,14 @@ type Plan struct {
 	Tables []*Table
 	// SQL prepares the source; empty if it is prepared. The slot is made by a replication command afterwards.
 	SQL []string
+	// DDLTrigger is Config.DDLTrigger.
+	DDLTrigger *bool
 	// DDL is that part of SQL that makes or removes the event trigger, and Superuser whether this role may do so; both only if Config.DDLTrigger asks for it.
 	DDL       []string
 	Superuser bool
+	// DDLReader is the role that the sidecar is taken to connect as, which reads what the event triggers' messages carry, and DDLReaderWhy how that is
+	// known; empty: it is not, and taken to be this role.
+	DDLReader, DDLReaderWhy string
 	// NewSlot tells that the slot is to be made.
 	NewSlot bool
 	// Histories are tables in which a library keeps its own history.

@@ -335,7 +335,7 @@ var badInput = []row{
 		mend: func(s *site) { s.sql("ALTER ROLE %s REPLICATION", s.words["role"]) }},
 	{wrong: "a role without rights on the tables", args: []string{"init"}, exit: 1, set: func(s *site) { s.asRole("REPLICATION") },
 		says:   "role {role} may not make the schema of the event log in database {db}, nor publish public.orders, which it does not own",
-		remedy: "Let the owner, or a superuser, run what backstory init --print-sql prints; then run backstory init again.",
+		remedy: "Let a superuser, or a role that is a member of both {role} and the tables' owner, run what backstory init --print-sql prints; then run backstory init again.",
 		mend: func(s *site) { // as the remedy says
 			s.sql("%s", s.must("init", "--print-sql").out)
 			s.begin()

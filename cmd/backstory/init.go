@@ -251,6 +251,13 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 	for _, q := range p.SQL {
 		say("%s", cut(q, 160))
 	}
+	if len(p.DDL) > 0 && p.DDLReader != "" {
+		how := ", " + p.DDLReaderWhy
+		if p.DDLReaderWhy == "" {
+			how = " (this one: which one it is cannot be seen)"
+		}
+		say("role %s%s, is taken for the sidecar's: it may read what the event triggers' messages carry. If the sidecar has another role, doctor, run with that, prints the GRANT", p.DDLReader, how)
+	}
 	if p.NewSlot {
 		say("made replication slot %s; history begins at %s, %s", c.Slot, d.Start, time.Now().Format("2006-01-02 15:04:05 MST"))
 	}
@@ -294,6 +301,9 @@ func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
 	}
 	if len(p.DDL) > 0 {
 		fmt.Fprintln(s, "-- The event triggers, as a superuser:")
+		if p.DDLReader != "" && p.Superuser && p.DDLReaderWhy == "" {
+			fmt.Fprintf(s, "-- %s is taken for the sidecar's role; if that is another one, put it into the GRANT\n", p.DDLReader)
+		}
 	}
 	for _, q := range p.DDL {
 		fmt.Fprintln(s, q)
