@@ -109,7 +109,10 @@ func (p *Plan) permitted() error {
 	if len(lacks) == 0 {
 		return nil
 	}
-	who, how := "a superuser, or a role that is a member of both "+p.Role+" and the tables' owner,", "backstory init"
+	who, how := "a superuser, or a role that is a member of both "+p.Role+" and the tables' owner,", "backstory init" // it makes the log as the one
+	if p.LogExists {
+		who = "the tables' owner, or a superuser,"
+	}
 	if len(p.DDL) > 0 {
 		who, how = "a superuser", "backstory init --ddl-trigger"
 		if !*p.DDLTrigger {

@@ -39,6 +39,8 @@ type Plan struct {
 	Role string
 	// Unmatched are patterns that match no table.
 	Unmatched []Finding
+	// Outside are schemas of which nothing is selected.
+	Outside []Outside
 	// Span is how long the server has counted row changes (Table.PerDay); 0: not known.
 	Span time.Duration
 	// NotOwned are selected tables that this role may not add to a publication.
@@ -85,7 +87,7 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Unmatched = c.unmatched(all)
+	p.Unmatched, p.Outside = c.unmatched(all), c.outsideSchemas(all)
 	if p.Tables, err = c.tables(ctx, conn); err != nil {
 		return nil, err
 	}

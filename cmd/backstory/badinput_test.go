@@ -270,7 +270,7 @@ var badInput = []row{
 			s.sql("SELECT pg_drop_replication_slot('%s')", s.slot())
 			acceptedGap(s)
 		},
-		says: `the history has a gap at position 3 ("accepted by hand: the replication slot {slot} is gone"), which is not healed at this revision: the log does not have all rows of public.orders`, remedy: "Use --partial all the same, a revision of before: --at 2, or one of after it is healed"},
+		says: `the history has a gap at position 3 ("accepted by hand: the replication slot {slot} is gone"), which is not healed at this revision: the log does not have all rows of public.orders`, remedy: "Use --partial all the same, a revision of before: --at 2, or a revision of after it is healed"},
 
 	// ---- Connections.
 	{wrong: "a host that does not exist", args: []string{"run", "--once"}, set: with("BACKSTORY_SOURCE_URL", "postgres://app:SECRET@no-such-host.invalid/shop"), exit: 1,
