@@ -244,7 +244,7 @@ func (c Config) ddlReader(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 	if err != nil {
 		return fmt.Errorf("look for the role of the sidecar: %w", err)
 	}
-	for _, as := range []struct{ role, why string }{{uses, "which uses the replication slot"}, {owns, "which owns the event log"}, {publishes, "which owns publication " + c.Publication}} {
+	for _, as := range []struct{ role, why string }{{uses, "since it uses the replication slot"}, {owns, "since it owns the event log"}, {publishes, "since it owns publication " + c.Publication}} {
 		if as.role != "" {
 			p.DDLReader, p.DDLReaderWhy = as.role, as.why
 			return nil

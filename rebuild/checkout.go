@@ -143,16 +143,16 @@ func Complete(ctx context.Context, cfg Config) error {
 }
 
 // chosen finds the tables to build, and the partitions of theirs that are not captured.
-func (cfg Config) chosen(ctx context.Context) ([]*history, []eventlog.LeftOut, error) {
-	all, err := tablesAt(ctx, cfg.Log, cfg.Revision.Position)
+func (c Config) chosen(ctx context.Context) ([]*history, []eventlog.LeftOut, error) {
+	all, err := tablesAt(ctx, c.Log, c.Revision.Position)
 	if err != nil {
 		return nil, nil, err
 	}
-	tables, err := choose(all, cfg.Tables, cfg.Revision)
+	tables, err := choose(all, c.Tables, c.Revision)
 	if err != nil {
 		return nil, nil, err
 	}
-	out, err := cfg.Log.LeftOut(ctx, cfg.Revision.Position)
+	out, err := c.Log.LeftOut(ctx, c.Revision.Position)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -259,11 +259,11 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 		say("%s", cut(q, 160))
 	}
 	if len(p.DDL) > 0 && p.DDLReader != "" {
-		how := ", " + p.DDLReaderWhy
-		if p.DDLReaderWhy == "" {
-			how = " (this one: which one it is cannot be seen)"
+		why := p.DDLReaderWhy
+		if why == "" {
+			why = "since nothing shows another one"
 		}
-		say("role %s%s, is taken for the sidecar's: it may read what the event triggers' messages carry. If the sidecar has another role, doctor, run with that, prints the GRANT", p.DDLReader, how)
+		say("%s is taken for the sidecar's role, %s: it may read the secret of the event triggers. If it is another one, backstory doctor, run with that, prints the GRANT", p.DDLReader, why)
 	}
 	if p.NewSlot {
 		say("made replication slot %s; history begins at %s, %s", c.Slot, d.Start, time.Now().Format("2006-01-02 15:04:05 MST"))

@@ -284,8 +284,8 @@ func TestDDLTriggerMadeMeanwhile(t *testing.T) {
 	if err := r.end(); err != nil {
 		t.Fatal(err)
 	}
-	s.cfg.Capture.URL, s.cfg.Capture.DDLTrigger = super, &yes
-	s.init()
+	s.cfg.Capture.URL, s.cfg.Capture.DDLTrigger = super, nil
+	s.says(0, "sidecar_"+name+" is taken for the sidecar's role, since it owns the event log: it may read the secret", "init", "--ddl-trigger")
 	if db.one("%s", read) != "t" {
 		t.Error("another init has not let the sidecar's role read the secret again")
 	}
