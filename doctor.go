@@ -133,7 +133,7 @@ func (x *logExamination) mayInit(ctx context.Context) error {
 		return fmt.Errorf("ask for the tables' owners: %w", err)
 	}
 	if x.inSource && !super { // or it takes more than one superuser
-		f.SQL, f.Remedy = strings.Join(sql, " "), "as a superuser; or instead, let the owner run what backstory init --print-sql prints"
+		f.SQL, f.Remedy = strings.Join(sql, " "), "as a superuser; or instead, let one run what backstory init --print-sql prints"
 	}
 	x.add(f)
 	return nil

@@ -109,8 +109,18 @@ func (p *Plan) permitted() error {
 	if len(lacks) == 0 {
 		return nil
 	}
+	who, how := "a superuser, or a role that is a member of both "+p.Role+" and the tables' owner,", "backstory init" // it makes the log as the one
+	if p.LogExists {
+		who = "the tables' owner, or a superuser,"
+	}
+	if len(p.DDL) > 0 {
+		who, how = "a superuser", "backstory init --ddl-trigger"
+		if !*p.DDLTrigger {
+			how += "=false"
+		}
+	}
 	return &eventlog.Problem{Err: fmt.Errorf("role %s may not %s", p.Role, strings.Join(lacks, ", nor ")),
-		Hint: "Let the owner, or a superuser, run what backstory init --print-sql prints; then run backstory init again."}
+		Hint: "Let " + who + " run what " + how + " --print-sql prints; then run " + how + " again."}
 }
 
 // Done is what Init did.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -468,6 +469,44 @@ func (c Config) unmatched(all []tableName) (out []Finding) {
 		}
 	}
 	return out
+}
+
+// Outside is a schema of which BACKSTORY_TABLES selects nothing, and how many tables it has that could be captured.
+type Outside struct {
+	Schema string
+	Tables int
+}
+
+// outsideSchemas finds them: people who have set nothing may not know of them. What BACKSTORY_EXCLUDE names is left out on purpose, and so is what is left
+// out of a schema of which some is selected.
+func (c Config) outsideSchemas(all []tableName) (out []Outside) {
+	counts := map[string]int{}
+	for _, t := range all {
+		schema, _ := t.Table()
+		n := counts[schema]
+		switch {
+		case n < 0:
+		case matchAny(c.Tables, &t.Relation):
+			counts[schema] = -1
+		case !matchAny(c.Exclude, &t.Relation):
+			counts[schema] = n + 1
+		}
+	}
+	for _, schema := range slices.Sorted(maps.Keys(counts)) {
+		if counts[schema] > 0 {
+			out = append(out, Outside{schema, counts[schema]})
+		}
+	}
+	return out
+}
+
+// TakingIn gives patterns that select other schemas, too.
+func TakingIn(patterns []string, schemas []Outside) string {
+	list := slices.Clone(patterns)
+	for _, o := range schemas {
+		list = append(list, o.Schema+".*")
+	}
+	return strings.Join(list, ",")
 }
 
 // bigints gives OIDs in the form in which they go to the server.

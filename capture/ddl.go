@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -192,14 +193,12 @@ func (x *examination) eventTriggers(ctx context.Context) error {
 		return err
 	}
 	var may bool
-	if err := x.conn.QueryRow(ctx, `SELECT coalesce(has_schema_privilege(to_regnamespace($1), 'USAGE') AND has_table_privilege(c.oid, 'SELECT'), false)
-		FROM (SELECT) x LEFT JOIN pg_class c ON c.relname = 'secret' AND c.relnamespace = to_regnamespace($1)`, eventlog.QuoteIdent(x.ddlName())).Scan(&may); err != nil {
+	if err := x.conn.QueryRow(ctx, mayRead, eventlog.QuoteIdent(x.ddlName()), x.sv.Role).Scan(&may); err != nil {
 		return fmt.Errorf("look for the event triggers: %w", err)
 	}
 	if !may {
-		role := eventlog.QuoteIdent(x.sv.Role)
 		x.add(Finding{Check: "ddl-trigger", Severity: Warning, What: "role " + x.sv.Role + " may not read " + x.ddlName() + ".secret, which shows what the event triggers say to be theirs", Risk: "what they say counts for nothing",
-			SQL: "GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(x.ddlName()) + " TO " + role + "; GRANT SELECT ON " + x.ddlSecret() + " TO " + role + ";", Remedy: "then restart the sidecar"})
+			SQL: x.ddlGrant(x.sv.Role), Remedy: "as a superuser", Cost: "none"})
 	}
 	for _, t := range triggers {
 		f := Finding{Check: "ddl-trigger", Severity: Warning, Risk: "what ALTER TABLE and DROP TABLE do has its place in the history to some seconds only"}
@@ -218,9 +217,45 @@ func (x *examination) eventTriggers(ctx context.Context) error {
 	return nil
 }
 
+// mayRead asks whether a role, the second argument, may read the secret in a schema, the first.
+const mayRead = `SELECT coalesce(has_schema_privilege($2, to_regnamespace($1)::oid, 'USAGE') AND has_table_privilege($2, c.oid, 'SELECT'), false)
+	FROM (SELECT) x LEFT JOIN pg_class c ON c.relname = 'secret' AND c.relnamespace = to_regnamespace($1)`
+
+// ddlGrant lets a role read the secret.
+func (c Config) ddlGrant(role string) string {
+	role = eventlog.QuoteIdent(role)
+	return "GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(c.ddlName()) + " TO " + role + "; GRANT SELECT ON " + c.ddlSecret() + " TO " + role + ";"
+}
+
+// ddlReader finds the role that the sidecar connects as, which has to read the secret: p.DDLReader. A superuser who makes the event triggers mostly is
+// another one. The sidecar's role uses the slot, or else it owns the log, or else, which is the case of few others, the publications.
+func (c Config) ddlReader(ctx context.Context, conn *pgx.Conn, p *Plan) error {
+	p.DDLReader = p.Role
+	if !p.Superuser {
+		return nil
+	}
+	pid := 0
+	if c.StandbyURL == "" {
+		pid = p.Slot.ActivePID
+	}
+	var uses, owns, publishes string
+	err := conn.QueryRow(ctx, `SELECT coalesce((SELECT usename::text FROM pg_stat_activity WHERE pid = $1), ''), coalesce((SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname = 'backstory'), ''),
+		coalesce((SELECT pg_get_userbyid(pubowner)::text FROM pg_publication WHERE pubname = $2), '')`, pid, c.Publication).Scan(&uses, &owns, &publishes)
+	if err != nil {
+		return fmt.Errorf("look for the role of the sidecar: %w", err)
+	}
+	for _, as := range []struct{ role, why string }{{uses, "since it uses the replication slot"}, {owns, "since it owns the event log"}, {publishes, "since it owns publication " + c.Publication}} {
+		if as.role != "" {
+			p.DDLReader, p.DDLReaderWhy = as.role, as.why
+			return nil
+		}
+	}
+	return nil
+}
+
 // ddlSQL works out which statements make the event triggers, or remove them (Config.DDLTrigger): p.DDL.
 func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
-	if c.DDLTrigger == nil {
+	if p.DDLTrigger = c.DDLTrigger; p.DDLTrigger == nil {
 		return nil
 	}
 	schema := eventlog.QuoteIdent(c.ddlName())
@@ -231,7 +266,19 @@ func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 	if err := conn.QueryRow(ctx, `SELECT rolsuper FROM pg_roles WHERE rolname = current_user`).Scan(&p.Superuser); err != nil {
 		return fmt.Errorf("look for the event triggers: %w", err)
 	}
+	if *c.DDLTrigger {
+		if err := c.ddlReader(ctx, conn, p); err != nil {
+			return err
+		}
+	}
 	if *c.DDLTrigger && !slices.ContainsFunc(triggers, func(t eventTrigger) bool { return !t.current || t.Enabled != "A" }) {
+		var may bool
+		if err := conn.QueryRow(ctx, mayRead, eventlog.QuoteIdent(c.ddlName()), p.DDLReader).Scan(&may); err != nil {
+			return fmt.Errorf("look for the event triggers: %w", err)
+		}
+		if !may {
+			p.DDL = append(p.DDL, c.ddlGrant(p.DDLReader))
+		}
 		return nil
 	}
 	var schemaThere bool
@@ -257,9 +304,8 @@ func (c Config) ddlSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
 	if !schemaThere {
 		add("CREATE SCHEMA " + schema + ";")
 	}
-	role := eventlog.QuoteIdent(p.Role)
 	add("CREATE TABLE IF NOT EXISTS " + c.ddlSecret() + " AS SELECT gen_random_uuid()::text AS value;")
-	add("GRANT USAGE ON SCHEMA " + schema + " TO " + role + "; GRANT SELECT ON " + c.ddlSecret() + " TO " + role + ";")
+	add(c.ddlGrant(p.DDLReader))
 	for i, f := range []struct{ name, body, on string }{{"altered", c.ddlBody(p.Server.Version), "ddl_command_end"}, {"dropped", c.ddlDropped(), "sql_drop"}, {"rewritten", c.ddlRewritten(), "table_rewrite"}} {
 		name := eventlog.QuoteIdent(c.ddlTriggers()[i])
 		add("CREATE FUNCTION " + schema + "." + f.name + "() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER " + printing() + " AS $backstory$" + f.body + "$backstory$;")
@@ -284,10 +330,16 @@ type ddlMessage struct {
 }
 
 // readSecret reads what shows a message to be of the event triggers; empty: there are none, or the role may not know it.
-func (x *session) readSecret() (secret string, err error) {
-	err = x.sql.QueryRow(x.ctx, `SELECT value FROM `+x.cfg.ddlSecret()).Scan(&secret)
+func (x *session) readSecret(ctx context.Context) (secret string, err error) {
+	err = x.sql.QueryRow(ctx, `SELECT value FROM `+x.cfg.ddlSecret()).Scan(&secret)
 	switch eventlog.SQLState(err) {
-	case "42P01", "3F000", "42501": // undefined_table, invalid_schema_name, insufficient_privilege
+	case "42P01", "3F000": // undefined_table, invalid_schema_name
+		return "", nil
+	case "42501": // insufficient_privilege
+		if !x.secretMissed {
+			x.cfg.Logger.Warn("what the event triggers say counts for nothing: this role may not read "+x.cfg.ddlSecret(), "remedy", "backstory doctor prints the GRANT that a superuser has to run")
+			x.secretMissed = true
+		}
 		return "", nil
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -299,6 +351,28 @@ func (x *session) readSecret() (secret string, err error) {
 	return secret, nil
 }
 
+// secretEvery is how often the secret is read anew at most: anybody can leave messages that do not have it.
+const secretEvery = time.Second
+
+// readAgain reads the secret anew, since a message has another one: init may have made the event triggers meanwhile. What goes wrong costs the exact
+// place of an alteration, and nothing else.
+func (x *session) readAgain() {
+	if x.sql == nil || time.Since(x.secretRead) < secretEvery || x.ask() != nil {
+		return
+	}
+	x.secretRead = time.Now()
+	ctx, cancel := context.WithTimeout(x.ctx, time.Second) // somebody's lock on that table holds nothing up
+	defer cancel()
+	secret, err := x.readSecret(ctx)
+	switch {
+	case err == nil:
+		x.secret = secret
+	case ctx.Err() == nil && !x.secretMissed:
+		x.cfg.Logger.Warn("it could not be looked for the event triggers: ALTER TABLE and DROP TABLE have their places in the history to some seconds only", "err", err)
+		x.secretMissed = true
+	}
+}
+
 // defined takes a message of the event trigger. One of a table that is not captured means nothing, and neither does one that somebody else has
 // left.
 func (x *session) defined(content []byte) {
@@ -306,8 +380,13 @@ func (x *session) defined(content []byte) {
 		return
 	}
 	var m ddlMessage
-	if err := json.Unmarshal(content, &m); err != nil || x.secret == "" || m.Secret != x.secret {
-		x.batch.Ignored++
+	if err := json.Unmarshal(content, &m); err != nil || m.Secret == "" {
+		return
+	}
+	if m.Secret != x.secret {
+		x.readAgain()
+	}
+	if m.Secret != x.secret {
 		return
 	}
 	for _, oid := range m.Dropped {

@@ -71,6 +71,14 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 		return err
 	}
 	x.found = append(x.found, x.unmatched(all)...)
+	for _, o := range x.outsideSchemas(all) {
+		have := fmt.Sprintf("%d tables", o.Tables)
+		if o.Tables == 1 {
+			have = "a table"
+		}
+		x.add(Finding{Check: "schema-left-out", Severity: Info, What: fmt.Sprintf("schema %s has %s that BACKSTORY_TABLES leaves out", o.Schema, have), Risk: "changes there are not in the log",
+			Remedy: "BACKSTORY_TABLES=" + TakingIn(x.Tables, []Outside{o}) + ", then backstory init; or, if that is meant, BACKSTORY_EXCLUDE=" + o.Schema + ".*, and this is not said again"})
+	}
 	for _, t := range all {
 		if t.published && !x.selected(&t.Relation) {
 			x.add(Finding{Check: "captured-besides", Severity: Warning, What: fmt.Sprintf("%s is captured, though BACKSTORY_TABLES and BACKSTORY_EXCLUDE leave it out", t),
@@ -265,7 +273,7 @@ func (x *examination) published(ctx context.Context) error {
 	}
 	for _, t := range refused {
 		x.add(Finding{Check: "updates-refused", Severity: Danger, What: fmt.Sprintf("Postgres refuses the application's UPDATEs and DELETEs of %s: it is published, and %s", t.name, t.why),
-			Risk: "the application fails", SQL: strings.Join(x.moveSQL(t), "; ") + ";", Cost: "its updates and deletes are not in the log any more, and the log says so; a sidecar that runs does this by itself if it owns table and publications"})
+			Risk: "the application fails", SQL: x.moveAtOnce(t), Cost: "its updates and deletes are not in the log any more, and the log says so; a sidecar that runs does this by itself if it owns table and publications"})
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ func (c Config) protect(ctx context.Context, conn *pgx.Conn) error {
 		})
 		if err != nil {
 			return &eventlog.Problem{Err: fmt.Errorf("the application's UPDATEs and DELETEs of %s fail, since publication %s publishes them and %s; take it out of there: %w", t.name, c.Publication, t.why, err),
-				Hint: "Let a superuser, or whoever owns both the table and the publications, run: " + strings.Join(c.moveSQL(t), "; ") + ";"}
+				Hint: "Let a superuser, or whoever owns both the table and the publications, run: " + c.moveAtOnce(t)}
 		}
 		c.Logger.Warn("only inserts of a table are published from now on: Postgres would refuse its updates and deletes", "relation", t.name, "reason", t.why)
 	}
@@ -69,6 +69,15 @@ func (c Config) moveSQL(t refusedTable) []string {
 		q = append(q, "ALTER PUBLICATION "+eventlog.QuoteIdent(c.InsertPublication())+" ADD TABLE "+t.only)
 	}
 	return q
+}
+
+// moveAtOnce is moveSQL for a person to run: one by one, the statements would leave the table in no publication for a while, which is a gap.
+func (c Config) moveAtOnce(t refusedTable) string {
+	q := c.moveSQL(t)
+	if len(q) == 1 {
+		return q[0] + ";"
+	}
+	return "BEGIN; " + strings.Join(q, "; ") + "; COMMIT;"
 }
 
 // refused lists the tables of which our publication makes Postgres refuse UPDATE and DELETE.

@@ -34,25 +34,28 @@ type session struct {
 	again     again
 	// definitions are the last ones that the event trigger has told of each table.
 	definitions map[uint32]*ddlMessage
-	secret      string   // of the event triggers
-	rewritten   []uint32 // tables that the command rewrites whose definition comes next
-	batch       *eventlog.Batch
-	ctx         context.Context
-	describe    func(*eventlog.Relation, []relationColumn) error // what the catalogue says of a relation
-	send        func([]byte) error                               // a message to the source
-	inTx        bool
-	xid         uint32       // of the transaction
-	skipped     eventlog.LSN // a keepalive's position, not yet in a batch
-	lastEnd     eventlog.LSN // of the last commit or progress handed over
-	lastHand    time.Time
-	lastTold    time.Time
-	told        eventlog.LSN
-	sureOf      int           // how many items of the batch are known to be on the session's timelines
-	alive       time.Duration // how often the source hears from us at least
-	until       eventlog.LSN  // 0, or where Run ends
-	done        bool
-	parted      bool // the source has taken leave, too
-	err         error
+	secret      string    // of the event triggers
+	secretRead  time.Time // when it was read anew
+	// secretMissed: it has been said why it is not known.
+	secretMissed bool
+	rewritten    []uint32 // tables that the command rewrites whose definition comes next
+	batch        *eventlog.Batch
+	ctx          context.Context
+	describe     func(*eventlog.Relation, []relationColumn) error // what the catalogue says of a relation
+	send         func([]byte) error                               // a message to the source
+	inTx         bool
+	xid          uint32       // of the transaction
+	skipped      eventlog.LSN // a keepalive's position, not yet in a batch
+	lastEnd      eventlog.LSN // of the last commit or progress handed over
+	lastHand     time.Time
+	lastTold     time.Time
+	told         eventlog.LSN
+	sureOf       int           // how many items of the batch are known to be on the session's timelines
+	alive        time.Duration // how often the source hears from us at least
+	until        eventlog.LSN  // 0, or where Run ends
+	done         bool
+	parted       bool // the source has taken leave, too
+	err          error
 }
 
 // Stream connects and streams until ctx ends, the connection breaks, or, with until not zero, everything before until
@@ -137,7 +140,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 		}
 		return fmt.Errorf("start replication: %w", err)
 	}
-	if x.secret, err = x.readSecret(); err != nil {
+	if x.secret, err = x.readSecret(ctx); err != nil {
 		return err
 	}
 	x.told, x.lastEnd = head.EndLSN, head.EndLSN

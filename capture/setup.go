@@ -21,9 +21,14 @@ type Plan struct {
 	Tables []*Table
 	// SQL prepares the source; empty if it is prepared. The slot is made by a replication command afterwards.
 	SQL []string
+	// DDLTrigger is Config.DDLTrigger.
+	DDLTrigger *bool
 	// DDL is that part of SQL that makes or removes the event trigger, and Superuser whether this role may do so; both only if Config.DDLTrigger asks for it.
 	DDL       []string
 	Superuser bool
+	// DDLReader is the role that the sidecar is taken to connect as, which reads what the event triggers' messages carry, and DDLReaderWhy how that is
+	// known; empty: it is not, and taken to be this role.
+	DDLReader, DDLReaderWhy string
 	// NewSlot tells that the slot is to be made.
 	NewSlot bool
 	// Histories are tables in which a library keeps its own history.
@@ -34,6 +39,8 @@ type Plan struct {
 	Role string
 	// Unmatched are patterns that match no table.
 	Unmatched []Finding
+	// Outside are schemas of which nothing is selected.
+	Outside []Outside
 	// Span is how long the server has counted row changes (Table.PerDay); 0: not known.
 	Span time.Duration
 	// NotOwned are selected tables that this role may not add to a publication.
@@ -80,7 +87,7 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Unmatched = c.unmatched(all)
+	p.Unmatched, p.Outside = c.unmatched(all), c.outsideSchemas(all)
 	if p.Tables, err = c.tables(ctx, conn); err != nil {
 		return nil, err
 	}

@@ -84,30 +84,16 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	all, err := tablesAt(ctx, cfg.Log, cfg.Revision.Position)
+	tables, out, err := cfg.chosen(ctx)
 	if err != nil {
 		return nil, err
 	}
-	tables, err := choose(all, cfg.Tables, cfg.Revision)
-	if err != nil {
+	if err := checkComplete(tables, out, cfg.Partial); err != nil {
 		return nil, err
 	}
 	var whole []bool
 	for _, t := range tables {
 		whole = append(whole, t.root)
-	}
-	out, err := cfg.Log.LeftOut(ctx, cfg.Revision.Position)
-	if err != nil {
-		return nil, err
-	}
-	out = slices.DeleteFunc(out, func(p eventlog.LeftOut) bool {
-		return !slices.ContainsFunc(tables, func(t *history) bool {
-			schema, name := t.relation().Table()
-			return t.root && schema == p.RootSchema && name == p.RootName
-		})
-	})
-	if err := checkComplete(tables, out, cfg.Partial); err != nil {
-		return nil, err
 	}
 	f := &Fold{Source: cfg.Log, Target: cfg.Into, MaxMemoryBytes: cfg.MaxMemoryBytes, Workers: cfg.Workers, TempDir: cfg.TempDir, Progress: cfg.Progress,
 		Selection: eventlog.Selection{Until: cfg.Revision.Position, Quiet: true, Lean: true}}
@@ -144,6 +130,38 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 	r := report(result, calc, tables, out, cfg)
 	r.Seconds = time.Since(began).Seconds()
 	return r, nil
+}
+
+// Complete tells whether the log has all rows of the tables at the revision: nil, an error that is ErrIncomplete, or why that is not known. Of the
+// configuration it wants what names them.
+func Complete(ctx context.Context, cfg Config) error {
+	tables, out, err := cfg.chosen(ctx)
+	if err != nil {
+		return err
+	}
+	return checkComplete(tables, out, false)
+}
+
+// chosen finds the tables to build, and the partitions of theirs that are not captured.
+func (c Config) chosen(ctx context.Context) ([]*history, []eventlog.LeftOut, error) {
+	all, err := tablesAt(ctx, c.Log, c.Revision.Position)
+	if err != nil {
+		return nil, nil, err
+	}
+	tables, err := choose(all, c.Tables, c.Revision)
+	if err != nil {
+		return nil, nil, err
+	}
+	out, err := c.Log.LeftOut(ctx, c.Revision.Position)
+	if err != nil {
+		return nil, nil, err
+	}
+	return tables, slices.DeleteFunc(out, func(p eventlog.LeftOut) bool {
+		return !slices.ContainsFunc(tables, func(t *history) bool {
+			schema, name := t.relation().Table()
+			return t.root && schema == p.RootSchema && name == p.RootName
+		})
+	}), nil
 }
 
 // distinct makes sure that no two tables have one name: today one may have the name that another one had.
@@ -388,12 +406,17 @@ func nearest(asked string, tables []string) string {
 // checkComplete refuses tables of which the log does not have all rows.
 func checkComplete(tables []*history, out []eventlog.LeftOut, partial bool) error {
 	var names, inserts []string
+	add := func(list *[]string, name string) { // partitions have the name of their partitioned table
+		if !slices.Contains(*list, name) {
+			*list = append(*list, name)
+		}
+	}
 	for _, t := range tables {
 		switch r := t.relation(); {
 		case r.InsertOnly:
-			inserts = append(inserts, r.String())
+			add(&inserts, r.String())
 		case !r.Complete:
-			names = append(names, r.String())
+			add(&names, r.String())
 		}
 	}
 	var why []string

@@ -270,7 +270,7 @@ var badInput = []row{
 			s.sql("SELECT pg_drop_replication_slot('%s')", s.slot())
 			acceptedGap(s)
 		},
-		says: `the history has a gap at position 3 ("accepted by hand: the replication slot {slot} is gone"), which is not healed at this revision: the log does not have all rows of public.orders`, remedy: "Use --partial all the same, a revision of before: --at 2, or one of after it is healed"},
+		says: `the history has a gap at position 3 ("accepted by hand: the replication slot {slot} is gone"), which is not healed at this revision: the log does not have all rows of public.orders`, remedy: "Use --partial all the same, a revision of before: --at 2, or a revision of after it is healed"},
 
 	// ---- Connections.
 	{wrong: "a host that does not exist", args: []string{"run", "--once"}, set: with("BACKSTORY_SOURCE_URL", "postgres://app:SECRET@no-such-host.invalid/shop"), exit: 1,
@@ -335,7 +335,7 @@ var badInput = []row{
 		mend: func(s *site) { s.sql("ALTER ROLE %s REPLICATION", s.words["role"]) }},
 	{wrong: "a role without rights on the tables", args: []string{"init"}, exit: 1, set: func(s *site) { s.asRole("REPLICATION") },
 		says:   "role {role} may not make the schema of the event log in database {db}, nor publish public.orders, which it does not own",
-		remedy: "Let the owner, or a superuser, run what backstory init --print-sql prints; then run backstory init again.",
+		remedy: "Let a superuser, or a role that is a member of both {role} and the tables' owner, run what backstory init --print-sql prints; then run backstory init again.",
 		mend: func(s *site) { // as the remedy says
 			s.sql("%s", s.must("init", "--print-sql").out)
 			s.begin()

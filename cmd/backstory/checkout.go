@@ -95,8 +95,13 @@ func newCheckout() *cobra.Command {
 				Progress: func(p rebuild.Progress) { bar.update(time.Now(), p.Phase, p.Done, p.Total) }})
 			bar.end()
 			if errors.Is(err, rebuild.ErrIncomplete) && gap != nil {
+				before := ""
+				rev.Position = gap.Position - 1
+				if rebuild.Complete(ctx, rebuild.Config{Log: l, Revision: rev, Tables: tables}) == nil {
+					before = fmt.Sprintf(" a revision of before: --at %d,", rev.Position)
+				}
 				return &eventlog.Problem{Err: fmt.Errorf("the history has a gap at position %d (%s), which is not healed at this revision: %w", gap.Position, member(gap.Data, "reason"), err),
-					Hint: fmt.Sprintf("Rows may be missing or out of date. Use --partial all the same, a revision of before: --at %d, or one of after it is healed (backstory status).", gap.Position-1)}
+					Hint: fmt.Sprintf("Rows may be missing or out of date. Use --partial all the same,%s or a revision of after it is healed (backstory status).", before)}
 			}
 			if err != nil {
 				return err

@@ -209,6 +209,13 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		fmt.Fprintf(s, indent+"%s %s: %s.\n", s.yellow("warning:"), f.What, f.Risk)
 		fmt.Fprintf(s, indent+"→ %s\n", f.Remedy)
 	}
+	if len(p.Outside) > 0 {
+		var list []string
+		for _, o := range p.Outside {
+			list = append(list, fmt.Sprintf("schema %s (%s)", o.Schema, counted(int64(o.Tables), "table")))
+		}
+		fmt.Fprintf(s, indent+"BACKSTORY_TABLES leaves out %s. To take them in: BACKSTORY_TABLES=%s\n", capture.Some(list), capture.TakingIn(cfg.Capture.WithDefaults().Tables, p.Outside))
+	}
 	for _, a := range p.AllTables {
 		fmt.Fprintf(s, indent+"%s publication %s is FOR ALL TABLES: it would publish the log's tables too. Keep the log in another database (BACKSTORY_LOG_URL).\n", s.yellow("warning:"), a)
 	}
@@ -251,8 +258,22 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 	for _, q := range p.SQL {
 		say("%s", cut(q, 160))
 	}
+	if len(p.DDL) > 0 && p.DDLReader != "" {
+		why := p.DDLReaderWhy
+		if why == "" {
+			why = "since nothing shows another one"
+		}
+		say("%s is taken for the sidecar's role, %s: it may read the secret of the event triggers. If it is another one, backstory doctor, run with that, prints the GRANT", p.DDLReader, why)
+	}
 	if p.NewSlot {
 		say("made replication slot %s; history begins at %s, %s", c.Slot, d.Start, time.Now().Format("2006-01-02 15:04:05 MST"))
+	}
+	if p.Head != nil && p.Head.Baseline == cfg.NoBaseline { // it is another choice than before
+		if cfg.NoBaseline {
+			say("existing rows that the log does not have yet are left out from now on (--no-baseline); a backstory init without it takes them over")
+		} else {
+			say("existing rows, which init --no-baseline had left out, are to be taken over: backstory run does that while it streams, and compares what was altered meanwhile")
+		}
 	}
 	if !did {
 		fmt.Fprintf(s, "%s     everything was there already; nothing was changed\n", s.bold("done"))
@@ -277,7 +298,9 @@ func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
 	} else {
 		fmt.Fprintln(s, "-- nothing to do")
 	}
-	fmt.Fprintf(s, "\n-- In database %s, the source, as the owner of the tables:\n", p.Server.Database)
+	fmt.Fprintf(s, "\n-- In database %s, the source, as the owner of the tables, or a superuser:\n", p.Server.Database)
+	publications := p.SQL[:len(p.SQL)-len(p.DDL)]
+	atOnce := slices.ContainsFunc(publications, func(q string) bool { return strings.HasPrefix(q, "ALTER PUBLICATION") })
 	if p.Alters() {
 		for _, t := range p.Tables {
 			if t.ToFull {
@@ -285,15 +308,20 @@ func printSQL(s *screen, cfg backstory.Config, p *backstory.Plan) error {
 			}
 		}
 		fmt.Fprintln(s, "BEGIN;\n"+capture.LimitLock+";  -- so that the application does not have to wait behind it")
+	} else if atOnce {
+		fmt.Fprintln(s, "BEGIN;  -- all at once: a table that is in no publication for a moment would be a gap")
 	}
-	for _, q := range p.SQL[:len(p.SQL)-len(p.DDL)] {
+	for _, q := range publications {
 		fmt.Fprintln(s, q)
 	}
-	if p.Alters() {
+	if atOnce || p.Alters() {
 		fmt.Fprintln(s, "COMMIT;")
 	}
 	if len(p.DDL) > 0 {
 		fmt.Fprintln(s, "-- The event triggers, as a superuser:")
+		if p.DDLReader != "" && p.Superuser && p.DDLReaderWhy == "" {
+			fmt.Fprintf(s, "-- %s is taken for the sidecar's role; if that is another one, put it into the GRANT\n", p.DDLReader)
+		}
 	}
 	for _, q := range p.DDL {
 		fmt.Fprintln(s, q)

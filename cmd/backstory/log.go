@@ -266,6 +266,9 @@ func (c *columns) line(s *screen, e *eventlog.Event, when string, actorWidth, en
 	}
 	b.WriteString(typ(pad(&c.typ, e.Type, 16, 40)) + "  ")
 	b.WriteString(pad(&c.entity, cut(printable(entityName(e)), entityWidth), 10, 48))
+	if e.Op == eventlog.OpDelete && !strings.HasSuffix(e.Type, "Deleted") { // found to be gone, by a comparison
+		b.WriteString("  " + s.red("[gone]"))
+	}
 	if d := changes(e, 100); d != "" {
 		b.WriteString("  " + d)
 	}

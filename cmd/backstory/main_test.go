@@ -379,13 +379,19 @@ func (s *site) sidecar() *process {
 // sidecarNow starts `run` with HTTP.
 func (s *site) sidecarNow() *process {
 	s.t.Helper()
-	port, err := localserver.FreePort()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.env["BACKSTORY_HTTP_ADDR"] = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	s.env["BACKSTORY_HTTP_ADDR"] = freeAddr(s.t)
 	s.last = s.start("run")
 	return s.last
+}
+
+// freeAddr is an address at which nobody listens.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	port, err := localserver.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
 // status is what `status --json` prints; nil if it fails.

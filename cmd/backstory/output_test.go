@@ -75,6 +75,33 @@ func TestColours(t *testing.T) {
 	}
 }
 
+// A row that a comparison has found to be gone does not look like one that it has found to be there.
+func TestHealedLines(t *testing.T) {
+	for _, c := range []struct {
+		op   eventlog.Op
+		want string
+	}{
+		{eventlog.OpImport, "CustomerHealed    Customer/17  name: ann"},
+		{eventlog.OpUpdate, "CustomerHealed    Customer/17  name: bob → ann"},
+		{eventlog.OpDelete, "CustomerHealed    Customer/17  [gone]  name: bob"},
+	} {
+		e := &eventlog.Event{Position: 7, Aggregate: "Customer", AggregateID: "17", Type: "CustomerHealed", Op: c.op}
+		if c.op != eventlog.OpDelete {
+			e.Data = []byte(`{"name":"ann"}`)
+		}
+		if c.op != eventlog.OpImport {
+			e.Before = []byte(`{"name":"bob"}`)
+		}
+		if got := new(columns).eventLine(&screen{}, e, time.Time{}); !strings.HasSuffix(got, c.want) {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+		e.Before = nil
+		if got := new(columns).eventLine(&screen{}, e, time.Time{}); c.op == eventlog.OpDelete && !strings.HasSuffix(got, "Customer/17  [gone]") {
+			t.Errorf("where nothing is known of it: %q", got)
+		}
+	}
+}
+
 // What is long does not hide what has changed, and columns stay columns.
 func TestLongValues(t *testing.T) {
 	long := strings.Repeat("The same words come first. ", 4)

@@ -335,7 +335,9 @@ func TestNoBaseline(t *testing.T) {
 	}
 	s.says(1, "the log does not have all rows of public.things", "checkout", "--at", "HEAD", "--schema", "of_now")
 	s.says(0, "1 table may have had rows before the history, which are known from their next change on: public.things", "status")
-	s.says(0, "", "init")
+	s.says(0, "nothing was changed", "init", "--no-baseline")
+	s.says(0, "existing rows, which init --no-baseline had left out, are to be taken over", "init")
+	s.says(0, "nothing was changed", "init")
 	s.once()
 	if got := db.one(`SELECT count(*) FROM backstory.events WHERE op = 'import'`); got != "10" {
 		t.Errorf("%s rows were imported", got)

@@ -177,8 +177,8 @@ func TestDDLTriggerOfOthers(t *testing.T) {
 	super := s.cfg.Capture.URL
 	s.cfg.Capture.URL = withUser(t, super, role)
 	s.cfg.Capture.DDLTrigger = &yes
-	if _, err := s.tryInit(within(t, time.Minute), nil); err == nil || !strings.Contains(err.Error(), "superuser") {
-		t.Fatalf("init of a role that is no superuser: %v", err)
+	if _, err := s.tryInit(within(t, time.Minute), nil); err == nil || !strings.Contains(err.Error(), "superuser") || !strings.Contains(eventlog.Hint(err), "init --ddl-trigger --print-sql") {
+		t.Fatalf("init of a role that is no superuser: %v (%s)", err, eventlog.Hint(err))
 	}
 	s.cfg.Capture.URL = super
 	s.init()
@@ -232,6 +232,66 @@ func TestDDLTriggerOfOthers(t *testing.T) {
 	s.cfg.Capture.DDLTrigger = nil
 	s.init()
 	owner.do(`ALTER TABLE public.things DROP v`)
+}
+
+// TestDDLTriggerMadeMeanwhile: a superuser makes the event triggers while a sidecar runs as another role. It may read what their messages carry, and what
+// they tell holds from then on.
+func TestDDLTriggerMadeMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{tables: []string{"public.*"}})
+	db, super := s.sql(), s.cfg.Capture.URL
+	name := databaseOf(t, super)
+	role := "sidecar_" + name
+	db.do(`CREATE ROLE %s LOGIN REPLICATION; GRANT CREATE ON SCHEMA public TO %[1]s; GRANT CREATE ON DATABASE %s TO %[1]s`, role, name)
+	s.cfg.Capture.URL = withUser(t, super, role)
+	owner := s.sql()
+	owner.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text)`)
+	s.init()
+	r := s.start()
+	log := s.logSQL()
+	arrives := func(n int) {
+		t.Helper()
+		owner.do(`INSERT INTO public.things (id) VALUES (%d)`, n)
+		eventually(t, time.Minute, "the row is in the log", func() (bool, error) {
+			return log.one(`SELECT count(*) FROM backstory.events WHERE type = 'ThingCreated' AND aggregate_id = '%d'`, n) == "1", nil
+		})
+	}
+	arrives(1)
+	yes := true
+	s.cfg.Capture.URL, s.cfg.Capture.DDLTrigger = super, &yes
+	s.init()
+	read := `SELECT has_table_privilege('` + role + `', 'backstory_ddl.secret', 'SELECT')`
+	if db.one("%s", read) != "t" {
+		t.Error("the sidecar's role may not read the secret")
+	}
+	owner.do(`ALTER TABLE public.things ADD w int`)
+	arrives(2)
+	if got := log.one(`SELECT string_agg(coalesce(data->>'exactly', 'no'), ' ') FROM backstory.events WHERE type = 'ThingAltered'`); got != "true" {
+		t.Errorf("altered exactly: %s", got)
+	}
+	// Another init mends a right that was taken away, when nobody runs, too.
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	db.do(`REVOKE ALL ON backstory_ddl.secret FROM %s`, role)
+	owner.do(`ALTER TABLE public.things ADD x int`)
+	s.cfg.Capture.URL, s.cfg.Capture.DDLTrigger = withUser(t, super, role), nil
+	r = s.start()
+	arrives(3)
+	if st, err := r.sc.Status(t.Context()); err != nil || st.Log.IgnoredContext != 0 {
+		t.Errorf("the application is said to have left context messages that were not transactional: %+v, %v", st.Log, err)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.cfg.Capture.URL, s.cfg.Capture.DDLTrigger = super, nil
+	s.says(0, "sidecar_"+name+" is taken for the sidecar's role, since it owns the event log: it may read the secret", "init", "--ddl-trigger")
+	if db.one("%s", read) != "t" {
+		t.Error("another init has not let the sidecar's role read the secret again")
+	}
+	s.cfg.Capture.URL = withUser(t, super, role)
+	newPatient(t, s, "").with("warning: role "+role+" may not read backstory_ddl.secret", func() { db.do(`REVOKE ALL ON backstory_ddl.secret FROM %s`, role) },
+		func() { db.do(`GRANT SELECT ON backstory_ddl.secret TO %s`, role) })
 }
 
 // TestDDLTriggerIsNoWayIn: the functions of the event triggers run as a superuser, and what they look for is never found in the caller's temporary

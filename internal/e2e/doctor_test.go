@@ -377,6 +377,14 @@ func TestDoctorOfTables(t *testing.T) {
 	p.with("warning: public.later is captured, though", func() { s.cfg.Capture.Exclude = []string{"public.later"} }, func() { s.init() })
 	s.once()
 
+	// People who have set nothing may not know that another schema is left out; whoever excludes it does.
+	p.with("info: schema billing has 2 tables that BACKSTORY_TABLES leaves out → BACKSTORY_TABLES="+strings.Join(s.cfg.Capture.Tables, ",")+",billing.*, then backstory init",
+		p.does(`CREATE SCHEMA billing`, `CREATE TABLE billing.a (id int PRIMARY KEY)`, `CREATE TABLE billing.b (id int) PARTITION BY LIST (id)`, `CREATE TABLE billing.b_1 PARTITION OF billing.b FOR VALUES IN (1)`),
+		func() { s.cfg.Capture.Exclude = []string{"billing.*"} })
+	s.cfg.Capture.Exclude = nil
+	s.says(0, "BACKSTORY_TABLES leaves out schema billing (2 tables). To take them in: BACKSTORY_TABLES="+strings.Join(s.cfg.Capture.Tables, ",")+",billing.*", "init")
+	db.do(`DROP SCHEMA billing CASCADE`)
+
 	// Somebody's lock hides the tables, and nothing else.
 	locked := s.sql()
 	p.with("warning: the source's tables could not be looked at", func() { locked.do(`BEGIN; LOCK TABLE public.things`) }, func() { locked.do(`ROLLBACK`) })

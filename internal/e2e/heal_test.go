@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -302,6 +303,37 @@ func TestFormerKeysAreNoHindrance(t *testing.T) {
 	s.sameRows("deferred")
 	if got := l.one(`SELECT count(*) FROM backstory.events WHERE type LIKE '%%Discarded'`); got != "1" {
 		t.Errorf("%s times the log's rows were discarded, want once, when the key was back", got)
+	}
+}
+
+// TestCheckoutAfterAGap: what is not complete is named once, a partitioned table too, and a revision is advised only if it is complete.
+func TestCheckoutAfterAGap(t *testing.T) {
+	t.Parallel()
+	for _, complete := range []bool{true, false} {
+		s := newSystem(t, where{})
+		db := s.sql()
+		db.do(`CREATE TABLE public.things (id int PRIMARY KEY) PARTITION BY LIST (id)`)
+		for i := range 3 {
+			db.do(`CREATE TABLE public.things_%d PARTITION OF public.things FOR VALUES IN (%[1]d)`, i)
+		}
+		if !complete {
+			s.cfg.NoBaseline = true
+			db.do(`INSERT INTO public.things VALUES (0), (1), (2)`)
+		}
+		s.init()
+		db.do(`DELETE FROM public.things; INSERT INTO public.things VALUES (0)`)
+		s.once()
+		db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+		if err := s.tryOnce(); !errors.Is(err, backstory.ErrGap) {
+			t.Fatalf("without a slot: %v", err)
+		}
+		p := s.command(false, "checkout", "--at", "HEAD", "--schema", "past")
+		if p.wait(time.Minute) != 1 || !strings.Contains(p.out.String(), "all rows of public.things: not every") {
+			t.Errorf("checkout says\n%s", p.out)
+		}
+		if advised := strings.Contains(p.out.String(), "a revision of before: --at"); advised != complete {
+			t.Errorf("complete before the gap: %v; checkout says\n%s", complete, p.out)
+		}
 	}
 }
 

@@ -151,6 +151,15 @@ func TestKeyDroppedWhileNobodyWatches(t *testing.T) {
 	}
 	found(capture.Danger, "refuses the application's UPDATEs and DELETEs of public.things")
 	s.says(0, "Postgres refuses the application's UPDATEs and DELETEs of published tables: public.things: it has no primary key", "status")
+	// What init would do is printed as one transaction: one by one, its statements would make a gap.
+	out := s.command(false, "init", "--print-sql")
+	if out.wait(time.Minute) != 0 {
+		t.Fatal(out.out)
+	}
+	_, sql, _ := strings.Cut(out.out.String(), "BEGIN;")
+	if sql, _, _ = strings.Cut(sql, "COMMIT;"); strings.Count(sql, "ALTER PUBLICATION") != 2 || strings.Count(out.out.String(), "ALTER PUBLICATION") != 2 {
+		t.Errorf("init --print-sql prints\n%s", out.out)
+	}
 	if err := capture.Protect(t.Context(), s.cfg.Capture); err != nil {
 		t.Fatal(err)
 	}
