@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -10,8 +9,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/backstory-dev/backstory/internal/pgserver/localserver"
 )
 
 // On a terminal init asks before it makes a log that may grow large, and takes no for an answer.
@@ -86,11 +83,7 @@ func TestExistingRowsOnATerminal(t *testing.T) {
 	s.sql("INSERT INTO orders SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i; ANALYZE orders")
 	s.must("init")
 	s.env["BACKSTORY_BASELINE_RATE"] = "200000"
-	port, err := localserver.FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.env["BACKSTORY_HTTP_ADDR"] = fmt.Sprintf("127.0.0.1:%d", port)
+	s.env["BACKSTORY_HTTP_ADDR"] = freeAddr(t)
 	cmd := exec.Command(binary, "run")
 	var shown output
 	terminal(t, cmd, &shown)
