@@ -464,12 +464,13 @@ func (w *Writer) note(t *table, what string, data []byte) {
 func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, heals bool) error {
 	pass := b.Pass
 	var hits, old map[int]rowState
+	var nameless map[int]bool
 	var err error
 	if b.Heal && pass == PassRows {
 		heals = true
-		hits, old, err = w.compareAll(ctx, t, c, b)
+		hits, old, nameless, err = w.compareAll(ctx, t, c, b)
 	} else if hits, err = w.judge(ctx, t, c); err == nil && heals && pass == PassRows {
-		old, err = w.compare(ctx, t, c, hits)
+		old, nameless, err = w.compare(ctx, t, c, hits)
 	}
 	if err != nil {
 		return err
@@ -484,7 +485,7 @@ func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, 
 		} else if pass != PassRows {
 			continue // the first pass had it
 		} else if heals {
-			err = w.heal(ctx, t, row, old[i])
+			err = w.heal(ctx, t, row, old[i], nameless[i])
 		} else {
 			err = w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
 		}
@@ -538,6 +539,17 @@ func (w *Writer) actual(r *Relation) *Relation {
 			out.RootSchema, out.RootName, changed = last.RootSchema, last.RootName, true
 		}
 		out.Columns = slices.Clone(r.Columns)
+		for _, num := range r.Lately {
+			i := slices.IndexFunc(out.Columns, func(c Column) bool { return c.Num == num })
+			if i < 0 {
+				continue
+			}
+			// Another one had its name before: that is the one which the first row changes are of.
+			c := &out.Columns[i]
+			if o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 && o.Num != num }); o >= 0 {
+				c.Num, c.Missing = 0, ""
+			}
+		}
 		for i := range out.Columns {
 			c := &out.Columns[i]
 			if c.Num == 0 {
