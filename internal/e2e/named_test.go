@@ -43,7 +43,6 @@ func sameAfter(t *testing.T, statements []string) {
 					}
 				}
 				if running {
-					db.do(`CREATE TABLE last (id int PRIMARY KEY)`) // so that the catalogue is another one
 					want := db.one(`SELECT string_agg(a::text, ' ' ORDER BY a::text) FROM a`)
 					eventually(t, time.Minute, "the log has what the source has", func() (bool, error) {
 						p := s.command(false, "checkout", "--at", "HEAD", "--schema", "of_now", "a")
