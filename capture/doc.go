@@ -107,7 +107,7 @@
 // that were changed and another file together mean a rewrite; a file alone is VACUUM FULL, CLUSTER or TRUNCATE. Where the only change of
 // attributes is that their missing values went away, it is VACUUM FULL or ALTER TABLE, and taken for the latter. Attributes whose
 // catalogue rows are newer than the transaction that the stream is at may be others than they were: their numbers are not taken. Those that this very
-// transaction has written may be from before the row change or after it; if the stream has the columns that the catalogue has, they are from before.
+// transaction has written may be newer than the row change, too; where the stream has the same columns in the same places, they are not.
 //
 // With event triggers (ddl.go) the transaction itself tells, in its place. What they say of a table describes its rows until they say something
 // else, also where the catalogue is far ahead; and how complete a table is then follows from what the log had before it, not from the
