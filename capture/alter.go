@@ -25,6 +25,7 @@ type catalogue struct {
 	Root       string `json:"root,omitempty"` // … of the partitioned table that it is a partition of
 	Attributes string `json:"attributes"`     // its rows in pg_attribute: number, version (xmin), and m where it has a missing value
 	Key        string `json:"key"`            // the same, of the indexes that tell its rows apart
+	Identity   string `json:"identity"`       // pg_class.relreplident
 	// Types are the elements of the user-defined types that its columns are made of: labels of enum types by their OIDs, attributes of
 	// composite types.
 	Types []string `json:"types,omitempty"`
@@ -59,16 +60,16 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 	rows, err := q.Query(ctx, `
 		SELECT c.oid::bigint, c.relfilenode::bigint, n.nspname || '.' || c.relname,
 		       coalesce((SELECT rn.nspname || '.' || rc.relname FROM pg_class rc JOIN pg_namespace rn ON rn.oid = rc.relnamespace WHERE c.relispartition AND rc.oid = pg_partition_root(c.oid)), ''),
-		       `+attributeVersions+`, `+keyVersions+`
+		       `+attributeVersions+`, `+keyVersions+`, c.relreplident::text
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1::bigint[]::oid[])`, list)
 	if err != nil {
 		return nil, fmt.Errorf("look at the captured tables: %w", err)
 	}
 	var oid int64
 	var file int64
-	var name, root, attributes, key string
-	if _, err := pgx.ForEachRow(rows, []any{&oid, &file, &name, &root, &attributes, &key}, func() error {
-		out[uint32(oid)] = &catalogue{File: file, Name: name, Root: root, Attributes: attributes, Key: key}
+	var name, root, attributes, key, identity string
+	if _, err := pgx.ForEachRow(rows, []any{&oid, &file, &name, &root, &attributes, &key, &identity}, func() error {
+		out[uint32(oid)] = &catalogue{File: file, Name: name, Root: root, Attributes: attributes, Key: key, Identity: identity}
 		return nil
 	}); err != nil {
 		return nil, fmt.Errorf("look at the captured tables: %w", err)
@@ -263,7 +264,7 @@ func whyHeal(was, now *eventlog.Relation, before, is *catalogue) string {
 			return fmt.Sprintf("what column %s was in rows of before is not in the catalogue", c.Name)
 		case o >= 0 && was.Columns[o].Type.OID != c.Type.OID && !(c.Type.IsText() && was.Columns[o].Type.IsText()):
 			return fmt.Sprintf("column %s has another type", c.Name)
-		case o < 0 && slices.ContainsFunc(was.Columns, func(o eventlog.Column) bool { return o.Name == c.Name }):
+		case slices.ContainsFunc(was.Columns, func(n eventlog.Column) bool { return n.Name == c.Name && n.Num != c.Num && (n.Num != 0 || o < 0) }):
 			return fmt.Sprintf("column %s is another one than before", c.Name) // rows of in between may have been taken for rows with the new one
 		}
 	}
@@ -275,6 +276,9 @@ func whyHeal(was, now *eventlog.Relation, before, is *catalogue) string {
 	}
 	if k := numbers(now); !slices.Equal(numbers(was), k) && !slices.Contains(k, 0) {
 		return "it has another key"
+	}
+	if now.NamedAnew(was) && !slices.ContainsFunc(now.Columns, func(c eventlog.Column) bool { return c.Identity && c.Num == 0 }) {
+		return "its rows are told apart by another index"
 	}
 	if printsOtherwise(before.Types, is.Types) {
 		return "a type of its columns prints otherwise than before"

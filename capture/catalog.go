@@ -205,7 +205,7 @@ type queryer interface {
 // the stream is at, or 0. It is asked of the catalogue as it is, or, by an event trigger, as it is in the middle of a transaction (ddl.go).
 func describedColumns(oid, xid string) string {
 	return strings.NewReplacer("$oid", oid, "$xid", xid).Replace(`
-		SELECT a.attname AS name, a.attnum AS num, CASE WHEN a.atthasmissing THEN a.attmissingval::text ELSE '' END AS missing, $xid <> 0 AND age(a.xmin) BETWEEN 0 AND age($xid::text::xid) - 1 AS newer,
+		SELECT a.attname AS name, a.attnum AS num, CASE WHEN a.atthasmissing THEN a.attmissingval::text ELSE '' END AS missing, $xid <> 0 AND age(a.xmin) BETWEEN 0 AND age($xid::text::xid) - 1 AS newer, $xid <> 0 AND age(a.xmin) = age($xid::text::xid) AS own,
 		       a.atttypid::bigint AS type, format_type(a.atttypid, a.atttypmod) AS type_name, a.attnotnull AS not_null, r.schema AS root_schema, r.name AS root_name,
 		       a.attgenerated <> '' AS generated, coalesce((SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''), '') AS expression,
 		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
@@ -237,6 +237,7 @@ type describedColumn struct {
 	Num        int16
 	Missing    string
 	Newer      bool
+	Own        bool // it is as that transaction itself has left it
 	Type       uint32
 	TypeName   string `json:"type_name"`
 	NotNull    bool   `json:"not_null"`
@@ -283,6 +284,8 @@ func fillIn(r *eventlog.Relation, columns []describedColumn, stream []relationCo
 	keyOrder := map[string]int{}
 	var order []string
 	expressions := map[string]string{} // of generated columns
+	// What has the same columns in the same places is after everything that its transaction has done to them.
+	asNow := sameColumns(columns, stream)
 	for _, d := range columns {
 		r.RootSchema, r.RootName, r.Deferrable = d.RootSchema, d.RootName, d.Deferrable
 		col := eventlog.Column{Name: d.Name, Num: d.Num, NotNull: d.NotNull, Generated: d.Generated, Identity: d.Identity, Type: eventlog.Type{OID: d.Type, Name: d.TypeName}}
@@ -297,6 +300,9 @@ func fillIn(r *eventlog.Relation, columns []describedColumn, stream []relationCo
 			if d.Delim != "," && d.Delim != "" {
 				t.Delim = d.Delim[0]
 			}
+		}
+		if d.Own && !asNow {
+			r.Lately = append(r.Lately, d.Num)
 		}
 		switch {
 		case d.Newer:
@@ -357,6 +363,12 @@ func fillIn(r *eventlog.Relation, columns []describedColumn, stream []relationCo
 	if len(r.Key) == 0 && r.ReplicaIdentity == 'i' { // what tells its rows apart in the stream is the best name they have
 		r.Key = identityColumnsOf(r)
 	}
+}
+
+// sameColumns tells whether the stream describes the very columns of a table that the catalogue has.
+func sameColumns(columns []describedColumn, stream []relationColumn) bool {
+	sent := slices.DeleteFunc(slices.Clone(columns), func(d describedColumn) bool { return d.Generated })
+	return slices.EqualFunc(sent, stream, func(d describedColumn, s relationColumn) bool { return d.Name == s.name && d.Type == s.typeOID })
 }
 
 // oneElement gives the element of a one-dimensional array that has one, not NULL, as Postgres prints it (PostgreSQL manual, Arrays, Array

@@ -428,13 +428,7 @@ func (x *session) toldBy(oid uint32, identity byte, stream []relationColumn) (*d
 	if d == nil || d.Identity != string(identity) {
 		return nil, nil
 	}
-	var columns []describedColumn
-	for _, c := range d.Columns {
-		if !c.Generated {
-			columns = append(columns, c)
-		}
-	}
-	if !slices.EqualFunc(columns, stream, func(c describedColumn, s relationColumn) bool { return c.Name == s.name && c.Type == s.typeOID }) {
+	if !sameColumns(d.Columns, stream) {
 		return nil, nil
 	}
 	var now string

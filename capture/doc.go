@@ -106,7 +106,8 @@
 // is looked at (alter.go): versions of its rows in pg_attribute, the table's file, its key, what its user-defined types are made of. Attributes
 // that were changed and another file together mean a rewrite; a file alone is VACUUM FULL, CLUSTER or TRUNCATE. Where the only change of
 // attributes is that their missing values went away, it is VACUUM FULL or ALTER TABLE, and taken for the latter. Attributes whose
-// catalogue rows are newer than the transaction that the stream is at may be others than they were: their numbers are not taken.
+// catalogue rows are newer than the transaction that the stream is at may be others than they were: their numbers are not taken. Those that this very
+// transaction has written may be newer than the row change, too; where the stream has the same columns in the same places, they are not.
 //
 // With event triggers (ddl.go) the transaction itself tells, in its place. What they say of a table describes its rows until they say something
 // else, also where the catalogue is far ahead; and how complete a table is then follows from what the log had before it, not from the

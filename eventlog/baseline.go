@@ -477,12 +477,13 @@ func (w *Writer) note(t *table, what string, data []byte) {
 func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, heals bool) error {
 	pass := b.Pass
 	var hits, old map[int]rowState
+	var nameless map[int]bool
 	var err error
 	if b.Heal && pass == PassRows {
 		heals = true
-		hits, old, err = w.compareAll(ctx, t, c, b)
+		hits, old, nameless, err = w.compareAll(ctx, t, c, b)
 	} else if hits, err = w.judge(ctx, t, c); err == nil && heals && pass == PassRows {
-		old, err = w.compare(ctx, t, c, hits)
+		old, nameless, err = w.compare(ctx, t, c, hits)
 	}
 	if err != nil {
 		return err
@@ -497,7 +498,7 @@ func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, 
 		} else if pass != PassRows {
 			continue // the first pass had it
 		} else if heals {
-			err = w.heal(ctx, t, row, old[i])
+			err = w.heal(ctx, t, row, old[i], nameless[i])
 		} else {
 			err = w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
 		}
@@ -551,6 +552,18 @@ func (w *Writer) actual(r *Relation) *Relation {
 			out.RootSchema, out.RootName, changed = last.RootSchema, last.RootName, true
 		}
 		out.Columns = slices.Clone(r.Columns)
+		out.Lately = nil
+		for _, num := range r.Lately {
+			i := slices.IndexFunc(out.Columns, func(c Column) bool { return c.Num == num })
+			if i < 0 {
+				continue
+			}
+			// Another one had its name before: that is the one which the first row changes are of.
+			c := &out.Columns[i]
+			if o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 && o.Num != num }); o >= 0 {
+				c.Num, c.Missing, changed = 0, "", true
+			}
+		}
 		for i := range out.Columns {
 			c := &out.Columns[i]
 			if c.Num == 0 {
@@ -563,11 +576,44 @@ func (w *Writer) actual(r *Relation) *Relation {
 				c.Missing, changed = last.Columns[o].Missing, true
 			}
 		}
+		changed = inOrder(out.Columns, last) || changed
 	}
 	if !changed {
 		return r
 	}
 	return &out
+}
+
+// inOrder numbers the columns of a relation anew where they are not in the order of their numbers, in which the source always has them: they have swapped
+// names since they were numbered by these. It tells whether it has.
+func inOrder(columns []Column, last *Relation) (changed bool) {
+	var nums []int16
+	for i := range columns {
+		if columns[i].Num != 0 {
+			nums = append(nums, columns[i].Num)
+		}
+	}
+	if slices.IsSorted(nums) {
+		return false
+	}
+	slices.Sort(nums)
+	for i := range columns {
+		c := &columns[i]
+		if c.Num == 0 {
+			continue
+		}
+		if num := nums[0]; num != c.Num {
+			c.Num, c.NotNull, c.Missing = num, false, ""
+			if o := last.column(c); o >= 0 && last.Columns[o].Num == num {
+				was := &last.Columns[o]
+				if c.NotNull, c.Missing = was.NotNull, was.Missing; c.Type.OID == was.Type.OID {
+					c.Type = was.Type
+				}
+			}
+		}
+		nums = nums[1:]
+	}
+	return true
 }
 
 // sql records how far the baseline is.

@@ -352,8 +352,8 @@ func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 			if err != nil {
 				return err
 			}
-			if _, err := tx.Exec(ctx, `UPDATE backstory.captured SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, generated = $7, catalogue = $8, complete = complete AND NOT $9, root_schema = $10, root_name = $11, dropped = $12
-				WHERE oid = $1::bigint::oid`, int64(a.OID), a.Schema, a.Name, columns, key, a.Deferrable, generated, a.Catalogue, a.Heal, a.RootSchema, a.RootName, a.Dropped); err != nil {
+			if _, err := tx.Exec(ctx, `UPDATE backstory.captured SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, generated = $7, catalogue = $8, complete = complete AND NOT $9, root_schema = $10, root_name = $11, dropped = $12, identity = $13
+				WHERE oid = $1::bigint::oid`, int64(a.OID), a.Schema, a.Name, columns, key, a.Deferrable, generated, a.Catalogue, a.Heal, a.RootSchema, a.RootName, a.Dropped, string(a.ReplicaIdentity)); err != nil {
 				return err
 			}
 			if !a.Defined && !a.Heal {

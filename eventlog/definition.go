@@ -28,8 +28,8 @@ func (d *dictionary) shapes(oid uint32) (out []*Relation, ids []int) {
 }
 
 // define takes the definition that a table has from this very place on. Its rows may have got other values there, which no row change tells:
-// where it was rewritten, where a column has another type, and where one that was computed is not any more. Where it has another key the log
-// does not know them by that. Then it is incomplete until they are compared (see Alter).
+// where it was rewritten, where a column has another type, and where one that was computed is not any more. Where it has another key, or the stream
+// names its rows by other columns, the log does not know them by that. Then it is incomplete until they are compared (see Alter).
 func (w *Writer) define(ctx context.Context, it *Item) error {
 	before, ids := w.log.dict.shapes(it.Relation.OID)
 	if len(before) == 0 || it.Relation.Dropped && before[0].Dropped {
@@ -42,7 +42,8 @@ func (w *Writer) define(ctx context.Context, it *Item) error {
 	}
 	r.Complete, r.Generation = was.Complete, was.Generation
 	r.Columns = slices.Clone(r.Columns)
-	whole := !it.Rewritten && sameKey(was, &r)
+	anew := r.NamedAnew(was) && !r.Dropped
+	whole := !it.Rewritten && sameKey(was, &r) && !anew
 	for i := range r.Columns {
 		c, o := &r.Columns[i], was.column(&r.Columns[i])
 		computed := slices.ContainsFunc(was.Generated, func(g Generated) bool { return g.Num == c.Num })
@@ -56,7 +57,7 @@ func (w *Writer) define(ctx context.Context, it *Item) error {
 			whole = false
 		}
 	}
-	if was.SameDefinition(&r) && !it.Rewritten {
+	if was.SameDefinition(&r) && !it.Rewritten && !anew {
 		return nil
 	}
 	if !whole && !r.Dropped {
@@ -71,7 +72,7 @@ func (w *Writer) define(ctx context.Context, it *Item) error {
 	if err != nil {
 		return err
 	}
-	return w.altered(t, before, ids, &alteration{Exactly: true, Rewritten: it.Rewritten}, false)
+	return w.altered(t, before, ids, &alteration{Exactly: true, Rewritten: it.Rewritten}, anew)
 }
 
 // redefined finds what the writer knows of a relation, as tableFor, whose partitioned table is known.

@@ -68,6 +68,14 @@
 // (compareAll). The log's position when the comparison began tells old changes from new ones: transaction ids of before it may have been
 // used again.
 //
+// A table whose rows the stream names by another index than before (REPLICA IDENTITY USING INDEX) is compared as well, and each row becomes an event
+// even if nothing of it differs: events of before do not have its new name (row_id), under which it is looked up from now on. Until then
+// a delete finds no row, and a change of the key is an import under the new one; the comparison ends what the source does not have any more.
+// Tried in thought and left: looking for such rows in the events' data, which no index helps with.
+//
+// The source sends the columns of a row in the order of their numbers. Where a description has them in another order, by their names, these have been
+// swapped since, and the order counts (inOrder).
+//
 // # Physical shape
 //
 // One row per event in backstory.event, partitioned by position. What events have in common (source, table version,

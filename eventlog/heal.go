@@ -21,6 +21,10 @@ import (
 // its rows counts, then, except in these columns: each row is looked up, and what the chunk has of it is newer unless the
 // row's last change is one that the chunk's snapshot does not see.
 
+// So is one whose rows the stream names by another index than before. What the log has of a row it does not find by that, and so it can miss that the row
+// was deleted or has another key by now; the comparison finds this out. Each row of which the log does not know that name becomes an event, even if
+// it is as the log has it.
+
 // Passes of a baseline.
 const (
 	PassShape = 0 // an empty chunk: from its place on, the table has another shape
@@ -209,7 +213,7 @@ func (c *Chunk) AddKey(k *Key) {
 }
 
 // oldStates gives the last states that the log has of rows, whatever has been missed since: nil where it has none, or knows the row's end. Where every
-// is set it gives the last events of all of them, too.
+// is set it gives the last events of all of them, too, and otherwise of those.
 func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey, every bool) ([]rowState, []lastEvent, error) {
 	all := w.log.dict.keyed(t.rel)
 	found := make([]building, len(keys))
@@ -234,16 +238,18 @@ func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey, every
 	for _, i := range ask {
 		some = append(some, keys[i])
 	}
-	last, err := w.lastOf(ctx, some, all)
+	of, err := w.lastOf(ctx, some, all)
 	if err != nil {
 		return nil, nil, err
 	}
+	last := make([]lastEvent, len(keys))
 	truncated, err := w.truncated(ctx, t.rel.OID)
 	if err != nil {
 		return nil, nil, err
 	}
 	for n, i := range ask {
-		l := &last[n]
+		last[i] = of[n]
+		l := &last[i]
 		gone := l.old > l.id || l.id < truncated
 		if gone && t.rel.Deferrable && l.id > truncated && out[i] != nil {
 			stays, err := w.stays(ctx, &keys[i], l.old, all)
@@ -333,8 +339,18 @@ func (w *Writer) entityKey(t *table, id int64, text []byte) stateKey {
 	return stateKey{oid: t.rel.OID, id: id}
 }
 
-// compare gives the old states of a chunk's rows, by their number, but for those that are judged already.
-func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, judged map[int]rowState) (map[int]rowState, error) {
+// named tells whether the last event of a row names it as the source does now.
+func (w *Writer) named(t *table, l *lastEvent, row []Value) bool {
+	if !t.byRow {
+		return true
+	}
+	k := w.stateKey(t, row)
+	return l.hasRow && sameRow(w.log.dict.cached(l.kind).relation, t.rel) && (l.rowText != nil) == k.isText && (k.isText && *l.rowText == k.text || !k.isText && l.rowID == k.id)
+}
+
+// compare gives the old states of a chunk's rows, by their number, but for those that are judged already; and those that the log does not find by
+// what the source names them by.
+func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, judged map[int]rowState) (out map[int]rowState, nameless map[int]bool, err error) {
 	row := make([]Value, len(t.rel.Columns))
 	var keys []stateKey
 	var numbers []int
@@ -348,48 +364,65 @@ func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, judged map[int
 		w.scratch.key = buf
 		keys, numbers = append(keys, w.entityKey(t, id, text)), append(numbers, i)
 	}
-	states, _, err := w.oldStates(ctx, t, keys, false)
+	states, last, err := w.oldStates(ctx, t, keys, false)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	out := map[int]rowState{}
-	for j, st := range states {
-		if st != nil {
-			out[numbers[j]] = st
+	out, nameless = map[int]rowState{}, map[int]bool{}
+	data = c.data
+	j := 0
+	for i := range c.Rows {
+		data = c.next(data, row)
+		if j == len(numbers) || numbers[j] != i {
+			continue
 		}
+		if states[j] != nil {
+			out[i], nameless[i] = states[j], !w.named(t, &last[j], row)
+		}
+		j++
 	}
-	return out, nil
+	return out, nameless, nil
 }
 
 // compareAll judges all rows of a chunk of a table that was altered: those that yield, as nil, and the states of the others, by their number.
-// Where a row yields of which the stream need not have told everything since, another pass has to follow.
-func (w *Writer) compareAll(ctx context.Context, t *table, c *Chunk, b *Baseline) (yield, old map[int]rowState, err error) {
+// Where a row yields of which the stream need not have told everything since, another pass has to follow. nameless are those that the log does not find
+// by what the source names them by.
+func (w *Writer) compareAll(ctx context.Context, t *table, c *Chunk, b *Baseline) (yield, old map[int]rowState, nameless map[int]bool, err error) {
 	if c.Rows == 0 {
-		return nil, nil, nil
+		return nil, nil, nil, nil
 	}
 	row := make([]Value, len(t.rel.Columns))
-	var keys []stateKey
+	var keys, names []stateKey
 	data := c.data
 	for range c.Rows {
 		data = c.next(data, row)
 		id, text, buf := w.entity(t, row, w.scratch.key)
 		w.scratch.key = buf
 		keys = append(keys, w.entityKey(t, id, text))
+		if t.byRow {
+			names = append(names, w.stateKey(t, row))
+		}
 	}
 	if err := w.arrive(ctx); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	states, last, err := w.oldStates(ctx, t, keys, true)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	yield, old = map[int]rowState{}, map[int]rowState{}
+	moved, err := w.movedByName(ctx, t, keys, names, c, b)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	yield, old, nameless = map[int]rowState{}, map[int]rowState{}, map[int]bool{}
 	data = c.data
 	for i, st := range states {
 		data = c.next(data, row)
 		if !unseen(&last[i], c, b) {
-			if st != nil {
-				old[i] = st
+			if moved[i] { // the log did not know it by its name, and has it under both keys until those that are gone are looked for
+				yield[i], b.again = nil, true
+			} else if st != nil {
+				old[i], nameless[i] = st, !w.named(t, &last[i], row)
 			}
 			continue
 		}
@@ -409,13 +442,52 @@ func (w *Writer) compareAll(ctx context.Context, t *table, c *Chunk, b *Baseline
 			}
 			if told == nil {
 				if told, err = w.toldOf(ctx, t, &keys[i], c, b); err != nil {
-					return nil, nil, err
+					return nil, nil, nil, err
 				}
 			}
 			b.again = b.again || !told[t.rel.Columns[n].Name]
 		}
 	}
-	return yield, old, nil
+	return yield, old, nameless, nil
+}
+
+// movedByName tells which rows of a chunk the stream has told of under another key since, by what it names them by: that of a change that the chunk's
+// snapshot does not see.
+func (w *Writer) movedByName(ctx context.Context, t *table, keys, names []stateKey, c *Chunk, b *Baseline) (map[int]bool, error) {
+	moved := map[int]bool{}
+	if len(names) == 0 {
+		return moved, nil
+	}
+	reads, err := w.reader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ids, texts := make([]int64, len(names)), make([]*string, len(names))
+	for i := range names {
+		if ids[i] = names[i].id; names[i].isText {
+			texts[i] = &names[i].text
+		}
+	}
+	for _, p := range w.log.dict.places(t.rel.OID, w.head.Incarnation, true) {
+		rows, err := reads.Query(ctx, `SELECT k.i, e.id, e.id_text, e.xid FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
+			CROSS JOIN LATERAL (SELECT e.position, e.id, e.id_text, e.xid FROM backstory.event e WHERE e.stream = $3 AND e.row_id = k.id AND e.row_text IS NOT DISTINCT FROM k.txt
+				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e WHERE e.position > $5`, ids, texts, p.stream, p.kinds, b.Began)
+		if err != nil {
+			return nil, fmt.Errorf("look for the last events of rows: %w", err)
+		}
+		var i, id, xid int64
+		var text *string
+		if _, err := pgx.ForEachRow(rows, []any{&i, &id, &text, &xid}, func() error {
+			k := &keys[i-1]
+			if !Sees(c.Snapshot, uint32(xid)) && (id != k.id || (text != nil) != k.isText || k.isText && *text != k.text) {
+				moved[int(i-1)] = true
+			}
+			return nil
+		}); err != nil {
+			return nil, fmt.Errorf("look for the last events of rows: %w", err)
+		}
+	}
+	return moved, nil
 }
 
 // toldOf gives the columns that the changes of a row set which a chunk's snapshot does not see.
@@ -468,8 +540,8 @@ func nameless(before []*Relation, now *Relation) bool {
 	return false
 }
 
-// heal makes the event of a row that is not as the log has it; st is nil if the log does not have it.
-func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState) error {
+// heal makes the event of a row that is not as the log has it, or that is nameless; st is nil if the log does not have it.
+func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState, nameless bool) error {
 	if st == nil {
 		return w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.healed)
 	}
@@ -498,7 +570,7 @@ func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState) e
 			s.before = memberRaw(s.before, t.keys[i], o)
 		}
 	}
-	if !any {
+	if !any && !nameless {
 		return nil
 	}
 	e := eventRow{op: OpUpdate, part: t.rules.healed, data: append(s.data, '}'), before: append(s.before, '}'), rest: append(s.rest, '}')}
@@ -601,6 +673,8 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk, b *Baseline) 
 type lastEvent struct {
 	id, old Position
 	xid     int64 // of the former
+	kind    int32
+	hasRow  bool
 	rowID   int64
 	rowText *string
 }
@@ -625,8 +699,8 @@ func (w *Writer) lastOf(ctx context.Context, keys []stateKey, places []place) ([
 		}
 	}
 	for _, p := range places {
-		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), coalesce(e.xid, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
-			LEFT JOIN LATERAL (SELECT e.position, e.xid, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
+		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), coalesce(e.xid, 0), coalesce(e.kind, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
+			LEFT JOIN LATERAL (SELECT e.position, e.xid, e.kind, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ON true
 			LEFT JOIN LATERAL (SELECT e.position FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) o ON true
@@ -638,12 +712,13 @@ func (w *Writer) lastOf(ctx context.Context, keys []stateKey, places []place) ([
 			var i int64
 			var e lastEvent
 			var rowID *int64
-			if err := rows.Scan(&i, &e.id, &e.old, &e.xid, &rowID, &e.rowText); err != nil {
+			if err := rows.Scan(&i, &e.id, &e.old, &e.xid, &e.kind, &rowID, &e.rowText); err != nil {
 				return nil, fmt.Errorf("look for the last events of rows: %w", err)
 			}
 			l := &last[i-1]
 			if l.old = max(l.old, e.old); e.id > l.id {
-				if l.id, l.xid, l.rowText = e.id, e.xid, e.rowText; rowID != nil {
+				l.id, l.xid, l.kind, l.rowText, l.rowID, l.hasRow = e.id, e.xid, e.kind, e.rowText, 0, rowID != nil
+				if rowID != nil {
 					l.rowID = *rowID
 				}
 			}

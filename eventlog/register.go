@@ -101,8 +101,7 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 			t.identity = append(t.identity, i)
 		}
 	}
-	t.byRow = r.ReplicaIdentity == 'i' && !sameColumns(t.identity, r.Key)
-	if !t.byRow {
+	if t.byRow = r.byRow(); !t.byRow {
 		t.identity = r.Key
 	}
 	d := w.log.dict

@@ -92,6 +92,9 @@ type Relation struct {
 	// Told says that an event trigger has described it, at a place before this: how complete it is, the version of that place says. It is no part
 	// of the version.
 	Told bool
+	// Lately are the numbers of the columns that the catalogue has as the very transaction left them whose row changes this describes: some of
+	// these may be from before. It is no part of the version.
+	Lately []int16
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
 	// Generated are the columns that the source computes from the others and does not send; they are not among Columns.
@@ -118,6 +121,43 @@ func (r *Relation) Own() string { return r.Schema + "." + r.Name }
 // IntegerKey tells whether the key is one integer column, so that entity ids are the integers themselves.
 func (r *Relation) IntegerKey() bool {
 	return len(r.Key) == 1 && r.Columns[r.Key[0]].Type.Kind == KindInt && !r.Columns[r.Key[0]].Type.Array
+}
+
+// byRow tells whether the source names the rows of a relation by other columns than its key, so that they are looked up by row_id.
+func (r *Relation) byRow() bool {
+	var identity []int
+	for i := range r.Columns {
+		if r.Columns[i].Identity {
+			identity = append(identity, i)
+		}
+	}
+	return r.ReplicaIdentity == 'i' && !sameColumns(identity, r.Key)
+}
+
+// sameRow tells whether the source names the rows of two versions of a table by the same columns.
+func sameRow(a, b *Relation) bool {
+	n := 0
+	for i := range a.Columns {
+		if !a.Columns[i].Identity {
+			continue
+		}
+		n++
+		if j := b.column(&a.Columns[i]); j < 0 || !b.Columns[j].Identity {
+			return false
+		}
+	}
+	for i := range b.Columns {
+		if b.Columns[i].Identity {
+			n--
+		}
+	}
+	return n == 0
+}
+
+// NamedAnew tells whether the source names a table's rows by columns under which the log does not find those that it has from when the table was as it
+// was: they are neither its key nor what it named them by then.
+func (r *Relation) NamedAnew(was *Relation) bool {
+	return !r.InsertOnly && r.byRow() && !(was.byRow() && sameRow(r, was))
 }
 
 // SameShape tells whether two versions of a relation need no new entry in the schema history.

@@ -281,14 +281,15 @@ type place struct {
 
 // places tells where the events of a table are, newest first. Those of before a gap do not count, nor those of before and while
 // only inserts of the table were published: what they say of a row may be wrong by now, until the table is complete again. Nor do,
-// where rows are looked for by their key, those from when the table had another one: under the same number there is another row.
+// where rows are looked for by their key, those from when the table had another one: under the same number there is another row. The same is true of
+// another replica identity, where they are looked for by that.
 func (d *dictionary) places(oid uint32, incarnation int, byRow bool) []place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	inserts := d.barrier(oid)
 	_, r := d.newestOf(oid)
 	return d.placesOf(oid, func(k *kind) bool {
-		return (r != nil && r.Complete || k.source.incarnation == incarnation && k.relationID > inserts) && (byRow || r == nil || sameKeyColumns(k.relation, r))
+		return (r != nil && r.Complete || k.source.incarnation == incarnation && k.relationID > inserts) && (r == nil || byRow && sameRow(k.relation, r) || !byRow && sameKeyColumns(k.relation, r))
 	})
 }
 

@@ -1,0 +1,114 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// look stands among statements for a moment at which the sidecar looks on.
+const look = ""
+
+// sameAfter makes table a with six rows, which the log has, executes statements, and compares a checkout with the table: where the sidecar looks where it is
+// told to, or runs all the while; with the event trigger and without it.
+func sameAfter(t *testing.T, statements []string) {
+	t.Helper()
+	for _, running := range []bool{false, true} {
+		for _, trigger := range []bool{false, true} {
+			t.Run(fmt.Sprintf("running: %v, with the event trigger: %v", running, trigger), func(t *testing.T) {
+				t.Parallel()
+				s := newSystem(t, where{})
+				s.cfg.Capture.DDLTrigger = &trigger
+				s.cfg.Capture.BaselineChunkBytes = 60 // some rows
+				db := s.sql()
+				db.do(`SET search_path = public; CREATE TABLE a (id int PRIMARY KEY, v text, n int, m int)`)
+				s.init()
+				db.do(`INSERT INTO a (id, v, n) SELECT i, 'a' || i, i FROM generate_series(1, 6) i`)
+				s.once()
+				looks := s.once
+				if running {
+					r := s.start()
+					looks = func() { time.Sleep(300 * time.Millisecond) }
+					defer func() {
+						if err := r.end(); err != nil {
+							t.Error(err)
+						}
+					}()
+				}
+				for _, q := range statements {
+					if q == look {
+						looks()
+					} else {
+						db.do("%s", q)
+					}
+				}
+				if running {
+					want := db.one(`SELECT string_agg(a::text, ' ' ORDER BY a::text) FROM a`)
+					eventually(t, 2*time.Minute, "the log has what the source has", func() (bool, error) {
+						p := s.command(false, "checkout", "--at", "HEAD", "--schema", "of_now", "a")
+						return p.wait(time.Minute) == 0 && db.one(`SELECT coalesce(string_agg(a::text, ' ' ORDER BY a::text), '') FROM of_now.a`) == want, nil
+					})
+					verify(t, s.openLog())
+					return
+				}
+				s.once()
+				verify(t, s.openLog())
+				s.says(0, "", "checkout", "--at", "HEAD", "--schema", "of_now", "a")
+				have, want := db.rows(`SELECT a::text FROM of_now.a ORDER BY 1`), db.rows(`SELECT a::text FROM a ORDER BY 1`)
+				if fmt.Sprint(have) != fmt.Sprint(want) {
+					t.Errorf("the log has\n%v, the source\n%v", have, want)
+				}
+			})
+		}
+	}
+}
+
+// TestRowsNamedByAnotherIndex: what the stream tells of a row by another index than before is found in the log, although its events of before do not
+// have that name; what happens before this is noticed is put right.
+func TestRowsNamedByAnotherIndex(t *testing.T) {
+	t.Parallel()
+	const byN = `CREATE UNIQUE INDEX an ON a (n); ALTER TABLE a ALTER n SET NOT NULL; ALTER TABLE a REPLICA IDENTITY USING INDEX an`
+	const byM = `CREATE UNIQUE INDEX am ON a (m); ALTER TABLE a ALTER m SET NOT NULL; ALTER TABLE a REPLICA IDENTITY USING INDEX am`
+	const some = `DELETE FROM a WHERE id = 5; UPDATE a SET id = 103 WHERE id = 3; UPDATE a SET v = 'x' WHERE id = 2; UPDATE a SET n = 44, id = 104 WHERE id = 4`
+	const all = `UPDATE a SET id = id + 1000; DELETE FROM a WHERE n = 2`
+	for _, c := range []struct {
+		what string
+		then []string
+	}{
+		{"noticed at once", []string{byN, look, some, look, all}},
+		{"noticed later", []string{byN, some, look, all}},
+		{"in one transaction", []string{`BEGIN; UPDATE a SET v = 'x' WHERE id = 1; ` + byN + `; ` + some + `; COMMIT`, look, all}},
+		{"keys that other rows take", []string{byN, `UPDATE a SET id = 103 WHERE id = 3; UPDATE a SET id = 3 WHERE id = 4; INSERT INTO a VALUES (4, 'new', 77)`, look, all}},
+		{"FULL before", []string{`ALTER TABLE a REPLICA IDENTITY FULL`, `UPDATE a SET v = v || 'x'`, look, byN, some, look, all}},
+		{"values that the other index had", []string{`UPDATE a SET m = 7 - n`, byN, look, `UPDATE a SET v = v || 'x'`, byM, some, look, all}},
+		{"there and back", []string{byN, look, `ALTER TABLE a REPLICA IDENTITY DEFAULT; UPDATE a SET n = n + 10`, look, `ALTER TABLE a REPLICA IDENTITY USING INDEX an`, some, look, all}},
+		{"the key's index before", []string{`CREATE UNIQUE INDEX ai ON a (id); ALTER TABLE a REPLICA IDENTITY USING INDEX ai`, `UPDATE a SET v = 'x'`, look, byN, some, look, all}},
+		{"of two columns", []string{`CREATE UNIQUE INDEX av ON a (v, n); ALTER TABLE a ALTER n SET NOT NULL, ALTER v SET NOT NULL; ALTER TABLE a REPLICA IDENTITY USING INDEX av`, some, look, all}},
+		{"another key later", []string{`UPDATE a SET m = 7 - n; ALTER TABLE a ALTER m SET NOT NULL`, byN, look, `ALTER TABLE a DROP CONSTRAINT a_pkey, ADD PRIMARY KEY (m)`, some, `UPDATE a SET m = 101 WHERE n = 1`, look, `UPDATE a SET m = m + 1000`}},
+	} {
+		t.Run(c.what, func(t *testing.T) { t.Parallel(); sameAfter(t, c.then) })
+	}
+}
+
+// TestColumnsThatSwapNames: each value is of the column that had the name when its row was written, in the transaction itself in which the names are swapped too.
+func TestColumnsThatSwapNames(t *testing.T) {
+	t.Parallel()
+	const swap = `ALTER TABLE a RENAME n TO t; ALTER TABLE a RENAME m TO n; ALTER TABLE a RENAME t TO m`
+	const swapKey = `ALTER TABLE a RENAME id TO t; ALTER TABLE a RENAME n TO id; ALTER TABLE a RENAME t TO n`
+	const first, later = `UPDATE a SET m = id * 1000 WHERE id < 4`, `UPDATE a SET v = 'q' WHERE id = 2; UPDATE a SET m = -5 WHERE id = 5`
+	for _, c := range []struct {
+		what string
+		then []string
+	}{
+		{"rows before", []string{`BEGIN; ` + first + `; ` + swap + `; COMMIT`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
+		{"rows before and after", []string{`BEGIN; ` + first + `; ` + swap + `; ` + later + `; COMMIT`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
+		{"swapped in a subtransaction", []string{`BEGIN; ` + first + `; SAVEPOINT s; ` + swap + `; RELEASE s; ` + later + `; COMMIT`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
+		{"rows of a subtransaction", []string{`BEGIN; SAVEPOINT s; ` + first + `; RELEASE s; ` + swap + `; ` + later + `; COMMIT`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
+		{"and back again", []string{`BEGIN; ` + first + `; ` + swap + `; ` + later + `; COMMIT`, `UPDATE a SET m = -6 WHERE id = 6`, swap, `UPDATE a SET m = -2 WHERE id = 2`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
+		{"with the key", []string{`BEGIN; UPDATE a SET n = n + 100; ` + swapKey + `; UPDATE a SET v = 'post' WHERE n = 2; COMMIT`, look, `UPDATE a SET v = 'x' WHERE n = 1`}},
+		{"with the key, in a subtransaction", []string{`BEGIN; UPDATE a SET n = n + 100; SAVEPOINT s; ` + swapKey + `; RELEASE s; UPDATE a SET v = 'post' WHERE n = 2; COMMIT`, look, `UPDATE a SET v = 'x' WHERE n = 1`}},
+		{"one that takes a dropped one's name", []string{`BEGIN; ` + first + `; ALTER TABLE a DROP n; ALTER TABLE a RENAME m TO n; UPDATE a SET n = -2 WHERE id = 2; COMMIT`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
+	} {
+		t.Run(c.what, func(t *testing.T) { t.Parallel(); sameAfter(t, c.then) })
+	}
+}
