@@ -45,7 +45,7 @@ func sameAfter(t *testing.T, statements []string) {
 				if running {
 					want := db.one(`SELECT string_agg(a::text, ' ' ORDER BY a::text) FROM a`)
 					eventually(t, 2*time.Minute, "the log has what the source has", func() (bool, error) {
-						p := s.command(false, "checkout", "--at", "HEAD", "--schema", "of_now", "a")
+						p := s.command(false, "checkout", "--at", "HEAD", "--schema", "of_now", "--replace", "a")
 						return p.wait(time.Minute) == 0 && db.one(`SELECT coalesce(string_agg(a::text, ' ' ORDER BY a::text), '') FROM of_now.a`) == want, nil
 					})
 					verify(t, s.openLog())
@@ -53,7 +53,7 @@ func sameAfter(t *testing.T, statements []string) {
 				}
 				s.once()
 				verify(t, s.openLog())
-				s.says(0, "", "checkout", "--at", "HEAD", "--schema", "of_now", "a")
+				s.says(0, "", "checkout", "--at", "HEAD", "--schema", "of_now", "--replace", "a")
 				have, want := db.rows(`SELECT a::text FROM of_now.a ORDER BY 1`), db.rows(`SELECT a::text FROM a ORDER BY 1`)
 				if fmt.Sprint(have) != fmt.Sprint(want) {
 					t.Errorf("the log has\n%v, the source\n%v", have, want)
