@@ -126,7 +126,8 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 		return err
 	}
 	s.stopped.Store(s.first)
-	if err := s.checkPublished(ctx, x.sql, head.EndLSN, x.server.FlushLSN); err != nil {
+	// A source that was put back may not publish what it did: then the gap begins where its slot is.
+	if err := s.checkPublished(ctx, x.sql, min(head.EndLSN, slot.ConfirmedFlush), x.server.FlushLSN); err != nil {
 		return err
 	}
 	// From where the slot is, not from where the log ends: what lies in between is told again, and shows whether it is the history that the

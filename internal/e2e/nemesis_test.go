@@ -300,7 +300,7 @@ func (n *nemesis) validate() {
 	w.replay(t, l, func(e *eventlog.Event) error {
 		if e.Op == eventlog.OpGap {
 			if e.Type != "SourceGap" {
-				return fmt.Errorf("a gap of a table: %s", e.Data)
+				return fmt.Errorf("a gap of a table: %s of %s: %s", e.Type, e.Relation, e.Data)
 			}
 			gaps++
 			w.gap()
