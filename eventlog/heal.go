@@ -106,7 +106,7 @@ func (l *Log) Healable(r *Relation) bool {
 // All that the source has come after it.
 func (w *Writer) discard(t *table) {
 	w.tx.change++
-	w.event(t, &eventRow{op: OpTruncate, part: part{typ: t.agg.name + "Discarded"}, text: []byte{}, data: []byte(`{"reason":"it had another key while the log lacked changes of it"}`)})
+	w.event(t, &eventRow{op: OpTruncate, part: part{typ: t.agg.name + "Discarded"}, text: []byte{}, data: []byte(`{"reason":"it had another key, by which the log knows its rows"}`)})
 }
 
 func sameKey(a, b *Relation) bool {

@@ -82,6 +82,7 @@ func TestRowsNamedByAnotherIndex(t *testing.T) {
 		{"values that the other index had", []string{`UPDATE a SET m = 7 - n`, byN, look, `UPDATE a SET v = v || 'x'`, byM, some, look, all}},
 		{"there and back", []string{byN, look, `ALTER TABLE a REPLICA IDENTITY DEFAULT; UPDATE a SET n = n + 10`, look, `ALTER TABLE a REPLICA IDENTITY USING INDEX an`, some, look, all}},
 		{"the key's index before", []string{`CREATE UNIQUE INDEX ai ON a (id); ALTER TABLE a REPLICA IDENTITY USING INDEX ai`, `UPDATE a SET v = 'x'`, look, byN, some, look, all}},
+		{"another key later", []string{`UPDATE a SET m = 7 - n; ALTER TABLE a ALTER m SET NOT NULL`, byN, look, `ALTER TABLE a DROP CONSTRAINT a_pkey, ADD PRIMARY KEY (m)`, some, `UPDATE a SET m = 101 WHERE n = 1`, look, `UPDATE a SET m = m + 1000`}},
 		{"of two columns", []string{`CREATE UNIQUE INDEX av ON a (v, n); ALTER TABLE a ALTER n SET NOT NULL, ALTER v SET NOT NULL; ALTER TABLE a REPLICA IDENTITY USING INDEX av`, some, look, all}},
 	} {
 		t.Run(c.what, func(t *testing.T) { t.Parallel(); sameAfter(t, i, c.then) })
