@@ -320,7 +320,8 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	for i, t := range res.Tables {
 		t.Relation.Complete = false
 		if j := slices.IndexFunc(before, func(b eventlog.Captured) bool { return b.OID == t.OID }); j >= 0 {
-			res.Tables[i].SinceLSN = before[j].SinceLSN // since then, but for the gap, which is noted
+			// Since then, but for the gap, which is noted; a source that has gone back to an earlier state uses these places again.
+			res.Tables[i].SinceLSN = min(before[j].SinceLSN, res.Start)
 		}
 	}
 	gone, err := capture.Gone(ctx, cfg.Capture, before)
