@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -46,10 +47,14 @@ func newLog() *cobra.Command {
 			}
 			defer l.Close()
 			sel := eventlog.Selection{Types: o.types, Quiet: o.quiet || len(o.types) > 0, Newest: !o.reverse} // what is asked for by name is shown
+			var ent *eventlog.Entity
 			if len(args) == 1 {
 				e, err := l.Entity(ctx, args[0])
 				if err != nil {
 					return err
+				}
+				if ent = &e; e.ID == "" {
+					ent = nil
 				}
 				of := e.Selection()
 				sel.Aggregates, sel.OIDs, sel.EntityID = of.Aggregates, of.OIDs, of.EntityID
@@ -104,6 +109,13 @@ func newLog() *cobra.Command {
 			}
 			if err == nil && n == 0 && !o.json {
 				fmt.Fprint(out, "No events.")
+				if ent != nil {
+					hint, err := keyHint(ctx, l, *ent)
+					if err != nil {
+						return err
+					}
+					fmt.Fprint(out, hint)
+				}
 				if !o.quiet && len(args)+len(o.types) > 0 {
 					fmt.Fprint(out, " What was before backstory init is not in the log; changes of updated_at alone (…Touched) are shown with --quiet.")
 				}
@@ -123,6 +135,35 @@ func newLog() *cobra.Command {
 	f.BoolVar(&o.quiet, "quiet", false, "also events that are no news, such as a change of updated_at alone (…Touched)")
 	f.BoolVar(&o.reverse, "reverse", false, "oldest first")
 	return c
+}
+
+// keyHint says what the key of a table is, where that of an entity cannot be one.
+func keyHint(ctx context.Context, l *eventlog.Log, ent eventlog.Entity) (string, error) {
+	versions, err := l.Relations(ctx)
+	if err != nil {
+		return "", err
+	}
+	var r *eventlog.Relation
+	for _, v := range versions { // oldest first
+		if v.String() == ent.Table {
+			r = v.Relation
+		}
+	}
+	if r == nil || len(r.Key) == 0 {
+		return "", nil
+	}
+	var names []string
+	for _, c := range r.Key {
+		names = append(names, r.Columns[c].Name)
+	}
+	_, noNumber := strconv.ParseInt(ent.ID, 10, 64)
+	switch {
+	case len(names) > 1 && strings.Count(ent.ID, ",") < len(names)-1:
+		return fmt.Sprintf(" The key of %s is (%s): %s/%s.", ent.Table, strings.Join(names, ", "), ent.Table, strings.ToUpper(strings.Join(names, ","))), nil
+	case r.IntegerKey() && noNumber != nil:
+		return fmt.Sprintf(" The key of %s, %s, is a number.", ent.Table, names[0]), nil
+	}
+	return "", nil
 }
 
 // readEvents reads a selection. Among an entity's own events come the TRUNCATEs that ended it: they are about no row in particular.

@@ -248,6 +248,7 @@ func TestFormerKeysAreNoHindrance(t *testing.T) {
 	s.says(1, "cannot be told by this key: its table had another one from position ", "show", "rekeyed/3")
 	s.says(0, "\"v\"", "show", "--json", "rekeyed/103")
 	s.says(0, "103", "show", "rekeyed/3", "--at", "50")
+	s.says(0, "The key of public.rekeyed, n, is a number", "log", "rekeyed/abc")
 	// Without a key for a while: then only inserts are captured.
 	run := s.start()
 	db.do(`ALTER TABLE public.unkeyed DROP CONSTRAINT unkeyed_pkey`)
