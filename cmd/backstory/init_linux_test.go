@@ -80,7 +80,7 @@ func TestProgressOnATerminal(t *testing.T) {
 func TestExistingRowsOnATerminal(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, shared(t))
-	s.sql("INSERT INTO orders SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i; ANALYZE orders")
+	s.sql("INSERT INTO orders SELECT i, repeat('x', 100) FROM generate_series(1, 60000) i; ANALYZE orders")
 	s.must("init")
 	s.env["BACKSTORY_BASELINE_RATE"] = "200000"
 	s.env["BACKSTORY_HTTP_ADDR"] = freeAddr(t)
@@ -94,9 +94,14 @@ func TestExistingRowsOnATerminal(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	bar := regexp.MustCompile(`existing rows \[=+ *\] +[0-9]+ %, [0-9,]+/s, [0-9ms]+ left`)
-	eventually(t, 20*time.Second, "it shows how far it is", func() bool { return bar.MatchString(shown.String()) })
-	if out := s.must("status").out; !regexp.MustCompile(`baseline taking over existing rows: [0-9]+ %, [0-9,]+ rows read, [0-9,]+/s, about [0-9ms]+ left\n +public\.orders +reading +[0-9,]+ of about 20,000 rows`).MatchString(out) {
+	bar := regexp.MustCompile(`existing rows \[=* *\] +[0-9]+ %, [0-9,]+/s, [0-9ms]+ left`)
+	defer func() {
+		if t.Failed() {
+			t.Logf("it shows %q", shown.String()[max(0, len(shown.String())-2000):])
+		}
+	}()
+	eventually(t, time.Minute, "it shows how far it is", func() bool { return bar.MatchString(shown.String()) })
+	if out := s.must("status").out; !regexp.MustCompile(`baseline taking over existing rows: [0-9]+ %, [0-9,]+ rows read, [0-9,]+/s, about [0-9ms]+ left\n +public\.orders +reading +[0-9,]+ of about 60,000 rows`).MatchString(out) {
 		t.Errorf("status says:\n%s", out)
 	}
 	for _, line := range strings.Split(shown.String(), "\n") {
