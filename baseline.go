@@ -226,9 +226,11 @@ func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []e
 		if i >= 0 && (begun[i].Pass != eventlog.PassShape || begun[i].Heal) {
 			b := &begun[i]
 			row := TableBaseline{Table: t.String(), State: "unfinished"}
-			if j := slices.IndexFunc(states, func(st capture.ImportState) bool { return st.OID == t.OID }); j >= 0 && states[j].Chunks >= b.Chunks {
+			if j := slices.IndexFunc(states, func(st capture.ImportState) bool { return st.OID == t.OID }); j >= 0 && states[j].Generation == b.Generation {
 				st := &states[j]
-				b, row.State, row.WaitingFor = &st.Baseline, st.Doing, st.For
+				if row.State, row.WaitingFor = st.Doing, st.For; st.Chunks >= b.Chunks { // or the log is ahead of what it has been told
+					b = &st.Baseline
+				}
 				if st.Error != nil {
 					row.Error, row.Hint = st.Error.Error(), eventlog.Hint(st.Error)
 				}
