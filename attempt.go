@@ -76,6 +76,10 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err := s.alter(ctx); err != nil {
 		return err
 	}
+	if s.met { // as many new tables as there are, at once: the stream would end for each
+		s.met = false
+		s.takeInNow(ctx)
+	}
 	captured, err := s.log.Captured(ctx)
 	if err != nil {
 		return err

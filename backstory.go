@@ -70,6 +70,7 @@ type Sidecar struct {
 	told   eventlog.Counts // the counts of context messages that were last complained of
 	toldAt time.Time
 
+	met          bool               // the last attempt met a table that was not recorded as captured
 	lookedAt     *eventlog.Position // where the log ended when it was last looked for new tables, or when the process began to capture
 	left         map[string]bool    // tables that the role may not publish, of which that was said; nil before the first look
 	generations  map[uint32]int64   // of what was to be done with altered tables when the attempt began; owned by capture, as the next
@@ -267,6 +268,9 @@ func (s *Sidecar) capture(ctx context.Context) error {
 		}
 		s.trouble(err)
 		// A stream that init has ended begins anew at once; but not for ever, should that not help.
+		if s.memory.Met() {
+			s.met, planned = true, 0
+		}
 		if planned++; !errors.Is(err, capture.ErrTablesChanged) {
 			planned = 0
 		} else if planned <= 10 {

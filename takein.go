@@ -123,8 +123,7 @@ func (s *Sidecar) compare(ctx context.Context, captured []eventlog.Captured, at 
 	return counted, nil
 }
 
-// takeIn publishes tables that were made since init, and that it would have selected, until ctx ends. What the role may not publish is
-// said, once for each: those that were there at the first look are what doctor finds, too.
+// takeIn takes in tables that were made since init, and that it would have selected, until ctx ends.
 func (s *Sidecar) takeIn(ctx context.Context) {
 	tick := time.NewTicker(takeInEvery)
 	defer tick.Stop()
@@ -138,45 +137,56 @@ func (s *Sidecar) takeIn(ctx context.Context) {
 		if err != nil && ctx.Err() == nil && !passes(err) {
 			s.cfg.Logger.Warn("it could not be looked for altered tables; trying again", "err", err, "hint", eventlog.Hint(err))
 		}
-		var taken []eventlog.Captured
-		var left []string
-		err = s.log.Exclusive(ctx, true, func() (err error) { // not while init is at work
-			head, err := s.log.Head(ctx)
-			if err != nil {
-				return err
+		s.takeInNow(ctx)
+	}
+}
+
+// takeInNow publishes and records such tables. What the role may not publish is said, once for each: those that were there at the first look
+// are what doctor finds, too.
+func (s *Sidecar) takeInNow(ctx context.Context) {
+	var left []string
+	err := s.log.Exclusive(ctx, true, func() (err error) { // not while init is at work
+		head, err := s.log.Head(ctx)
+		if err != nil {
+			return err
+		}
+		captured, err := s.log.Captured(ctx)
+		if err != nil {
+			return err
+		}
+		versions, err := s.log.Relations(ctx)
+		if err != nil {
+			return err
+		}
+		cfg := s.cfg.Capture
+		cfg.Tables, cfg.Exclude = head.Tables, head.Exclude
+		since := *s.lookedAt
+		left, err = capture.TakeIn(ctx, cfg, captured, oidsOf(versions), func(t eventlog.Captured) error {
+			// What is published is recorded, though the stream may have met its first row and ended.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			one := []eventlog.Captured{t}
+			err := errors.Join(s.log.AddCaptured(ctx, one), s.log.LeftOutUntilNow(ctx, one, since))
+			if err == nil {
+				captured = append(captured, t)
+				s.cfg.Logger.Info(t.String()+" is captured from now on", "inserts_only", t.InsertOnly, "empty", t.Complete)
 			}
-			captured, err := s.log.Captured(ctx)
-			if err != nil {
-				return err
-			}
-			versions, err := s.log.Relations(ctx)
-			if err != nil {
-				return err
-			}
-			cfg := s.cfg.Capture
-			cfg.Tables, cfg.Exclude = head.Tables, head.Exclude
-			taken, left, err = capture.TakeIn(ctx, cfg, captured, oidsOf(versions))
-			if len(taken) > 0 { // also where another one failed
-				err = errors.Join(err, s.log.AddCaptured(ctx, taken), s.log.LeftOutUntilNow(ctx, taken, *s.lookedAt))
-			}
-			s.lookedAt = &head.Position
-			return errors.Join(err, s.leaveOut(ctx, head, append(captured, taken...), true))
+			return err
 		})
-		for _, t := range taken {
-			s.cfg.Logger.Info(t.String()+" is captured from now on", "inserts_only", t.InsertOnly, "empty", t.Complete)
+		s.lookedAt = &head.Position
+		return errors.Join(err, s.leaveOut(ctx, head, captured, true))
+	})
+	if err != nil && ctx.Err() == nil && !passes(err) {
+		s.cfg.Logger.Warn("new tables could not be taken in; trying again", "err", err, "hint", eventlog.Hint(err))
+	}
+	first := s.left == nil
+	if first {
+		s.left = map[string]bool{}
+	}
+	for _, t := range left {
+		if !s.left[t] && !first {
+			s.cfg.Logger.Warn(t+" is not captured", "risk", "its changes are not in the log", "remedy", "let its owner run what backstory init --print-sql prints, and then backstory init")
 		}
-		if err != nil && ctx.Err() == nil && !passes(err) {
-			s.cfg.Logger.Warn("new tables could not be taken in; trying again", "err", err, "hint", eventlog.Hint(err))
-		}
-		first := s.left == nil
-		if first {
-			s.left = map[string]bool{}
-		}
-		for _, t := range left {
-			if !s.left[t] && !first {
-				s.cfg.Logger.Warn(t+" is not captured", "risk", "its changes are not in the log", "remedy", "let its owner run what backstory init --print-sql prints, and then backstory init")
-			}
-			s.left[t] = true
-		}
+		s.left[t] = true
 	}
 }

@@ -307,7 +307,7 @@ func (x *session) unknown(r *eventlog.Relation) error {
 		if x.memory.unknown == nil {
 			x.memory.unknown = map[uint32]bool{}
 		}
-		x.memory.unknown[r.OID] = true
+		x.memory.unknown[r.OID], x.memory.met = true, true
 	}
 	return fmt.Errorf("%w: %s is in the stream, but not recorded as captured in this way", ErrTablesChanged, r)
 }

@@ -93,6 +93,14 @@ func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Str
 // Memory is what is kept from one Stream of a source to the next. The zero value is ready to use.
 type Memory struct {
 	unknown map[uint32]bool // tables that were in the stream though the log did not know them as captured
+	met     bool
+}
+
+// Met tells whether the stream has met another such table since this was last asked.
+func (m *Memory) Met() bool {
+	met := m.met
+	m.met = false
+	return met
 }
 
 // Remember gives the stream its memory, before Run.

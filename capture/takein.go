@@ -11,13 +11,14 @@ import (
 )
 
 // TakeIn publishes the tables that the configuration selects and that are not captured yet, mostly made since, where the role may: it
-// owns the table and the publication (PostgreSQL manual, ALTER PUBLICATION). It returns them as they are to be recorded, and the names
-// of those that it may not publish. captured are those that are captured, known the OIDs of those that the log has ever known.
-func TakeIn(ctx context.Context, c Config, captured []eventlog.Captured, known []uint32) (taken []eventlog.Captured, left []string, err error) {
+// owns the table and the publication (PostgreSQL manual, ALTER PUBLICATION). It hands each over as it is to be recorded as soon as it is
+// published, and returns the names of those that it may not publish. One that is locked does not keep it from the others, nor does it wait
+// for each. captured are those that are captured, known the OIDs of those that the log has ever known.
+func TakeIn(ctx context.Context, c Config, captured []eventlog.Captured, known []uint32, record func(eventlog.Captured) error) (left []string, err error) {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	is := func(oid uint32) bool {
@@ -25,23 +26,25 @@ func TakeIn(ctx context.Context, c Config, captured []eventlog.Captured, known [
 	}
 	names, err := c.tableNames(ctx, conn)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if !slices.ContainsFunc(names, func(t tableName) bool { return !is(t.OID) && c.selected(&t.Relation) }) {
-		return nil, nil, nil // as nearly always
+		return nil, nil // as nearly always
 	}
 	var publications int
 	if err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_publication WHERE pubname IN ($1, $2) AND pg_has_role(pubowner, 'USAGE')`, c.Publication, c.InsertPublication()).Scan(&publications); err != nil {
-		return nil, nil, fmt.Errorf("read the publications: %w", err)
+		return nil, fmt.Errorf("read the publications: %w", err)
 	}
 	sv, err := settings(ctx, conn)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	all, err := c.tables(ctx, conn)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	wait := protectLock
+	var locked error
 	for _, t := range all {
 		if is(t.OID) {
 			continue
@@ -50,17 +53,25 @@ func TakeIn(ctx context.Context, c Config, captured []eventlog.Captured, known [
 			left = append(left, t.String())
 			continue
 		}
-		e, err := c.takeIn(ctx, conn, sv, t, known)
-		if err != nil {
-			return taken, left, err
+		e, err := c.takeIn(ctx, conn, sv, t, known, wait)
+		if eventlog.SQLState(err) == "55P03" { // lock_not_available
+			if wait = "50ms"; locked == nil {
+				locked = &eventlog.Problem{Err: fmt.Errorf("%s is locked, and so cannot be published: %w", t, err), Hint: "It is tried again every few seconds. Until then its changes are not in the log; its rows will be, as they are then."}
+			}
+			continue
 		}
-		taken = append(taken, e)
+		if err == nil {
+			err = record(e)
+		}
+		if err != nil {
+			return left, err
+		}
 	}
-	return taken, left, nil
+	return left, locked
 }
 
 // takeIn publishes one table.
-func (c Config) takeIn(ctx context.Context, conn *pgx.Conn, sv *Server, t *Table, known []uint32) (e eventlog.Captured, err error) {
+func (c Config) takeIn(ctx context.Context, conn *pgx.Conn, sv *Server, t *Table, known []uint32, wait string) (e eventlog.Captured, err error) {
 	empty := map[uint32]bool{}
 	if !t.Published {
 		name := c.Publication
@@ -74,7 +85,7 @@ func (c Config) takeIn(ctx context.Context, conn *pgx.Conn, sv *Server, t *Table
 				}
 			}
 			// Nobody waits long behind it, should somebody else have the table's lock.
-			for _, q := range []string{"SET LOCAL synchronous_commit = on", "SET LOCAL lock_timeout = '" + protectLock + "'",
+			for _, q := range []string{"SET LOCAL synchronous_commit = on", "SET LOCAL lock_timeout = '" + wait + "'",
 				"ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE " + only(t.Schema, t.Name)} {
 				if _, err := tx.Exec(ctx, q); err != nil {
 					return err
