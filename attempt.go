@@ -183,6 +183,16 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		}
 		return fmt.Errorf("%w: %w", capture.ErrTablesChanged, narrowed)
 	}
+	var missed *capture.Missed
+	if errors.As(err, &missed) {
+		if s.recorded(appendCtx, captured) {
+			return fmt.Errorf("%w: %w", capture.ErrTablesChanged, missed)
+		}
+		if e := s.missed(appendCtx, w, missed); e != nil {
+			return fmt.Errorf("%w; record that: %w", missed, e)
+		}
+		return fmt.Errorf("%w: %w", capture.ErrTablesChanged, missed)
+	}
 	var gap *capture.Gap
 	if errors.As(err, &gap) {
 		if gap.Publication && s.recorded(appendCtx, captured) {
@@ -245,6 +255,9 @@ func (s *Sidecar) retake(ctx context.Context, w *eventlog.Writer, stream *captur
 		switch {
 		case c.InsertOnly && len(c.Key) == 0:
 		case c.SinceLSN > w.Head().EndLSN:
+			if !c.InsertOnly && w.Doubted(c.OID) {
+				stream.Doubt(c.OID)
+			}
 			if later == 0 || c.SinceLSN < later {
 				later = c.SinceLSN
 			}
@@ -290,6 +303,38 @@ func (s *Sidecar) narrow(ctx context.Context, w *eventlog.Writer, n *capture.Nar
 		if i := slices.IndexFunc(captured, func(c eventlog.Captured) bool { return c.OID == t.OID }); i >= 0 {
 			captured[i] = t.Captured
 		}
+	}
+	return s.log.SetCaptured(ctx, captured)
+}
+
+// missed records that changes of some tables are missing: first as gaps in their histories. Those that are published by now are captured anew from here
+// on; the others are taken in again by the next attempt, where the role may publish them.
+func (s *Sidecar) missed(ctx context.Context, w *eventlog.Writer, m *capture.Missed) error {
+	captured, err := s.log.Captured(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range m.Tables {
+		at, err := w.Missed(ctx, t.Relation, t.Why+"; what changed there meanwhile is not in the stream", m.From, m.To)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(captured, func(c eventlog.Captured) bool { return c.OID == t.OID })
+		if i < 0 {
+			continue
+		}
+		if t.Now == "" {
+			s.met = true
+			captured = slices.Delete(captured, i, i+1)
+		} else {
+			r := *captured[i].Relation
+			r.Complete = false
+			captured[i].Relation, captured[i].Published, captured[i].SinceLSN = &r, t.Now, max(at, m.To)
+			if r.InsertOnly && len(r.Key) == 0 { // the comparison of all rows tells the rest
+				captured[i].SinceLSN = at
+			}
+		}
+		s.cfg.Logger.Warn("changes of a table are missing: its rows are compared with the log's", "relation", t.String(), "reason", t.Why, "remedy", "what is to be captured says BACKSTORY_TABLES and BACKSTORY_EXCLUDE, and backstory init publishes it")
 	}
 	return s.log.SetCaptured(ctx, captured)
 }

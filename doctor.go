@@ -229,7 +229,12 @@ func (x *logExamination) goesOn(ctx context.Context) error {
 		}
 		var gap *capture.Gap
 		var narrowed *capture.Narrowed
+		var missed *capture.Missed
 		switch {
+		case errors.As(err, &missed):
+			x.add(capture.Finding{Check: "missed", Severity: capture.Warning, What: missed.Error(), Risk: "what changed there meanwhile is not in the log",
+				Remedy: "backstory run says so in the history, and compares the tables with it", Cost: "what happened to their rows meanwhile, and who did it, will not be known"})
+			return nil
 		case err == nil, errors.Is(err, capture.ErrSlotInUse), errors.As(err, &narrowed): // which the sidecar notes by itself
 			return nil
 		case errors.As(err, &gap):

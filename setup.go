@@ -256,7 +256,8 @@ func mayGoOn(ctx context.Context, cfg Config, p *Plan, head *eventlog.Head, capt
 		return gapProblem(gap.Reason)
 	}
 	var narrowed *capture.Narrowed
-	if errors.As(err, &narrowed) { // which the sidecar notes when it comes to that point
+	var missed *capture.Missed
+	if errors.As(err, &narrowed) || errors.As(err, &missed) { // which the sidecar notes when it comes to that point
 		return nil
 	}
 	return err

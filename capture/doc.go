@@ -98,7 +98,8 @@
 // is moved there within seconds, by the session's watch or, while there is no session, by whoever waits for one (Protect); the
 // stream then ends where that was found, a [Narrowed], so that the log notes from where on it lacks changes (narrow.go). Tried in
 // thought and left: a logical message in the transaction that moves the table would give the exact place, but anybody may emit
-// one, and who moves a table by hand does not. Relation messages carry names and
+// one, and who moves a table by hand does not. A table that somebody takes out of its publication ends the stream at once, a [Missed] (publication.go):
+// it gets a gap of its own, and what the stream tells of it until it is captured anew says nothing of what was before. Relation messages carry names and
 // types; key, type names and domains come from the catalogue, which may be newer than the stream: what it does not know any
 // more is taken as text.
 //

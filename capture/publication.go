@@ -20,26 +20,29 @@ import (
 type publications struct {
 	names  map[string]string   // name → "oid/xmin"
 	tables map[string][]string // name, OID of a table → "oid/xmin" of the publication and of the table in it
+	parts  map[string]bool     // the same, of which only some rows or columns are published
 }
 
 // publications reads all of that, or, where oid is not 0, what there is of one table.
 func (c Config) publications(ctx context.Context, conn *pgx.Conn, oid uint32) (*publications, error) {
-	rows, err := conn.Query(ctx, `SELECT p.pubname::text, p.oid || '/' || p.xmin::text, coalesce(r.prrelid::bigint, 0), coalesce(r.oid || '/' || r.xmin::text, '')
+	rows, err := conn.Query(ctx, `SELECT p.pubname::text, p.oid || '/' || p.xmin::text, coalesce(r.prrelid::bigint, 0), coalesce(r.oid || '/' || r.xmin::text, ''), coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL
 		FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND (r.prrelid = $3::bigint::oid OR $3 = 0)
 		WHERE p.pubname IN ($1, $2)`, c.Publication, c.InsertPublication(), int64(oid))
 	if err != nil {
 		return nil, fmt.Errorf("read the publications: %w", err)
 	}
 	defer rows.Close()
-	p := &publications{names: map[string]string{}, tables: map[string][]string{}}
+	p := &publications{names: map[string]string{}, tables: map[string][]string{}, parts: map[string]bool{}}
 	for rows.Next() {
 		var name, pub, rel string
 		var oid int64
-		if err := rows.Scan(&name, &pub, &oid, &rel); err != nil {
+		var part bool
+		if err := rows.Scan(&name, &pub, &oid, &rel, &part); err != nil {
 			return nil, fmt.Errorf("read the publications: %w", err)
 		}
 		p.names[name] = pub
 		p.tables[member(name, uint32(oid))] = []string{pub, rel}
+		p.parts[member(name, uint32(oid))] = part
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("read the publications: %w", err)
@@ -62,7 +65,8 @@ func (p *publications) of(c Config, oid uint32, insertOnly bool) string {
 }
 
 // CheckPublications makes sure that the source still publishes what is captured, and has done so without a break since it
-// was recorded. A *Gap says that it has not; a *Narrowed, that it publishes less of some tables than before.
+// was recorded. A *Gap says that it has not; a *Missed, that it has not published some tables for a while; a *Narrowed, that it publishes less of
+// some tables than before.
 func CheckPublications(ctx context.Context, c Config, captured []eventlog.Captured) error {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)
@@ -80,6 +84,7 @@ func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured 
 	}
 	var reasons []string
 	var narrowed []eventlog.Captured
+	missed := &Missed{}
 	because := func(format string, args ...any) {
 		if r := fmt.Sprintf(format, args...); !slices.Contains(reasons, r) {
 			reasons = append(reasons, r)
@@ -105,17 +110,19 @@ func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured 
 				return fmt.Errorf("read the catalogue: %w", err)
 			}
 			if exists {
-				because("%s was taken out of publication %s", t, name)
+				missed.add(t, "", fmt.Sprintf("it was taken out of publication %s", name))
 			}
 		case len(was) < 3, t.Published == strings.Join(is, " "):
 		case oidOf(was[0]) != oidOf(is[0]):
 			because("publication %s was dropped and made again", name)
 		case was[0] != is[0]:
 			because("publication %s was altered", name)
+		case now.parts[member(name, t.OID)]: // and still is, until init mends that
+			because("publication %s has only a part of %s", name, t)
 		case oidOf(was[1]) != oidOf(is[1]):
-			because("%s was taken out of publication %s and put back", t, name)
+			missed.add(t, strings.Join(is, " "), fmt.Sprintf("it was taken out of publication %s and put back", name))
 		default:
-			because("publication %s was altered for %s", name, t)
+			missed.add(t, strings.Join(is, " "), fmt.Sprintf("publication %s was altered for it", name))
 		}
 	}
 	// Postgres 14 to 17 refuse to stream while one of the two is missing.
@@ -125,6 +132,9 @@ func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured 
 		}
 	}
 	if len(reasons) == 0 {
+		if len(missed.Tables) > 0 {
+			return missed
+		}
 		if len(narrowed) == 0 {
 			return nil
 		}
@@ -143,4 +153,33 @@ func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured 
 func oidOf(version string) string {
 	oid, _, _ := strings.Cut(version, "/")
 	return oid
+}
+
+// Missed says that some tables were not published for a while, or only in part. The stream ends at once: what it tells of them from then on may lack
+// something before it.
+type Missed struct {
+	Tables   []MissedTable
+	From, To eventlog.LSN // of the source's WAL: somewhere in between
+}
+
+// MissedTable is a table as it was recorded as captured, why changes of it are missing, and what Captured.Published is to say by now: empty where it
+// still is not published.
+type MissedTable struct {
+	eventlog.Captured
+	Why, Now string
+}
+
+func (m *Missed) Error() string {
+	var list []string
+	for i, t := range m.Tables {
+		if list = append(list, t.String()+": "+t.Why); i == 3 && len(m.Tables) > 4 {
+			list = append(list, fmt.Sprintf("and %d more tables", len(m.Tables)-4))
+			break
+		}
+	}
+	return "changes are missing of " + strings.Join(list, "; ")
+}
+
+func (m *Missed) add(t eventlog.Captured, now, why string) {
+	m.Tables = append(m.Tables, MissedTable{t, why, now})
 }

@@ -35,6 +35,10 @@ var ErrTablesChanged = errors.New("the captured tables were changed")
 // (PostgreSQL manual, Streaming Replication Protocol).
 func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error {
 	if err := checkSource(sv, head); err != nil {
+		// One that was put back has other transactions from where it was put back to, which was after its slot. Of one that was promoted it is known where.
+		if g, ok := err.(*Gap); ok && g.To == sv.FlushLSN && slot.Exists && name == head.Slot {
+			g.From = min(g.From, slot.ConfirmedFlush)
+		}
 		return err
 	}
 	if name != head.Slot {
@@ -163,7 +167,8 @@ var errDecoding = errors.New("the source cannot read its own WAL here")
 func forTheLog(err error) bool {
 	var g *Gap
 	var n *Narrowed
-	return errors.As(err, &g) || errors.As(err, &n) || errors.Is(err, ErrTablesChanged)
+	var m *Missed
+	return errors.As(err, &g) || errors.As(err, &n) || errors.As(err, &m) || errors.Is(err, ErrTablesChanged)
 }
 
 // retryable sorts errors: those that pass by themselves, and those that a person must look at.

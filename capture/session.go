@@ -164,7 +164,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 }
 
 // checkPublished makes sure that nothing that is published harms the application, and that everything captured is published. It
-// returns a *Gap with its place in the source's WAL. Where less is published than before, the session ends when it has handed over
+// returns a *Gap or a *Missed with its place in the source's WAL. Where less is published than before, the session ends when it has handed over
 // everything before now.
 func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now eventlog.LSN) error {
 	if err := s.cfg.protect(ctx, conn); err != nil && ctx.Err() == nil {
@@ -178,9 +178,17 @@ func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now e
 	err := s.cfg.checkPublications(ctx, conn, list)
 	var gap *Gap
 	var narrowed *Narrowed
+	var missed *Missed
 	switch {
 	case errors.As(err, &gap):
 		gap.From, gap.To = head, now
+	case errors.As(err, &missed):
+		missed.From = head
+		if at, e := currentLSN(ctx, conn); e != nil {
+			return e
+		} else {
+			missed.To = at
+		}
 	case errors.As(err, &narrowed):
 		narrowed.From = head
 		if narrowed.To, err = currentLSN(ctx, conn); err != nil { // they have been moved by then
@@ -259,8 +267,9 @@ func (s *Stream) watch(ctx context.Context) {
 		}
 		if time.Since(checked) >= publishedEvery && err == nil {
 			var gap *Gap
-			if err := s.checkPublished(ctx, conn, eventlog.LSN(s.flushed.Load()), end); errors.As(err, &gap) {
-				s.stopped.Store(&stop{err: gap})
+			var missed *Missed
+			if err := s.checkPublished(ctx, conn, eventlog.LSN(s.flushed.Load()), end); errors.As(err, &gap) || errors.As(err, &missed) {
+				s.stopped.Store(&stop{err: err})
 			}
 			checked = time.Now()
 		}

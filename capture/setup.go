@@ -301,6 +301,17 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	published, err := c.publications(ctx, conn, 0)
+	if err != nil {
+		return nil, err
+	}
+	was := map[uint32]eventlog.Captured{}
+	missed := map[uint32]bool{} // they were not published for a while, which the sidecar notes, in its place
+	for _, b := range before {
+		was[b.OID] = b
+		is := published.of(c, b.OID, b.InsertOnly)
+		missed[b.OID] = b.Published != "" && b.Published != is && (is != "" || published.of(c, b.OID, !b.InsertOnly) == "")
+	}
 	empty := map[uint32]bool{} // tables that are: every row that they will ever have is in the stream
 	if len(p.SQL) > 0 {
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
@@ -333,12 +344,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 			return nil, fmt.Errorf("prepare the publications: %w", err)
 		}
 	}
-	was := map[uint32]eventlog.Captured{}
-	for _, b := range before {
-		was[b.OID] = b
-	}
-	published, err := c.publications(ctx, conn, 0)
-	if err != nil {
+	if published, err = c.publications(ctx, conn, 0); err != nil {
 		return nil, err
 	}
 	// By now updates and deletes of tables of which only inserts were published reach the stream.
@@ -352,7 +358,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 		for _, t := range p.Tables {
 			cap := eventlog.Captured{Relation: t.Relation, SinceLSN: start, Published: published.of(c, t.OID, t.InsertOnly), Rows: t.Rows, Bytes: t.Bytes, Catalogue: t.catalogue, Empty: empty[t.OID], WaitFor: waitFor}
 			if b, ok := was[t.OID]; ok {
-				if t.InsertOnly && !b.InsertOnly { // the sidecar notes that, in its place (see Narrowed)
+				if missed[t.OID] || t.InsertOnly && !b.InsertOnly { // the sidecar notes that, in its place (see Narrowed)
 					res.Tables = append(res.Tables, b)
 					continue
 				}

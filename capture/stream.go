@@ -37,6 +37,7 @@ type Stream struct {
 
 	// Captured tells of a table whether the log has all its rows and whether it is insert-only.
 	captured map[uint32]eventlog.Captured
+	doubted  map[uint32]bool                                                  // changes of it may be missing before those that come
 	recorded func(ctx context.Context, oid uint32) (eventlog.Captured, error) // nil: nobody knows
 	// out takes batches; its receiver releases them. It has no room: what was taken from it has been dealt with when the next one is
 	// (see session.end).
@@ -116,6 +117,15 @@ func (s *Stream) Recorded(f func(ctx context.Context, oid uint32) (eventlog.Capt
 // over. It is called before Run.
 func (s *Stream) PauseAt(l eventlog.LSN) {
 	s.first = &stop{fmt.Errorf("%w: a table is captured again from here on", ErrTablesChanged), l}
+}
+
+// Doubt says that changes of a table may be missing before those that are received: of it, no more is promised than of one of which only inserts are captured.
+// It is called before Run.
+func (s *Stream) Doubt(oid uint32) {
+	if s.doubted == nil {
+		s.doubted = map[uint32]bool{}
+	}
+	s.doubted[oid] = true
 }
 
 // Batches gives what is received, in order. The channel is closed when Run returns.

@@ -306,7 +306,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 		}
 	}
 	key := w.stateKey(t, ident)
-	st, err := w.lookup(ctx, &key)
+	st, err := w.lookup(ctx, t, &key)
 	if err != nil {
 		return err
 	}
@@ -457,6 +457,9 @@ func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error 
 		}
 	}
 	w.event(t, e)
+	if t.rel.InsertOnly {
+		return nil
+	}
 	newKey := w.stateKey(t, it.New)
 	if newKey != key {
 		w.state.putGone(&key)
@@ -469,7 +472,7 @@ func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error 
 func (w *Writer) deleteFromState(ctx context.Context, t *table, it *Item) error {
 	s := &w.scratch
 	key := w.stateKey(t, it.Old)
-	st, err := w.lookup(ctx, &key)
+	st, err := w.lookup(ctx, t, &key)
 	if err != nil {
 		return err
 	}

@@ -869,11 +869,12 @@ func (d *dictionary) before(oid uint32, incarnation int) bool {
 
 // events tells where the events of a table are that count, and of one of which only inserts are captured all.
 func (d *dictionary) events(oid uint32, incarnation int) []place {
-	if out := d.places(oid, incarnation, false); len(out) > 0 {
-		return out
-	}
+	out := d.places(oid, incarnation, false)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if _, r := d.newestOf(oid); len(out) > 0 || r == nil || !r.InsertOnly {
+		return out
+	}
 	return d.placesOf(oid, func(k *kind) bool { return k.relation.InsertOnly && k.source.incarnation == incarnation })
 }
 

@@ -58,6 +58,26 @@ func (w *Writer) TableGap(ctx context.Context, r *Relation, reason string, from,
 	} else if last.InsertOnly {
 		return nil
 	}
+	return w.tableGap(ctx, last, reason, from, to)
+}
+
+// Missed records that changes of a table are missing between two positions of the source's WAL, and why: from here on no more is promised of it than of
+// one of which only inserts are in the log, until Retaken says otherwise. It gives the place in the WAL of that.
+func (w *Writer) Missed(ctx context.Context, r *Relation, reason string, from, to LSN) (LSN, error) {
+	if _, last := w.log.dict.newestVersion(r.OID); last != nil {
+		r = last
+	}
+	at := w.commit + 1
+	return at, w.tableGap(ctx, r, reason, from, to)
+}
+
+// Doubted tells whether changes of a table are missing before what the log has of it last.
+func (w *Writer) Doubted(oid uint32) bool {
+	_, last := w.log.dict.newestVersion(oid)
+	return last != nil && last.InsertOnly
+}
+
+func (w *Writer) tableGap(ctx context.Context, last *Relation, reason string, from, to LSN) error {
 	less := *last
 	less.InsertOnly, less.Complete = true, false
 	t, err := w.tableFor(ctx, &less, w.commit+1) // which no event before the gap has
@@ -76,7 +96,7 @@ func (w *Writer) Retaken(ctx context.Context, c Captured) error {
 	}
 	reason := "it was not captured for a while: what happened to its rows meanwhile is not in the log"
 	if last.InsertOnly {
-		reason = "until now only its inserts were captured: updates and deletes of before are not in the log"
+		reason = "until now not all of its changes were captured: what is missing of before is not in the log"
 	}
 	// A version that is InsertOnly is where looking back ends (dictionary.places). Where the last one is, the new one only notes that
 	// this is recorded.

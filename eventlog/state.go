@@ -178,8 +178,11 @@ func (w *Writer) prefetch(ctx context.Context, b *Batch) error {
 	return nil
 }
 
-// lookup finds a row's last state, nil if the log has no such row.
-func (w *Writer) lookup(ctx context.Context, k *stateKey) (rowState, error) {
+// lookup finds a row's last state, nil if the log has no such row, or may lack what happened to it since.
+func (w *Writer) lookup(ctx context.Context, t *table, k *stateKey) (rowState, error) {
+	if t.rel.InsertOnly {
+		return nil, nil
+	}
 	s, ok := w.state.get(k)
 	if !ok {
 		if err := w.fetch(ctx, k.byRow, []stateKey{*k}); err != nil {

@@ -491,8 +491,10 @@ func (f *rowFolder) Fold(dst, state []byte, st *Step) ([]byte, error) {
 	}
 	switch s.kind {
 	case stepArrive:
-		if !f.calc.versions[s.version].deferrable {
-			st.Tally.Replaced++
+		if v := f.calc.versions[s.version]; !v.deferrable {
+			if v.rel.Complete { // elsewhere, that is to be expected
+				st.Tally.Replaced++
+			}
 			return f.appendWhole(dst, &s, 0, s.lsn), nil
 		}
 		for _, r := range rows {

@@ -501,25 +501,6 @@ var badInput = []row{
 	{wrong: "the publication publishes less", args: []string{"run"}, exit: 1,
 		set:  func(s *site) { s.begin(); s.sql("ALTER PUBLICATION backstory SET (publish = 'delete')"); s.write(2) },
 		says: "possible gap in the history: publication backstory was altered", remedy: "run backstory init --accept-gap", mend: acceptedGap},
-	{wrong: "a table is missing from the publication", args: []string{"run"}, exit: 1,
-		set:  func(s *site) { s.begin(); s.sql("ALTER PUBLICATION backstory DROP TABLE public.orders"); s.write(2) },
-		says: "possible gap in the history: public.orders was taken out of publication backstory", remedy: "run backstory init --accept-gap", mend: acceptedGap},
-	{wrong: "a table was missing from the publication for a while", args: []string{"run"}, exit: 1,
-		set: func(s *site) {
-			s.begin()
-			s.sql("ALTER PUBLICATION backstory DROP TABLE public.orders")
-			s.write(2)
-			s.sql("ALTER PUBLICATION backstory ADD TABLE public.orders")
-		},
-		says: "possible gap in the history: public.orders was taken out of publication backstory and put back", remedy: "run backstory init --accept-gap", mend: acceptedGap},
-	{wrong: "a table is taken out of the publication at work", exit: 1,
-		set: func(s *site) { s.begin() },
-		during: func(s *site, p *process) {
-			s.caughtUp(p)
-			s.sql("ALTER PUBLICATION backstory DROP TABLE public.orders")
-			s.write(2)
-		},
-		says: "possible gap in the history: public.orders was taken out of publication backstory", remedy: "run backstory init --accept-gap", mend: acceptedGap},
 
 	// ---- The log.
 	{wrong: "no log: run", args: []string{"run"}, exit: 1,

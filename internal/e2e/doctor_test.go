@@ -490,9 +490,14 @@ func TestDoctorOfPublications(t *testing.T) {
 	if got := written(p.look()); strings.Contains(got, "publication") {
 		t.Errorf("doctor says of what init has made:\n%s", got)
 	}
+	for _, x := range []struct{ do, want string }{
+		{`ALTER PUBLICATION backstory DROP TABLE public.things`, "changes are missing of public.things: it was taken out of publication backstory →"},
+		{`ALTER PUBLICATION backstory DROP TABLE public.things; ALTER PUBLICATION backstory ADD TABLE public.things`, "changes are missing of public.things: it was taken out of publication backstory and put back"},
+	} {
+		p.with("warning: "+x.want, p.does(x.do), func() { s.once() })
+	}
 	for what, q := range map[string]string{
 		"publication backstory was altered":                                   `ALTER PUBLICATION backstory SET (publish = 'insert, update')`,
-		"public.things was taken out of publication backstory":                `ALTER PUBLICATION backstory DROP TABLE public.things`,
 		"publication backstory was dropped":                                   `DROP PUBLICATION backstory`,
 		"replication slot " + s.cfg.Capture.Slot + " was moved or made again": `SELECT pg_replication_slot_advance('` + s.cfg.Capture.Slot + `', pg_current_wal_lsn()) FROM pg_logical_emit_message(true, 'x', 'x', true)`,
 		"replication slot " + s.cfg.Capture.Slot + " is gone":                 `SELECT pg_drop_replication_slot('` + s.cfg.Capture.Slot + `')`,

@@ -32,9 +32,8 @@ type nemesis struct {
 	moments map[int]moment
 	doubt   map[string]bool // tables of which the log may not yet know what was done to them
 	gaps    []declared
-	lossy   bool // the source has lost transactions
-	// unhealed: there was a gap since the log had everything the last time.
-	unhealed bool
+	missed  []declared // the same, of some tables, which are its reason
+	lossy   bool       // the source has lost transactions
 
 	units     int         // the number of the last unit of work
 	confirmed map[int]int // units of which the application knows that they are done, and how many entries each has
@@ -274,7 +273,6 @@ func (n *nemesis) level() {
 		return err == nil && len(left) == 0 && len(altered) == 0, fmt.Errorf("altered: %v, incomplete: %v, %v; the sidecar says:\n%s", altered, slices.Sorted(maps.Keys(left)), err, n.program.out.tail(10))
 	})
 	clear(n.doubt)
-	n.unhealed = false
 }
 
 // validate looks at the whole log.
@@ -299,11 +297,16 @@ func (n *nemesis) validate() {
 	again := map[eventlog.Position]moment{}
 	w.replay(t, l, func(e *eventlog.Event) error {
 		if e.Op == eventlog.OpGap {
-			if e.Type != "SourceGap" {
-				return fmt.Errorf("a gap of a table: %s of %s: %s", e.Type, e.Relation, e.Data)
+			if e.Type == "SourceGap" {
+				gaps++
+				w.gap()
+				return nil
 			}
-			gaps++
-			w.gap()
+			name := e.Relation.Own()
+			if !slices.ContainsFunc(n.missed, func(d declared) bool { return slices.Contains(strings.Fields(d.reason), name) }) {
+				return fmt.Errorf("a gap of a table: %s of %s: %s", e.Type, name, e.Data)
+			}
+			w.unseen[name], w.healing = true, true
 		}
 		if e.Op != eventlog.OpInsert {
 			return nil
@@ -369,8 +372,8 @@ func (n *nemesis) validate() {
 		lost++
 		from, _ := eventlog.ParseLSN(r[2])
 		to, _ := eventlog.ParseLSN(r[3])
-		if u != nil && u.times > 1 || !slices.ContainsFunc(n.gaps, func(g declared) bool { return from <= g.to && to >= g.from }) {
-			t.Errorf("unit %d, of %d entries, between %s and %s, is in the log as %+v; gaps %+v", id, entries, r[2], r[3], u, n.gaps)
+		if u != nil && u.times > 1 || !slices.ContainsFunc(slices.Concat(n.gaps, n.missed), func(g declared) bool { return from <= g.to && to >= g.from }) {
+			t.Errorf("unit %d, of %d entries, between %s and %s, is in the log as %+v; gaps %+v, of tables %+v", id, entries, r[2], r[3], u, n.gaps, n.missed)
 		}
 	}
 	if len(n.confirmed)+len(units) > 0 && !n.lossy {

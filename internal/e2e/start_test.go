@@ -271,6 +271,7 @@ func TestSourceThatLostTransactions(t *testing.T) {
 			s.init()
 			db.do(`INSERT INTO public.things VALUES (1, 'a')`)
 			s.once()
+			then := db.lsn(`SELECT pg_current_wal_insert_lsn()`)
 			_ = db.Close(t.Context())
 			save("then")
 			db = s.sql()
@@ -280,6 +281,10 @@ func TestSourceThatLostTransactions(t *testing.T) {
 			restore("then")
 			c.after(t, s)
 			s.gapFound(c.name, c.says)
+			// What the source has had since then is another history than the log's, in the same places.
+			if from := s.logSQL().lsn(`SELECT data ->> 'from_lsn' FROM backstory.events WHERE type = 'SourceGap'`); from > then {
+				t.Errorf("the gap begins at %s, the source was put back to %s", from, then)
+			}
 			db = s.sql()
 			s.goesOn(func() { db.do(`INSERT INTO public.things VALUES (4, 'b')`) })
 		})
