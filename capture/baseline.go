@@ -257,7 +257,7 @@ func (t *importing) run(ctx context.Context, once bool) {
 	var news, over bool
 	pause := waitingEvery
 	switch {
-	case errors.Is(err, errWaiting):
+	case errors.Is(err, errWaiting), errors.Is(err, ErrTablesChanged):
 	case err == nil:
 		over = true
 		t.set(func(s *ImportState) { s.Doing, s.Error, s.For = "done", nil, nil })
@@ -467,6 +467,12 @@ func (t *importing) describe(ctx context.Context, conn *pgx.Conn) (gone bool, er
 		return false, err
 	}
 	was := t.imp.stream.captured[t.OID]
+	if t.Pass != eventlog.PassShape && !eventlog.SameKeyColumns(was.Relation, r) {
+		// How far the reading is tells the key of before, and so does the log. That it has another one is to be recorded first.
+		err := fmt.Errorf("%w: %s has another key", ErrTablesChanged, r)
+		t.imp.stream.stopped.Store(&stop{err: err})
+		return false, err
+	}
 	r.InsertOnly, r.Complete, r.Generation = was.InsertOnly, was.Complete && !t.Heal, t.Generation
 	knownMissing(r, was.Relation, false)
 	if t.order = nil; len(r.Key) > 0 || t.Pass == eventlog.PassShape {

@@ -110,10 +110,11 @@ func (w *Writer) discard(t *table) {
 }
 
 func sameKey(a, b *Relation) bool {
-	return idType(a) == idType(b) && sameKeyColumns(a, b)
+	return idType(a) == idType(b) && SameKeyColumns(a, b)
 }
 
-func sameKeyColumns(a, b *Relation) bool {
+// SameKeyColumns tells whether two versions of a table have the same columns for their key, in the same order.
+func SameKeyColumns(a, b *Relation) bool {
 	if len(a.Key) != len(b.Key) {
 		return false
 	}
@@ -199,7 +200,7 @@ func splitKey(s string) []string {
 func (d *dictionary) keyed(r *Relation) []place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.placesOf(r.OID, func(k *kind) bool { return sameKeyColumns(k.relation, r) })
+	return d.placesOf(r.OID, func(k *kind) bool { return SameKeyColumns(k.relation, r) })
 }
 
 // AddKey appends a key to a chunk of keys that the source does not have.

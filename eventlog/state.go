@@ -292,7 +292,7 @@ func (d *dictionary) places(oid uint32, incarnation int, byRow bool) []place {
 	inserts := d.barrier(oid)
 	_, r := d.newestOf(oid)
 	return d.placesOf(oid, func(k *kind) bool {
-		return (r != nil && r.Complete || k.source.incarnation == incarnation && k.relationID > inserts) && (r == nil || byRow && sameRow(k.relation, r) || !byRow && sameKeyColumns(k.relation, r))
+		return (r != nil && r.Complete || k.source.incarnation == incarnation && k.relationID > inserts) && (r == nil || byRow && sameRow(k.relation, r) || !byRow && SameKeyColumns(k.relation, r))
 	})
 }
 

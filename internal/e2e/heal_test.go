@@ -227,6 +227,49 @@ func TestOtherKeySinceAGap(t *testing.T) {
 	}
 }
 
+// TestOtherKeyInTheMiddleOfAComparison: what was compared so far was so by the key of before. With another one it begins anew, once that is recorded.
+func TestOtherKeyInTheMiddleOfAComparison(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.cfg.Capture.BaselineChunkBytes, s.cfg.Capture.BaselineBytesPerSecond = 1, 20_000
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, n int NOT NULL UNIQUE, v text)`)
+	s.init()
+	db.do(`INSERT INTO public.things SELECT i, -i, repeat(md5(i::text), 100) FROM generate_series(1, 30) i`)
+	s.once()
+	db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	db.do(`DELETE FROM public.things WHERE id %% 10 = 3; UPDATE public.things SET v = 'missed' WHERE id = 25`)
+	s.gapFound("the slot was dropped", "gone")
+	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	l, run := s.openLog(), s.start()
+	chunks := int64(0)
+	eventually(t, time.Minute, "half of the rows are compared", func() (bool, error) {
+		list, err := l.Baselines(t.Context())
+		if err != nil || len(list) != 1 {
+			return false, err
+		}
+		chunks = list[0].Chunks
+		return chunks > 10, nil
+	})
+	db.do(`ALTER TABLE public.things DROP CONSTRAINT things_pkey, ADD PRIMARY KEY (n)`)
+	time.Sleep(time.Second) // the next chunks are read
+	if err := run.end(); err != nil {
+		t.Fatal(err)
+	}
+	if chunks > 20 {
+		t.Fatalf("%d chunks had been compared: nothing is left to compare", chunks)
+	}
+	s.once()
+	s.once()
+	h, err := l.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+}
+
 // TestFormerKeysAreNoHindrance: what key a table had once does not keep it from being compared, nor that it had none for a while, nor that only its
 // inserts are captured.
 func TestFormerKeysAreNoHindrance(t *testing.T) {

@@ -45,6 +45,8 @@ type worldTable struct {
 	rows map[string][]worldRow
 	// compared: it was altered, and its rows are being compared with the source.
 	compared bool
+	// rekeyed: it got another key before the log had all its rows.
+	rekeyed bool
 }
 
 // worldRow has the JSON of each column.
@@ -116,7 +118,7 @@ func (w *world) baselineEnded(e *eventlog.Event) error {
 		return fmt.Errorf("event %d: the baseline of %s ends, but there was none to come", e.Position, t.name)
 	}
 	delete(w.unseen, t.name)
-	t.compared = false
+	t.compared, t.rekeyed = false, false
 	if e.Relation.InsertOnly {
 		return nil
 	}
@@ -233,6 +235,7 @@ func (w *world) table(r *eventlog.Relation) *worldTable {
 		t.reshape(r)
 	}
 	if t.rel = r; old != nil && len(r.Key) > 0 && !slices.EqualFunc(old.Key, r.Key, func(a, b int) bool { return eventlog.SameColumn(&old.Columns[a], &r.Columns[b]) }) {
+		t.rekeyed = t.rekeyed || w.unseen[name]
 		was := t.rows
 		t.rows = map[string][]worldRow{}
 		for _, rows := range was {
@@ -311,7 +314,7 @@ func (w *world) row(e *eventlog.Event) error {
 		}
 		return nil
 	}
-	if w.healing && unseen || t.compared && (strings.HasSuffix(e.Type, "Healed") || bytes.Contains(e.Metadata, []byte(`"first_seen":`))) { // by its new key, which the log had not
+	if w.healing && unseen || (t.compared || t.rekeyed && unseen) && (strings.HasSuffix(e.Type, "Healed") || bytes.Contains(e.Metadata, []byte(`"first_seen":`))) { // by its new key, which the log had not
 		return t.overwrite(e, data, rest)
 	}
 	switch e.Op {
