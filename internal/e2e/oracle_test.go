@@ -571,7 +571,7 @@ func (o *otherPlugin) nothing(c decodedChange) bool {
 		return false
 	}
 	was := c.old
-	if r.ReplicaIdentity != 'f' || len(c.old) == 0 {
+	if r.ReplicaIdentity != 'f' || c.old == nil { // a row of NULLs has an empty one
 		key, ok := o.key(c, c.new, c.old)
 		if was = o.told[key]; !ok || was == nil {
 			return false
