@@ -62,10 +62,7 @@ func (w *Writer) define(ctx context.Context, it *Item) error {
 	}
 	if !whole && !r.Dropped {
 		r.Complete, r.Generation = false, math.MaxInt64
-		// Whoever looks at the catalogue has it compared, even if it is by then as it was before; unless that is about to begin.
-		if b := w.baselines[r.OID]; b == nil || !b.Heal || b.Chunks > 0 {
-			w.tx.progress = fmt.Appendf(w.tx.progress, "UPDATE backstory.captured SET catalogue = '{}', complete = false WHERE oid = %d AND catalogue <> ''; ", r.OID)
-		}
+		w.compareLater(r.OID)
 	}
 	w.lastDML = w.tx.lsn // it held to here
 	t, err := w.redefined(ctx, &r)
@@ -73,6 +70,12 @@ func (w *Writer) define(ctx context.Context, it *Item) error {
 		return err
 	}
 	return w.altered(t, before, ids, &alteration{Exactly: true, Rewritten: it.Rewritten}, anew)
+}
+
+// compareLater has whoever looks at the catalogue next begin to compare a table's rows, even if the table is by then as it was before; unless that is
+// about to begin.
+func (w *Writer) compareLater(oid uint32) {
+	w.tx.progress = fmt.Appendf(w.tx.progress, "UPDATE backstory.captured c SET catalogue = '{}', complete = false WHERE oid = %d AND catalogue <> '' AND NOT EXISTS (SELECT FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND b.heal AND b.done_at IS NULL AND b.pass = 0 AND b.chunks = 0); ", oid)
 }
 
 // redefined finds what the writer knows of a relation, as tableFor, whose partitioned table is known.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"math"
 )
 
 // newRow is a row for one of the small tables, written and sealed with the events that use it first.
@@ -128,6 +129,9 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 		d.mu.Lock()
 		d.relations[t.id] = r
 		d.mu.Unlock()
+		if last != nil && r.Generation == math.MaxInt64 && !r.Complete && !r.InsertOnly {
+			w.compareLater(r.OID)
+		}
 	}
 	if t.agg = w.aggregateOf(r); t.agg == nil {
 		t.agg = w.newAggregate(w.freeAggregate(r), idType(r))

@@ -111,3 +111,42 @@ func TestColumnsThatSwapNames(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) { t.Parallel(); sameAfter(t, i, c.then) })
 	}
 }
+
+// TestNamedByAnotherIndexForAMoment: the catalogue is as it was when the sidecar looks next, but meanwhile the stream has told of rows by a name that the log does
+// not know, or by another key.
+func TestNamedByAnotherIndexForAMoment(t *testing.T) {
+	t.Parallel()
+	for name, x := range map[string]struct{ there, back string }{
+		"identity": {`ALTER TABLE public.things REPLICA IDENTITY USING INDEX things_u`, `ALTER TABLE public.things REPLICA IDENTITY DEFAULT`},
+		"key":      {`ALTER TABLE public.things DROP CONSTRAINT things_pkey, ADD CONSTRAINT things_pkey PRIMARY KEY (u)`, `ALTER TABLE public.things DROP CONSTRAINT things_pkey, ADD CONSTRAINT things_pkey PRIMARY KEY (id)`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{})
+			db := s.sql()
+			db.do(`CREATE TABLE public.things (id int NOT NULL CONSTRAINT things_pkey PRIMARY KEY, u int NOT NULL, v text, w text); CREATE UNIQUE INDEX things_u ON public.things (u); ALTER TABLE public.things ALTER w SET STORAGE EXTERNAL`)
+			db.do(`INSERT INTO public.things SELECT i, 100 + i, 'a', repeat('w', 4000) FROM generate_series(1, 9) i`)
+			s.init()
+			s.once()
+			run := s.start()
+			eventually(t, time.Minute, "it streams", func() (bool, error) { err := run.sc.Ready(); return err == nil, err })
+			db.do("%s", x.there)
+			db.do(`DELETE FROM public.things WHERE id = 2; UPDATE public.things SET id = 33 WHERE id = 3; UPDATE public.things SET v = 'b', w = repeat('x', 5000) WHERE id = 4; UPDATE public.things SET u = 155 WHERE id = 5`)
+			db.do("%s", x.back)
+			db.do(`UPDATE public.things SET v = 'c' WHERE id IN (4, 6)`)
+			time.Sleep(100 * time.Millisecond)
+			if err := run.end(); err != nil {
+				t.Fatal(err)
+			}
+			s.once()
+			s.once()
+			l := s.openLog()
+			h, err := l.Head(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+			verify(t, l)
+		})
+	}
+}

@@ -154,9 +154,10 @@ func (n *nemesis) makeAnother() {
 	n.do("CREATE TABLE "+name+" (id int, v text); "+end+"; INSERT INTO "+name+" SELECT i, 'late' FROM generate_series(1, 50) i", "UPDATE "+name+" SET v = 'changed' WHERE id % 5 = 0", "DELETE FROM "+name+" WHERE id % 7 = 0")
 }
 
-// identity changes the replica identity of a table.
+// identity changes the replica identity of a table. Where its rows are named by another index than before they are compared.
 func (n *nemesis) identity() {
-	n.do("ALTER TABLE public.orders_changing REPLICA IDENTITY " + []string{"DEFAULT", "FULL"}[n.r.IntN(2)])
+	n.doubt["public.orders_changing"] = true
+	n.do("ALTER TABLE public.orders_changing REPLICA IDENTITY " + []string{"DEFAULT", "FULL", "USING INDEX changing_u", "USING INDEX changing_u"}[n.r.IntN(4)])
 }
 
 // partition attaches, detaches or drops a partition.

@@ -80,7 +80,7 @@ func subjects() []*subject {
 			after: []string{`ALTER TABLE %s DROP CONSTRAINT index_alone_pkey`, `ALTER TABLE %s ALTER big SET STORAGE EXTERNAL`, `CREATE UNIQUE INDEX alone_code ON %s (code)`, `ALTER TABLE %s REPLICA IDENTITY USING INDEX alone_code`}},
 		{schema: "public", name: "indexes_alone", key: []string{"b", "a"}, columns: []column{{"a", "int NOT NULL", intBelow(5)}, {"v", "text", wide}, {"b", "text NOT NULL", oddText}},
 			after: []string{`ALTER TABLE %s DROP CONSTRAINT indexes_alone_pkey`, `CREATE UNIQUE INDEX alone_ba ON %s (b, a)`, `ALTER TABLE %s REPLICA IDENTITY USING INDEX alone_ba`}},
-		orders("orders_changing", nil, external),
+		orders("orders_changing", []column{{"u", "int NOT NULL", intBelow(60)}}, external, `CREATE UNIQUE INDEX changing_u ON %s (u)`),
 		{schema: "public", name: "composites", key: []string{"b", "a"}, columns: []column{{"a", "int", intBelow(5)}, {"x", "text", wide}, {"b", "text", oddText}, {"v", "text", wide}}},
 		{schema: "public", name: "texts", key: []string{"k"}, columns: []column{{"v", "text", wide}, {"k", "text", either(oddText, words(2400, 2600))}, {"w", "text", wide}}},
 		{schema: "public", name: "text", key: []string{"k"}, columns: []column{{"k", "int", intBelow(9)}, {"v", "text", wide}}}, // the same aggregate by its name
