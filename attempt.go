@@ -292,6 +292,7 @@ func (s *Sidecar) warn(ctx context.Context) {
 
 // narrow records that less of some tables is published than before: first as gaps in their histories, then for the next attempt.
 func (s *Sidecar) narrow(ctx context.Context, w *eventlog.Writer, n *capture.Narrowed) error {
+	var was, now []eventlog.Captured
 	captured, err := s.log.Captured(ctx)
 	if err != nil {
 		return err
@@ -301,10 +302,10 @@ func (s *Sidecar) narrow(ctx context.Context, w *eventlog.Writer, n *capture.Nar
 			return err
 		}
 		if i := slices.IndexFunc(captured, func(c eventlog.Captured) bool { return c.OID == t.OID }); i >= 0 {
-			captured[i] = t.Captured
+			was, now = append(was, captured[i]), append(now, t.Captured)
 		}
 	}
-	return s.log.SetCaptured(ctx, captured)
+	return s.log.ChangeCaptured(ctx, was, now)
 }
 
 // missed records that changes of some tables are missing: first as gaps in their histories. Those that are published by now are captured anew from here
@@ -314,29 +315,39 @@ func (s *Sidecar) missed(ctx context.Context, w *eventlog.Writer, m *capture.Mis
 	if err != nil {
 		return err
 	}
+	var was, now []eventlog.Captured
 	for _, t := range m.Tables {
+		i := slices.IndexFunc(captured, func(c eventlog.Captured) bool { return c.OID == t.OID })
+		if i < 0 || captured[i].Published != t.Published {
+			continue // init has left it out, or captures it anew
+		}
 		at, err := w.Missed(ctx, t.Relation, t.Why+"; what changed there meanwhile is not in the stream", m.From, m.To)
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(captured, func(c eventlog.Captured) bool { return c.OID == t.OID })
-		if i < 0 {
-			continue
-		}
-		if t.Now == "" {
-			s.met = true
-			captured = slices.Delete(captured, i, i+1)
-		} else {
-			r := *captured[i].Relation
-			r.Complete = false
-			captured[i].Relation, captured[i].Published, captured[i].SinceLSN = &r, t.Now, max(at, m.To)
-			if r.InsertOnly && len(r.Key) == 0 { // the comparison of all rows tells the rest
-				captured[i].SinceLSN = at
+		next := "its rows are compared with the log's"
+		if was = append(was, captured[i]); t.Now == "" {
+			s.met, next = true, "it is published again, and its rows compared with the log's, if the role may do that"
+			if s.out == nil {
+				s.out = map[string]bool{}
 			}
+			s.out[t.String()] = true
+		} else {
+			c := captured[i]
+			r := *c.Relation
+			r.Complete = false
+			c.Relation, c.Published, c.SinceLSN = &r, t.Now, max(at, m.To)
+			if r.InsertOnly && len(r.Key) == 0 { // the comparison of all rows tells the rest
+				c.SinceLSN = at
+			}
+			now = append(now, c)
 		}
-		s.cfg.Logger.Warn("changes of a table are missing: its rows are compared with the log's", "relation", t.String(), "reason", t.Why, "remedy", "what is to be captured says BACKSTORY_TABLES and BACKSTORY_EXCLUDE, and backstory init publishes it")
+		if !w.Head().Baseline {
+			next = "its rows are not compared with the log's, since init --no-baseline"
+		}
+		s.cfg.Logger.Warn("changes of "+t.String()+" are missing: "+next, "reason", t.Why, "remedy", "what is to be captured say BACKSTORY_TABLES and BACKSTORY_EXCLUDE, with backstory init")
 	}
-	return s.log.SetCaptured(ctx, captured)
+	return s.log.ChangeCaptured(ctx, was, now)
 }
 
 // recorded tells whether what looks like a gap is the work of init, which first alters the publications and then records it.

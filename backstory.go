@@ -70,6 +70,7 @@ type Sidecar struct {
 	told   eventlog.Counts // the counts of context messages that were last complained of
 	toldAt time.Time
 
+	out          map[string]bool    // tables that somebody took out of the publications
 	met          bool               // the last attempt met a table that was not recorded as captured
 	lookedAt     *eventlog.Position // where the log ended when it was last looked for new tables, or when the process began to capture
 	left         map[string]bool    // tables that the role may not publish, of which that was said; nil before the first look

@@ -196,7 +196,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 				return err
 			}
 			d.Start, d.Tables = res.Start, res.Tables
-			return log.SetCaptured(ctx, append(slices.Clone(res.Tables), gone...))
+			return log.ChangeCaptured(ctx, before, append(slices.Clone(res.Tables), gone...))
 		})
 	}
 	res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, oidsOf(versions), waiting)

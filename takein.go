@@ -184,7 +184,7 @@ func (s *Sidecar) takeInNow(ctx context.Context) {
 		s.left = map[string]bool{}
 	}
 	for _, t := range left {
-		if !s.left[t] && !first {
+		if !s.left[t] && (!first || s.out[t]) {
 			s.cfg.Logger.Warn(t+" is not captured", "risk", "its changes are not in the log", "remedy", "let its owner run what backstory init --print-sql prints, and then backstory init")
 		}
 		s.left[t] = true

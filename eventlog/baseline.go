@@ -859,8 +859,8 @@ func (d *dictionary) before(oid uint32, incarnation int) bool {
 		if k.relation == nil || k.relation.OID != oid {
 			continue
 		}
-		// Where only inserts are captured, and only inserts ever were, all of them count.
-		if k.source.incarnation != incarnation || k.relationID <= barrier && !(k.relation.InsertOnly && newest == barrier) {
+		// Where only inserts are captured, and only inserts ever were, all of them count, as long as none was missed.
+		if k.op == OpGap || k.source.incarnation != incarnation || k.relationID <= barrier && !(k.relation.InsertOnly && newest == barrier) {
 			return true
 		}
 	}

@@ -207,12 +207,64 @@ func (l *Log) SetCaptured(ctx context.Context, tables []Captured) error {
 	return nil
 }
 
+// ChangeCaptured records how tables are captured from now on that were so as was says, of those that still are; others of was are forgotten. What somebody else has recorded
+// meanwhile stays: a sidecar at work and init change it at the same time.
+func (l *Log) ChangeCaptured(ctx context.Context, was, tables []Captured) error {
+	type how struct {
+		since     int64
+		published string
+		inserts   bool
+	}
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT oid::bigint, (since_lsn - '0/0')::bigint, published, insert_only FROM backstory.captured ORDER BY oid FOR UPDATE`)
+		if err != nil {
+			return err
+		}
+		is := map[uint32]how{}
+		var oid int64
+		var h how
+		if _, err := pgx.ForEachRow(rows, []any{&oid, &h.since, &h.published, &h.inserts}, func() error { is[uint32(oid)] = h; return nil }); err != nil {
+			return err
+		}
+		read := map[uint32]how{}
+		for _, c := range was {
+			read[c.OID] = how{int64(c.SinceLSN), c.Published, c.InsertOnly}
+		}
+		for _, c := range tables {
+			now, there := is[c.OID]
+			if then, ok := read[c.OID]; there != ok || now != then {
+				continue
+			}
+			if err := overwriteCaptured(ctx, tx, c); err != nil {
+				return err
+			}
+		}
+		for oid, then := range read {
+			if now, there := is[oid]; !there || now != then || slices.ContainsFunc(tables, func(c Captured) bool { return c.OID == oid }) {
+				continue
+			}
+			if _, err := tx.Exec(ctx, `DELETE FROM backstory.captured WHERE oid = $1::bigint::oid`, int64(oid)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Remedy(fmt.Errorf("record the captured tables: %w", err))
+	}
+	return nil
+}
+
+func overwriteCaptured(ctx context.Context, tx pgx.Tx, c Captured) error {
+	return putCaptured(ctx, tx, c, `DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
+		complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12, catalogue = $13, root_schema = $14, root_name = $15`)
+}
+
 func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 	oids := []int64{}
 	for _, c := range tables {
 		oids = append(oids, int64(c.OID))
-		if err := putCaptured(ctx, tx, c, `DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
-				complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12, catalogue = $13, root_schema = $14, root_name = $15`); err != nil {
+		if err := overwriteCaptured(ctx, tx, c); err != nil {
 			return err
 		}
 	}

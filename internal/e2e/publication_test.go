@@ -67,8 +67,8 @@ func TestPublicationAlteredWhileTheSidecarRuns(t *testing.T) {
 // of the others nothing is missing. What is told of it before it is captured again claims nothing that may be wrong.
 func TestTablesThatWereNotPublishedForAWhile(t *testing.T) {
 	t.Parallel()
-	const out, back = `ALTER PUBLICATION backstory DROP TABLE public.things; ALTER PUBLICATION backstory_inserts DROP TABLE public.keyless`,
-		`ALTER PUBLICATION backstory ADD TABLE public.things; ALTER PUBLICATION backstory_inserts ADD TABLE public.keyless`
+	const out, back = `ALTER PUBLICATION backstory DROP TABLE public.things; ALTER PUBLICATION backstory_inserts DROP TABLE public.keyless, public.nothing`,
+		`ALTER PUBLICATION backstory ADD TABLE public.things; ALTER PUBLICATION backstory_inserts ADD TABLE public.keyless, public.nothing`
 	for name, x := range map[string]struct{ running, back, init bool }{
 		"taken out at work":                          {running: true},
 		"taken out and put back at work":             {running: true, back: true},
@@ -81,9 +81,12 @@ func TestTablesThatWereNotPublishedForAWhile(t *testing.T) {
 			s := newSystem(t, where{apart: true})
 			db := s.sql()
 			db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text, w text); ALTER TABLE public.things ALTER w SET STORAGE EXTERNAL; CREATE TABLE public.keyless (v text); CREATE TABLE public.others (id int PRIMARY KEY, v text)`)
+			db.do(`CREATE TABLE public.nothing (id int PRIMARY KEY, v text); ALTER TABLE public.nothing REPLICA IDENTITY NOTHING; INSERT INTO public.nothing SELECT i, 'first' FROM generate_series(1, 9) i`)
 			db.do(`INSERT INTO public.things SELECT i, 'first', repeat('w', 5000) FROM generate_series(1, 9) i; INSERT INTO public.keyless VALUES ('first')`)
 			s.init()
 			s.once()
+			l := s.logSQL()
+			since := l.one(`SELECT max(since_lsn) FROM backstory.captured`)
 			var run *running
 			if x.running {
 				run = s.start()
@@ -91,7 +94,7 @@ func TestTablesThatWereNotPublishedForAWhile(t *testing.T) {
 			}
 			db.do(`UPDATE public.things SET v = 'before' WHERE id <= 5; INSERT INTO public.keyless VALUES ('before'); INSERT INTO public.others VALUES (1, 'before')`)
 			db.do("BEGIN; " + out + "; COMMIT")
-			db.do(`UPDATE public.things SET v = 'missed'; DELETE FROM public.things WHERE id = 2; INSERT INTO public.things VALUES (10, 'missed', 'w'); INSERT INTO public.keyless VALUES ('missed'); UPDATE public.others SET v = 'meanwhile'`)
+			db.do(`UPDATE public.things SET v = 'missed'; DELETE FROM public.things WHERE id = 2; INSERT INTO public.things VALUES (10, 'missed', 'w'); INSERT INTO public.keyless VALUES ('missed'); DELETE FROM public.nothing WHERE id = 7; UPDATE public.nothing SET v = 'missed' WHERE id < 3; INSERT INTO public.nothing VALUES (11, 'missed'); UPDATE public.others SET v = 'meanwhile'`)
 			if x.back {
 				db.do("BEGIN; " + back + "; COMMIT")
 			}
@@ -102,11 +105,10 @@ func TestTablesThatWereNotPublishedForAWhile(t *testing.T) {
 			if !x.running {
 				run = s.start()
 			}
-			l := s.logSQL()
 			eventually(t, time.Minute, "all is complete, by itself", func() (bool, error) {
 				got := l.one(`SELECT coalesce(string_agg(c.name, ' '), '') FROM backstory.captured c JOIN backstory.baseline b USING (oid) WHERE b.done_at IS NOT NULL AND b.since_lsn = c.since_lsn AND (c.complete OR c.insert_only)
-					AND EXISTS (SELECT FROM backstory.events WHERE relation = 'public.' || c.name AND type LIKE '%%Gap')`)
-				return len(got) == len("keyless things"), fmt.Errorf("%s; the gaps are %s", got, l.one(`SELECT string_agg(type || data, ' ') FROM backstory.events WHERE type LIKE '%%Gap'`))
+					AND c.since_lsn > '%s' AND EXISTS (SELECT FROM backstory.events WHERE relation = 'public.' || c.name AND type LIKE '%%Gap')`, since)
+				return len(got) == len("keyless nothing things"), fmt.Errorf("%s; the gaps are %s", got, l.one(`SELECT string_agg(type || data, ' ') FROM backstory.events WHERE type LIKE '%%Gap'`))
 			})
 			db.do(`UPDATE public.things SET v = v || ' and done'; UPDATE public.others SET v = 'done'`)
 			if err := run.end(); err != nil {
@@ -135,6 +137,56 @@ func TestTablesThatWereNotPublishedForAWhile(t *testing.T) {
 			log := s.openLog()
 			verify(t, log)
 			h, err := log.Head(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+		})
+	}
+}
+
+// TestTakenOutWhileInitWaits: init, which waits for somebody's lock, does not record as if nothing had happened what has happened meanwhile.
+func TestTakenOutWhileInitWaits(t *testing.T) {
+	t.Parallel()
+	for _, running := range []bool{false, true} {
+		t.Run(fmt.Sprintf("a sidecar runs: %v", running), func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{apart: true})
+			db, locker := s.sql(), s.sql()
+			db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things SELECT i, 'first' FROM generate_series(1, 9) i`)
+			s.init()
+			s.once()
+			end := func() {}
+			if running {
+				run := s.start()
+				eventually(t, time.Minute, "it streams", func() (bool, error) { err := run.sc.Ready(); return err == nil, err })
+				end = func() {
+					if err := run.end(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			db.do(`CREATE TABLE public.later (id int)`)
+			locker.do(`BEGIN; LOCK TABLE public.later IN SHARE UPDATE EXCLUSIVE MODE`)
+			done := make(chan error, 1)
+			go func() { _, err := s.tryInit(within(t, time.Minute), nil); done <- err }()
+			eventually(t, 30*time.Second, "init waits", func() (bool, error) {
+				return db.one(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'ALTER PUBLICATION%%' AND query LIKE '%%later%%' AND now() - query_start > interval '1500 ms'`) != "0", nil
+			})
+			db.do(`ALTER PUBLICATION backstory DROP TABLE public.things`)
+			db.do(`UPDATE public.things SET v = 'missed' WHERE id < 5; DELETE FROM public.things WHERE id = 9`)
+			db.do(`ALTER PUBLICATION backstory ADD TABLE public.things`)
+			time.Sleep(5 * time.Second) // the sidecar may have seen it
+			locker.do(`COMMIT`)
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			end()
+			db.do(`UPDATE public.things SET v = 'after' WHERE id = 1; DROP TABLE public.later`)
+			s.once()
+			s.once()
+			l := s.openLog()
+			h, err := l.Head(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
