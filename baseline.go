@@ -57,7 +57,7 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 				return nil, err
 			}
 			if old && len(c.Key) > 0 {
-				if b.Heal = c.InsertOnly; !s.log.Healable(c.Relation) { // what the log has is discarded in the place of the empty chunk
+				if b.Heal = c.InsertOnly; !s.log.Healable(c.Relation) || s.log.Reshaped(c.Relation) { // in the place of the empty chunk it has its new shape, or what the log has is discarded
 					b.Pass, b.Heal = eventlog.PassShape, true
 				}
 			}

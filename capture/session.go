@@ -127,7 +127,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	}
 	s.stopped.Store(s.first)
 	// A source that was put back may not publish what it did: then the gap begins where its slot is.
-	if err := s.checkPublished(ctx, x.sql, min(head.EndLSN, slot.ConfirmedFlush), x.server.FlushLSN); err != nil {
+	if err := s.checkPublished(ctx, x.sql, s.publishedTo(min(head.EndLSN, slot.ConfirmedFlush)), x.server.FlushLSN); err != nil {
 		return err
 	}
 	// From where the slot is, not from where the log ends: what lies in between is told again, and shows whether it is the history that the
@@ -196,8 +196,21 @@ func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now e
 		}
 		s.stopped.CompareAndSwap(nil, &stop{narrowed, narrowed.To})
 		return nil
+	case err == nil && s.memory != nil:
+		s.memory.published.Store(uint64(now))
 	}
 	return err
+}
+
+// publishedTo gives the place in the WAL up to which everything that is captured was published, if it is not any more: that of the look before, which may
+// be well before what the log has by now, at.
+func (s *Stream) publishedTo(at eventlog.LSN) eventlog.LSN {
+	if s.memory != nil {
+		if seen := eventlog.LSN(s.memory.published.Load()); seen > 0 {
+			return min(at, seen)
+		}
+	}
+	return at
 }
 
 // complain logs a trouble of the source that the stream itself does not meet: at once where it is new, then every minute.
@@ -268,7 +281,7 @@ func (s *Stream) watch(ctx context.Context) {
 		if time.Since(checked) >= publishedEvery && err == nil {
 			var gap *Gap
 			var missed *Missed
-			if err := s.checkPublished(ctx, conn, eventlog.LSN(s.flushed.Load()), end); errors.As(err, &gap) || errors.As(err, &missed) {
+			if err := s.checkPublished(ctx, conn, s.publishedTo(eventlog.LSN(s.flushed.Load())), end); errors.As(err, &gap) || errors.As(err, &missed) {
 				s.stopped.Store(&stop{err: err})
 			}
 			checked = time.Now()

@@ -95,6 +95,8 @@ func NewStream(cfg Config, captured []eventlog.Captured, from eventlog.LSN) *Str
 type Memory struct {
 	unknown map[uint32]bool // tables that were in the stream though the log did not know them as captured
 	met     bool
+	// published is where the source stood when everything that is captured was last seen to be published; 0: not yet.
+	published atomic.Uint64
 }
 
 // Met tells whether the stream has met another such table since this was last asked.

@@ -463,7 +463,7 @@ func (w *Writer) wholeNow(ctx context.Context, t *table, b *Baseline) (err error
 			return err
 		}
 	}
-	if t.rel.InsertOnly && b.Heal && b.Imported == 0 { // it was compared, and nothing had happened
+	if t.rel.InsertOnly && b.Heal && b.Imported == 0 && len(t.rel.Key) > 0 { // it was compared, and nothing had happened; no event says that it began
 		return nil
 	}
 	w.note(t, "BaselineEnded", fmt.Appendf(nil, `{"rows":%d,"imported":%d}`, b.Rows, b.Imported))

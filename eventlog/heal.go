@@ -102,6 +102,12 @@ func (l *Log) Healable(r *Relation) bool {
 	return true
 }
 
+// Reshaped tells whether a table has another shape than the log knows.
+func (l *Log) Reshaped(r *Relation) bool {
+	_, last := l.dict.newestVersion(r.OID)
+	return last != nil && !last.SameDefinition(r)
+}
+
 // discard makes the event by which the log's rows of a table do not count any more, since nobody can tell by its present key which of them are still there.
 // All that the source has come after it.
 func (w *Writer) discard(t *table) {

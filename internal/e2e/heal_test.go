@@ -227,6 +227,27 @@ func TestOtherKeySinceAGap(t *testing.T) {
 	}
 }
 
+// TestAlteredInAGap: a table that was altered in a gap gets its new shape with an event, as otherwise.
+func TestAlteredInAGap(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things SELECT i, 'a' FROM generate_series(1, 5) i`)
+	s.init()
+	s.once()
+	db.do(`ALTER TABLE public.things ADD n int DEFAULT 4, DROP v; DELETE FROM public.things WHERE id = 2; SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	s.gapFound("the slot was dropped", "gone")
+	s.goesOn(func() { db.do(`INSERT INTO public.things VALUES (6, 6)`) })
+	if got := s.logSQL().one(`SELECT string_agg(data::text, ' ') FROM backstory.events WHERE type = 'ThingAltered'`); got != `{"added":["n"],"dropped":["v"]}` {
+		t.Errorf("the events that tell of its shape: %s", got)
+	}
+	h, err := s.openLog().Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+}
+
 // TestOtherKeyInTheMiddleOfAComparison: what was compared so far was so by the key of before. With another one it begins anew, once that is recorded.
 func TestOtherKeyInTheMiddleOfAComparison(t *testing.T) {
 	t.Parallel()

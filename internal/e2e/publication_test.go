@@ -93,6 +93,7 @@ func TestTablesThatWereNotPublishedForAWhile(t *testing.T) {
 				eventually(t, time.Minute, "it streams", func() (bool, error) { err := run.sc.Ready(); return err == nil, err })
 			}
 			db.do(`UPDATE public.things SET v = 'before' WHERE id <= 5; INSERT INTO public.keyless VALUES ('before'); INSERT INTO public.others VALUES (1, 'before')`)
+			from := db.one(`SELECT pg_current_wal_insert_lsn()`)
 			db.do("BEGIN; " + out + "; COMMIT")
 			db.do(`UPDATE public.things SET v = 'missed'; DELETE FROM public.things WHERE id = 2; INSERT INTO public.things VALUES (10, 'missed', 'w'); INSERT INTO public.keyless VALUES ('missed'); DELETE FROM public.nothing WHERE id = 7; UPDATE public.nothing SET v = 'missed' WHERE id < 3; INSERT INTO public.nothing VALUES (11, 'missed'); UPDATE public.others SET v = 'meanwhile'`)
 			if x.back {
@@ -124,6 +125,9 @@ func TestTablesThatWereNotPublishedForAWhile(t *testing.T) {
 			}
 			if got := l.one(`SELECT count(*) FROM backstory.events WHERE relation = 'public.things' AND data ->> 'v' = 'before'`); got != "5" {
 				t.Errorf("%s updates of before are in the log", got)
+			}
+			if got := l.one(`SELECT count(DISTINCT relation) FROM backstory.events WHERE type LIKE '%%Gap' AND (data ->> 'from_lsn')::pg_lsn <= '%s'`, from); got != "3" {
+				t.Errorf("the gaps of %s tables begin before they were taken out, want 3", got)
 			}
 			// No event says that a row was what it was before something that is missing.
 			for _, r := range l.ask(`SELECT position, type, aggregate_id, coalesce(before::text, ''), data FROM backstory.events WHERE relation = 'public.things' AND type <> 'ThingHealed' AND data ->> 'v' LIKE 'after%%' AND before ->> 'v' IN ('first', 'before')`) {
