@@ -36,8 +36,10 @@ var ErrTablesChanged = errors.New("the captured tables were changed")
 func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error {
 	if err := checkSource(sv, head); err != nil {
 		// One that was put back has other transactions from where it was put back to, which was after its slot. Of one that was promoted it is known where.
-		if g, ok := err.(*Gap); ok && g.To == sv.FlushLSN && slot.Exists && name == head.Slot {
-			g.From = min(g.From, slot.ConfirmedFlush)
+		if g, ok := err.(*Gap); ok {
+			if g.From = min(g.From, g.To); g.To == sv.FlushLSN && slot.Exists && name == head.Slot {
+				g.From = min(g.From, slot.ConfirmedFlush)
+			}
 		}
 		return err
 	}
