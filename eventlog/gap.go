@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -129,6 +130,114 @@ func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reas
 		return err
 	}
 	return w.join(ctx)
+}
+
+// Gap is a gap as the log tells of it.
+type Gap struct {
+	Position Position // of its event: it was recorded there
+	OID      uint32   // of the table whose changes may be missing; 0: of all tables
+	Reason   string
+	From, To LSN // as Writer.Gap and the others were told: zero where nobody knows
+	source   *source
+}
+
+// Gaps gives the gaps that were recorded after a position, until another one, in their order. It costs little where there are none: it asks for their
+// events by the entities that they are of.
+func (l *Log) Gaps(ctx context.Context, after, until Position) ([]Gap, error) {
+	if after >= until {
+		return nil, nil
+	}
+	if err := l.dict.upTo(ctx, until); err != nil {
+		return nil, err
+	}
+	var kinds, streams []int32
+	l.dict.mu.Lock()
+	for id, k := range l.dict.kinds {
+		if k.op == OpGap {
+			kinds = append(kinds, id)
+			if !slices.Contains(streams, k.aggregate.id) {
+				streams = append(streams, k.aggregate.id)
+			}
+		}
+	}
+	l.dict.mu.Unlock()
+	if len(kinds) == 0 { // as in most logs
+		return nil, nil
+	}
+	h, err := l.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// A table's gap is of the entity without a key, the source's of its slot. Where that has got another name since, what the gap did to the tables that were
+	// complete tells its place.
+	rows, err := l.pool.Query(ctx, `SELECT position, kind, data FROM backstory.event WHERE id = ANY ($1) AND stream = ANY ($2) AND kind = ANY ($3) AND position > $4 AND position <= $5
+		UNION SELECT position, kind, data FROM backstory.event WHERE kind = ANY ($3) AND position > $4 AND position <= $5
+			AND position = ANY (ARRAY(SELECT at_position FROM backstory.relation WHERE NOT complete AND at_position > $4 AND at_position <= $5))
+		ORDER BY position`, []int64{keyHash(nil), keyHash([]byte(h.Slot))}, streams, kinds, int64(after), int64(until))
+	if err != nil {
+		return nil, Remedy(fmt.Errorf("look for gaps: %w", err))
+	}
+	defer rows.Close()
+	var out []Gap
+	for rows.Next() {
+		var g Gap
+		var kind int32
+		var data []byte
+		if err := rows.Scan(&g.Position, &kind, &data); err != nil {
+			return nil, fmt.Errorf("look for gaps: %w", err)
+		}
+		var told struct {
+			Reason string `json:"reason"`
+			From   string `json:"from_lsn"`
+			To     string `json:"to_lsn"`
+		}
+		err := json.Unmarshal(data, &told)
+		if err == nil {
+			g.From, err = ParseLSN(told.From)
+		}
+		if err == nil {
+			g.To, err = ParseLSN(told.To)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the gap at position %d: %w", g.Position, err)
+		}
+		k := l.dict.cached(kind)
+		if g.Reason, g.source = told.Reason, k.source; k.relation != nil {
+			g.OID = k.relation.OID
+		}
+		out = append(out, g)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, Remedy(fmt.Errorf("look for gaps: %w", err))
+	}
+	return out, nil
+}
+
+// GapsBefore gives the gaps that were recorded after a position and begin before it: changes of until then may be missing. One of which nobody
+// knows where it begins does so where the log ended.
+func (l *Log) GapsBefore(ctx context.Context, at Position) ([]Gap, error) {
+	if at <= 0 {
+		return nil, nil
+	}
+	h, err := l.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	gaps, err := l.Gaps(ctx, at, h.Position)
+	if err != nil || len(gaps) == 0 {
+		return nil, err
+	}
+	e, err := l.Get(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	l.dict.mu.Lock()
+	defer l.dict.mu.Unlock()
+	of := l.dict.sources[e.Source]
+	return slices.DeleteFunc(gaps, func(g Gap) bool {
+		// The LSNs of after a gap are of another stretch of WAL than those of before.
+		return g.From == 0 || g.From >= e.CommitLSN || of == nil || g.source.incarnation != of.incarnation
+	}), nil
 }
 
 // GapHint says what to do about a gap.

@@ -63,6 +63,8 @@ type TableReport struct {
 	Rows  int64  `json:"rows"`
 	// Incomplete says that the log does not have all rows of the table, or may have outdated ones.
 	Incomplete bool `json:"incomplete,omitempty"`
+	// LaterGap is the position of a gap that was recorded after the revision and begins before it, if the table is incomplete only because of that.
+	LaterGap eventlog.Position `json:"later_gap,omitempty"`
 	// Orphans are changes of rows that the log does not have.
 	Orphans int64 `json:"orphans,omitempty"`
 	// Unknown counts, by column, the rows in which its value is not known; it is NULL there, or left out.
@@ -75,6 +77,8 @@ var (
 	ErrNoSuchTable = errors.New("no such table at this revision")
 	// ErrIncomplete means that the log does not have all rows of a table.
 	ErrIncomplete = errors.New("the log does not have all rows")
+	// ErrLaterGap comes with ErrIncomplete where a gap that was recorded after the revision is the only reason.
+	ErrLaterGap = errors.New("a gap begins before this revision")
 )
 
 // Checkout builds tables as they were at a revision. When it returns nil, the target holds all of them; after an error it
@@ -152,6 +156,18 @@ func (c Config) chosen(ctx context.Context) ([]*history, []eventlog.LeftOut, err
 	if err != nil {
 		return nil, nil, err
 	}
+	gaps, err := c.Log.GapsBefore(ctx, c.Revision.Position)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, t := range tables {
+		if r := t.relation(); !r.Complete || r.InsertOnly {
+			continue // for other reasons
+		}
+		if i := slices.IndexFunc(gaps, func(g eventlog.Gap) bool { return g.OID == 0 || g.OID == t.relation().OID }); i >= 0 {
+			t.gap = &gaps[i]
+		}
+	}
 	out, err := c.Log.LeftOut(ctx, c.Revision.Position)
 	if err != nil {
 		return nil, nil, err
@@ -190,6 +206,7 @@ type history struct {
 	captured bool                       // now
 	gone     bool                       // it has been dropped by then
 	root     bool                       // it is a part of the partitioned table of its name
+	gap      *eventlog.Gap              // recorded after the revision, and begins before it: changes of until then may be missing
 	rank     int                        // of several tables that have had one name, the highest counts
 }
 
@@ -406,7 +423,9 @@ func nearest(asked string, tables []string) string {
 // checkComplete refuses tables of which the log does not have all rows.
 func checkComplete(tables []*history, out []eventlog.LeftOut, partial bool) error {
 	var names, inserts []string
-	add := func(list *[]string, name string) { // partitions have the name of their partitioned table
+	var gaps []*eventlog.Gap
+	lacking := map[eventlog.Position][]string{} // by gap
+	add := func(list *[]string, name string) {  // partitions have the name of their partitioned table
 		if !slices.Contains(*list, name) {
 			*list = append(*list, name)
 		}
@@ -417,6 +436,13 @@ func checkComplete(tables []*history, out []eventlog.LeftOut, partial bool) erro
 			add(&inserts, r.String())
 		case !r.Complete:
 			add(&names, r.String())
+		case t.gap != nil:
+			list := lacking[t.gap.Position]
+			if list == nil {
+				gaps = append(gaps, t.gap)
+			}
+			add(&list, r.String())
+			lacking[t.gap.Position] = list
 		}
 	}
 	var why []string
@@ -429,11 +455,32 @@ func checkComplete(tables []*history, out []eventlog.LeftOut, partial bool) erro
 	for _, p := range out {
 		why = append(why, fmt.Sprintf("%s.%s: its partition %s.%s is not captured: %s", p.RootSchema, p.RootName, p.Schema, p.Name, p.Why))
 	}
+	later := len(why) == 0
+	var from eventlog.LSN
+	for _, g := range gaps {
+		why = append(why, shorten(lacking[g.Position])+": "+laterGap(g))
+		if from == 0 || g.From < from {
+			from = g.From
+		}
+	}
 	if len(why) == 0 || partial {
 		return nil
 	}
-	return &eventlog.Problem{Err: fmt.Errorf("%w of %s", ErrIncomplete, strings.Join(why, "; of ")),
-		Hint: "Use --partial for the rows that the log knows of, or name other tables."}
+	err := fmt.Errorf("%w of %s", ErrIncomplete, strings.Join(why, "; of "))
+	if !later {
+		return &eventlog.Problem{Err: err, Hint: "Use --partial for the rows that the log knows of, or name other tables."}
+	}
+	return &eventlog.Problem{Err: &laterGapError{err}, Hint: fmt.Sprintf("Use --partial for what the log knows, or a revision of before the gap begins: --at %s.", from)}
+}
+
+// laterGapError is ErrIncomplete and ErrLaterGap, in the words of the first.
+type laterGapError struct{ error }
+
+func (e *laterGapError) Unwrap() []error { return []error{e.error, ErrLaterGap} }
+
+// laterGap says what a gap means that was recorded after a position and begins before it.
+func laterGap(g *eventlog.Gap) string {
+	return fmt.Sprintf("changes may be missing, since a gap begins before this position, at %s (event %d: %s)", g.From, g.Position, g.Reason)
 }
 
 // report says what people should know.
@@ -444,6 +491,7 @@ func report(res *Result, calc *Rows, tables []*history, out []eventlog.LeftOut, 
 	for _, t := range res.Tables {
 		var rel eventlog.Relation // what is true of one of its parts
 		captured := true
+		var gap *eventlog.Gap
 		for n, i := range t.Parts {
 			r := calc.Relation(i)
 			if cfg.ShapeOfNow {
@@ -453,6 +501,7 @@ func report(res *Result, calc *Rows, tables []*history, out []eventlog.LeftOut, 
 				rel = *r
 			}
 			rel.Complete, rel.InsertOnly, captured = rel.Complete && r.Complete, rel.InsertOnly || r.InsertOnly, captured && tables[i].captured
+			gap = cmp.Or(gap, tables[i].gap)
 		}
 		tr := TableReport{Table: t.String(), Rows: t.Rows, Incomplete: !rel.Complete, Orphans: t.Tally.Orphans}
 		if placer != nil {
@@ -463,6 +512,12 @@ func report(res *Result, calc *Rows, tables []*history, out []eventlog.LeftOut, 
 				tr.Incomplete = true
 				warn("%s: its partition %s.%s is not captured: %s", t, p.Schema, p.Name, p.Why)
 			}
+		}
+		if gap != nil {
+			if !tr.Incomplete {
+				tr.Incomplete, tr.LaterGap = true, gap.Position
+			}
+			warn("%s: %s", t, laterGap(gap))
 		}
 		if !rel.Complete && !rel.InsertOnly {
 			warn("%s: the log does not have all rows, and may have some that are gone or outdated", t)

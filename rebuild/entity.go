@@ -11,14 +11,17 @@ import (
 
 // EntityState is one row as it was.
 type EntityState struct {
-	Row      []byte          // a JSON object in the form of the log; nil if it was not there
-	Last     *eventlog.Event // the last event about it until then; nil if there was none
-	Relation *eventlog.Relation
-	Unknown  []string // columns whose value is not known
-	Became   string   // public.purchases: the table that its rows belonged to by then, if that is not the one that was asked for
+	Row      []byte             // a JSON object in the form of the log; nil if it was not there
+	Last     *eventlog.Event    // the last event about it until then; nil if there was none
+	Relation *eventlog.Relation // with the table's shape of then, if there is a row; otherwise with that of the last event
+	Unknown  []string           // columns whose value is not known
+	Became   string             // public.purchases: the table that its rows belonged to by then, if that is not the one that was asked for
 	// Rekeyed is the key that the table had by then, and From where on in the log, if that is another one than the row is known by: perhaps none.
 	Rekeyed *eventlog.Relation
 	From    eventlog.Position
+	// Gap says why the row may be outdated, or gone: changes may be missing since a gap that is not healed by then, or since one that is recorded later and
+	// begins before. Nil where the row is known for sure, and where there is none.
+	Gap *eventlog.Gap
 }
 
 var errWhole = errors.New("the whole row is known")
@@ -84,11 +87,9 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 	shape := 0
 	for _, v := range versions {
 		if v.OID == st.Relation.OID {
-			if v.Relation == st.Relation {
-				shape = len(mine)
-			}
 			mine = append(mine, v)
 			if v.AtPosition <= until {
+				shape = len(mine) - 1
 				if st.Became = ""; e.Table != "" && v.String() != e.Table {
 					st.Became = v.String()
 				}
@@ -109,11 +110,13 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 	}
 	sel.Until, sel.Newest, sel.Limit, sel.NoMetadata = until, false, 0, true
 	mem := &Memory{}
-	f := &Fold{Source: log, Selection: sel, Calculator: RowsOf([][]eventlog.RelationVersion{mine}, []int{shape}), Target: mem, Workers: 1}
+	calc := RowsOf([][]eventlog.RelationVersion{mine}, []int{shape})
+	f := &Fold{Source: log, Selection: sel, Calculator: calc, Target: mem, Workers: 1}
 	res, err := f.Run(ctx)
 	if err != nil {
 		return nil, err
 	}
+	st.Relation = calc.Relation(0) // the table may have been altered since the row's last event
 	for _, t := range res.Tables {
 		for i, n := range t.Tally.Unknown {
 			if n > 0 {
@@ -129,5 +132,38 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 			}
 		}
 	}
-	return st, nil
+	if st.Row != nil {
+		st.Gap, err = gapOf(ctx, log, mine, until)
+	}
+	return st, err
+}
+
+// gapOf finds the gap by which a table is not complete at a position, nil if there is none. versions are the table's.
+func gapOf(ctx context.Context, log *eventlog.Log, versions []eventlog.RelationVersion, at eventlog.Position) (*eventlog.Gap, error) {
+	complete, last := false, max(versions[0].AtPosition-1, 0) // at the position, and where it was so last, or the log knew nothing of it
+	for i, v := range versions {
+		if v.AtPosition > at {
+			break
+		}
+		if complete = v.Complete; complete {
+			last = v.AtPosition
+		} else if i > 0 && versions[i-1].Complete {
+			last = v.AtPosition - 1
+		}
+	}
+	gaps, err := log.GapsBefore(ctx, at)
+	if err == nil && !complete {
+		var since []eventlog.Gap
+		since, err = log.Gaps(ctx, last, at)
+		gaps = append(since, gaps...)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range gaps {
+		if g.OID == 0 || g.OID == versions[0].OID {
+			return &g, nil
+		}
+	}
+	return nil, nil
 }

@@ -94,7 +94,7 @@ func newCheckout() *cobra.Command {
 				MaxMemoryBytes: o.memory << 20, Workers: o.workers,
 				Progress: func(p rebuild.Progress) { bar.update(time.Now(), p.Phase, p.Done, p.Total) }})
 			bar.end()
-			if errors.Is(err, rebuild.ErrIncomplete) && gap != nil {
+			if errors.Is(err, rebuild.ErrIncomplete) && !errors.Is(err, rebuild.ErrLaterGap) && gap != nil {
 				before := ""
 				rev.Position = gap.Position - 1
 				if rebuild.Complete(ctx, rebuild.Config{Log: l, Revision: rev, Tables: tables}) == nil {
@@ -108,7 +108,7 @@ func newCheckout() *cobra.Command {
 			}
 			out := openScreen(cmd, false)
 			defer out.close()
-			if gap != nil && slices.ContainsFunc(rep.Tables, func(t rebuild.TableReport) bool { return t.Incomplete }) {
+			if gap != nil && slices.ContainsFunc(rep.Tables, func(t rebuild.TableReport) bool { return t.Incomplete && t.LaterGap == 0 }) {
 				rep.Warnings = append(rep.Warnings, fmt.Sprintf("the history has a gap at position %d: rows may be missing or out of date since", gap.Position))
 			}
 			if o.json {

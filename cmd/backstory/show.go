@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -108,11 +109,23 @@ func newShow() *cobra.Command {
 				}
 				return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: %s%s", name, pos, st.Last.Type, byAndAt(st.Last)), Hint: hint}
 			}
+			if g := st.Gap; g != nil && g.Position > pos {
+				fmt.Fprintf(os.Stderr, "%s the history has a gap (event %d: %s) that begins before this position, at %s: the row may be outdated, or gone\n",
+					out.yellow("warning:"), g.Position, printable(g.Reason), g.From)
+			} else if g != nil {
+				fmt.Fprintf(os.Stderr, "%s the history has a gap at position %d (%s), which is not healed at this position: the row may be outdated, or gone\n",
+					out.yellow("warning:"), g.Position, printable(g.Reason))
+			}
 			if o.json {
 				b := eventlog.AppendString([]byte(`{"aggregate":`), []byte(ent.Aggregate))
 				b = eventlog.AppendString(append(b, `,"aggregate_id":`...), []byte(ent.ID))
-				fmt.Fprintf(out, `%s,"position":%d,"row":%s}`+"\n", b, pos, oneLine(st.Row))
-				return nil
+				b = fmt.Appendf(b, `,"position":%d,"row":%s`, pos, oneLine(st.Row))
+				if g := st.Gap; g != nil {
+					b = eventlog.AppendString(fmt.Appendf(b, `,"gap":{"position":%d,"from_lsn":"%s","reason":`, g.Position, g.From), []byte(g.Reason))
+					b = append(b, '}')
+				}
+				_, err := out.Write(append(b, "}\n"...))
+				return err
 			}
 			fmt.Fprintf(out, "%s as of position %d, last changed %s", out.bold(name), pos, age(st.Last.OccurredAt, time.Now()))
 			if w := eventlog.WhoOf(st.Last.Metadata); w.Actor != "" {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -56,8 +57,20 @@ func (s *system) gapFound(what string, words ...string) {
 	if again, err := l.Head(within(s.t, time.Minute)); err != nil || again.Position != h.Position {
 		s.t.Fatalf("%s: the log goes on after a gap: %d, %v", what, again.Position, err)
 	}
-	// What was complete is so no longer, from the gap on.
-	for rev, want := range map[string]error{"HEAD": rebuild.ErrIncomplete, "HEAD~1": nil} {
+	// What was complete is so no longer, from the gap on; where it begins before the last transaction in the log, so is what was there before it was recorded.
+	var was error
+	var gap struct {
+		From string `json:"from_lsn"`
+	}
+	err = json.Unmarshal(e.Data, &gap)
+	from, e2 := eventlog.ParseLSN(gap.From)
+	if err != nil || e2 != nil {
+		s.t.Fatalf("%s: the event is %s: %v, %v", what, e.Data, err, e2)
+	}
+	if from > 0 && from < before.CommitLSN {
+		was = rebuild.ErrLaterGap
+	}
+	for rev, want := range map[string]error{"HEAD": rebuild.ErrIncomplete, "HEAD~1": was} {
 		if before.Position == 0 {
 			break
 		}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// head is the last position of the log.
+func (s *site) head() int {
+	s.t.Helper()
+	n, err := strconv.Atoi(s.ask(s.logURL(), "SELECT position::text FROM backstory.head"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// What is shown of a row that may be outdated since a gap says so, until the gap is healed.
+func TestShowAfterAGap(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.begin()
+	s.must("run", "--once")
+	position := s.head()
+	s.sql("SELECT pg_drop_replication_slot('%s'); UPDATE orders SET status = 'unseen' WHERE id = 1", s.slot())
+	if r := s.run("run", "--once"); r.code != 1 {
+		t.Fatalf("exit code %d:\n%s", r.code, r.err)
+	}
+	gap := s.head()
+	const says = ", which is not healed at this position: the row may be outdated, or gone"
+	r := s.must("show", "orders/1")
+	if want := fmt.Sprintf("the history has a gap at position %d (the replication slot %s is gone)", gap, s.slot()); !strings.Contains(r.err, want+says) || !strings.Contains(r.out, `"open"`) {
+		t.Errorf("want %q:\n%s%s", want, r.out, r.err)
+	}
+	var row struct {
+		Row map[string]any
+		Gap *struct {
+			Position int
+			FromLSN  string `json:"from_lsn"`
+			Reason   string
+		}
+	}
+	r = s.must("show", "orders/1", "--json")
+	if err := json.Unmarshal([]byte(r.out), &row); err != nil || row.Gap == nil || row.Gap.Position != gap || row.Gap.Reason == "" || row.Gap.FromLSN == "" || row.Row["status"] != "open" || !strings.Contains(r.err, says) {
+		t.Errorf("%v\n%s%s", err, r.out, r.err)
+	}
+	if r := s.must("show", "orders/1", "--at", fmt.Sprint(position)); strings.Contains(r.err, "gap") {
+		t.Errorf("before the gap:\n%s", r.err)
+	}
+	s.must("init", "--accept-gap")
+	s.must("run", "--once")
+	if r := s.must("show", "orders/1"); strings.Contains(r.err, "gap") || !strings.Contains(r.out, `"unseen"`) {
+		t.Errorf("after it is healed:\n%s%s", r.out, r.err)
+	}
+	if r := s.must("show", "orders/1", "--at", fmt.Sprint(gap)); !strings.Contains(r.err, says) {
+		t.Errorf("at the gap, after it is healed:\n%s", r.err)
+	}
+	s.must("checkout", "--at", "HEAD", "--csv", filepath.Join(t.TempDir(), "csv"), "orders")
+}
+
+// A row that did not change since its table was altered is shown in the table's shape all the same.
+func TestShowAfterAlterTable(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.sql("CREATE TABLE sh (id int PRIMARY KEY, a text, d text); INSERT INTO sh VALUES (1, 'x', 'y')")
+	s.begin()
+	s.must("run", "--once")
+	position := s.head()
+	s.sql("ALTER TABLE sh ADD k int DEFAULT 7, ADD n int; ALTER TABLE sh RENAME a TO alpha; ALTER TABLE sh DROP d")
+	s.must("run", "--once")
+	for at, want := range map[string]string{"HEAD": `{"id":1,"alpha":"x","k":7,"n":null}`, fmt.Sprint(position): `{"id":1,"a":"x","d":"y"}`} {
+		if r := s.must("show", "sh/1", "--at", at, "--json"); !strings.Contains(r.out, `"row":`+want+"}") {
+			t.Errorf("at %s: %swant the row %s", at, r.out, want)
+		}
+	}
+	if r := s.must("show", "sh/1"); !strings.Contains(r.out, "alpha") || strings.Contains(r.out, "  d ") || strings.Contains(r.err, "gap") {
+		t.Errorf("%s%s", r.out, r.err)
+	}
+}
