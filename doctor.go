@@ -294,7 +294,7 @@ func (x *logExamination) rows(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	st := newBaselineStatus(x.head, x.captured, begun, nil)
+	st := newBaselineStatus(x.head, x.captured, begun, nil, nil)
 	waiting := map[string]bool{}
 	for _, t := range st.Tables {
 		waiting[t.Table] = true

@@ -113,7 +113,11 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 	if err != nil {
 		return nil, err
 	}
-	st.Baseline = newBaselineStatus(h, tables, begun, imp)
+	history, err := log.Histories(ctx, tables)
+	if err != nil {
+		return nil, err
+	}
+	st.Baseline = newBaselineStatus(h, tables, begun, history, imp)
 	checkpoints, err := log.Checkpoints(ctx)
 	if err != nil {
 		return nil, err
@@ -139,7 +143,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 	if src == nil {
 		return st, nil
 	}
-	st.CaughtUp = h.EndLSN >= src.WAL || src.Idle
+	st.CaughtUp = h.Gap == "" && src.Slot.Exists && (h.EndLSN >= src.WAL || src.Idle)
 	switch {
 	case st.CaughtUp:
 	case !src.Oldest.IsZero():
