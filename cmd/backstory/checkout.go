@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -94,6 +93,15 @@ func newCheckout() *cobra.Command {
 				MaxMemoryBytes: o.memory << 20, Workers: o.workers,
 				Progress: func(p rebuild.Progress) { bar.update(time.Now(), p.Phase, p.Done, p.Total) }})
 			bar.end()
+			if gap != nil && (err == nil || errors.Is(err, rebuild.ErrIncomplete)) { // what is missing may be missing for another reason
+				lack, err := rebuild.LackingSince(ctx, rebuild.Config{Log: l, Revision: rev, Tables: tables}, gap.Position)
+				if err != nil {
+					return err
+				}
+				if len(lack) == 0 {
+					gap = nil
+				}
+			}
 			if errors.Is(err, rebuild.ErrIncomplete) && gap != nil {
 				before := ""
 				rev.Position = gap.Position - 1
@@ -108,7 +116,7 @@ func newCheckout() *cobra.Command {
 			}
 			out := openScreen(cmd, false)
 			defer out.close()
-			if gap != nil && slices.ContainsFunc(rep.Tables, func(t rebuild.TableReport) bool { return t.Incomplete }) {
+			if gap != nil {
 				rep.Warnings = append(rep.Warnings, fmt.Sprintf("the history has a gap at position %d: rows may be missing or out of date since", gap.Position))
 			}
 			if o.json {
