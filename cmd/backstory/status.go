@@ -178,8 +178,16 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintf(s, "         %s: %s\n", s.red("Postgres refuses the application's UPDATEs and DELETEs of published tables"), strings.Join(st.Source.Refused, "; "))
 		fmt.Fprint(s, "         → A sidecar that runs, and may, mends this by itself; backstory doctor has the SQL.\n")
 	}
-	if n := len(st.Source.NotCaptured); n > 0 {
-		fmt.Fprintf(s, "         %s: %s", s.red("not captured"), strings.Join(st.Source.NotCaptured[:min(n, 10)], ", "))
+	without := slices.DeleteFunc(slices.Clone(st.Source.NotCaptured), func(t string) bool { return slices.Contains(st.Source.InsertsOnly, t) })
+	for _, l := range []struct {
+		what   string
+		tables []string
+	}{{s.red("not captured"), without}, {s.yellow("only inserts are captured, through the schema"), st.Source.InsertsOnly}} {
+		n := len(l.tables)
+		if n == 0 {
+			continue
+		}
+		fmt.Fprintf(s, "         %s: %s", l.what, strings.Join(l.tables[:min(n, 10)], ", "))
 		if n > 10 {
 			fmt.Fprintf(s, " and %d more", n-10)
 		}
