@@ -186,6 +186,9 @@ type BaselineStatus struct {
 	Wanted bool `json:"wanted"`
 	// Incomplete are tables of which the log does not have all rows.
 	Incomplete []string `json:"incomplete,omitempty"`
+	// ToRead are those of Incomplete whose rows are to be taken over, and ToCompare those whose rows are to be compared with the log, where nothing of that has begun yet.
+	ToRead    []string `json:"to_read,omitempty"`
+	ToCompare []string `json:"to_compare,omitempty"`
 	// Tables tells how far those are whose rows are being taken over.
 	Tables []TableBaseline `json:"tables,omitempty"`
 	// Rows is how many have been read, of about TotalRows, in all tables that had rows.
@@ -212,8 +215,9 @@ type TableBaseline struct {
 	Hint       string   `json:"hint,omitempty"`
 }
 
-// newBaselineStatus puts together what the log records and, if there is a process at work, what that knows.
-func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []eventlog.Baseline, imp *capture.Import) BaselineStatus {
+// newBaselineStatus puts together what the log records and, if there is a process at work, what that knows. history has the tables of which the log holds
+// events of before a gap, or before they were left out.
+func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []eventlog.Baseline, history map[uint32]bool, imp *capture.Import) BaselineStatus {
 	s := BaselineStatus{Done: true, Wanted: h.Baseline}
 	var states []capture.ImportState
 	var rate capture.ImportRate
@@ -247,6 +251,13 @@ func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []e
 		if !t.Complete && !(t.InsertOnly && (i < 0 && !h.Baseline || i >= 0 && begun[i].Done)) {
 			s.Done = false
 			s.Incomplete = append(s.Incomplete, t.String())
+			switch {
+			case !h.Baseline || t.Dropped || i >= 0 && (begun[i].Done || begun[i].Pass != eventlog.PassShape || begun[i].Heal): // never, or told by Tables
+			case history[t.OID]:
+				s.ToCompare = append(s.ToCompare, t.String())
+			default:
+				s.ToRead = append(s.ToRead, t.String())
+			}
 		}
 	}
 	s.estimate(left, all, rate)

@@ -294,12 +294,16 @@ func (x *logExamination) rows(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	st := newBaselineStatus(x.head, x.captured, begun, nil)
+	st := newBaselineStatus(x.head, x.captured, begun, nil, nil)
 	waiting := map[string]bool{}
 	for _, t := range st.Tables {
 		waiting[t.Table] = true
 	}
-	var unread []string
+	history, err := x.log.Histories(ctx, x.captured)
+	if err != nil {
+		return err
+	}
+	var unread, never, behind []string
 	for _, t := range x.captured {
 		i := slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == t.OID })
 		heals := i >= 0 && begun[i].Heal && !begun[i].Done
@@ -310,9 +314,27 @@ func (x *logExamination) rows(ctx context.Context) error {
 				Risk: "rows that have not changed since are in the log as they were before", Remedy: "backstory init, without --no-baseline, then backstory run", Cost: "all rows of the tables are read once"})
 		case waiting[t.String()]:
 			unread = append(unread, t.String())
-		case t.Complete || !x.head.Baseline || i >= 0 && begun[i].Done:
+		case t.Complete || i >= 0 && begun[i].Done || t.InsertOnly && !x.head.Baseline: // what that lacks is another finding
+		case !x.head.Baseline && history[t.OID]:
+			behind = append(behind, t.String())
+		case !x.head.Baseline:
+			never = append(never, t.String())
 		default:
 			unread = append(unread, t.String())
+		}
+	}
+	for _, l := range []struct {
+		check string
+		sev   capture.Severity
+		what  string
+		names []string
+	}{
+		{"existing-rows", capture.Info, "the log does not have the rows that %s had before, since init --no-baseline left them out", never},
+		{"not-compared", capture.Warning, "the log lacks changes of %s since a gap, and the rows are not compared with the log's, since init --no-baseline", behind},
+	} {
+		if len(l.names) > 0 {
+			x.add(capture.Finding{Check: l.check, Severity: l.sev, What: fmt.Sprintf(l.what, capture.Some(l.names)), Risk: "a checkout needs --partial until that is mended",
+				Remedy: "backstory init, without --no-baseline, then backstory run", Cost: "all rows of the tables are read once"})
 		}
 	}
 	if len(unread) > 0 {

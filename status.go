@@ -53,6 +53,8 @@ type SourceStatus struct {
 	HeldBack []string `json:"held_back,omitempty"`
 	// NotCaptured are tables that are selected, but that backstory init has not seen yet: made since, or it had no right to publish them.
 	NotCaptured []string `json:"not_captured,omitempty"`
+	// InsertsOnly are those of them whose inserts are in the log all the same, since their schema is in the publication of inserts.
+	InsertsOnly []string `json:"inserts_only,omitempty"`
 	// Refused are tables whose UPDATEs and DELETEs Postgres refuses since they are published and have lost their key, and why. A sidecar
 	// that has the right takes them out of there within seconds.
 	Refused []string `json:"refused,omitempty"`
@@ -113,7 +115,11 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 	if err != nil {
 		return nil, err
 	}
-	st.Baseline = newBaselineStatus(h, tables, begun, imp)
+	history, err := log.Histories(ctx, tables)
+	if err != nil {
+		return nil, err
+	}
+	st.Baseline = newBaselineStatus(h, tables, begun, history, imp)
 	checkpoints, err := log.Checkpoints(ctx)
 	if err != nil {
 		return nil, err
@@ -139,7 +145,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 	if src == nil {
 		return st, nil
 	}
-	st.CaughtUp = h.EndLSN >= src.WAL || src.Idle
+	st.CaughtUp = h.Gap == "" && src.Slot.Exists && (h.EndLSN >= src.WAL || src.Idle)
 	switch {
 	case st.CaughtUp:
 	case !src.Oldest.IsZero():
@@ -183,7 +189,7 @@ func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, 
 	s.WALLSN, s.ConfirmedLSN, s.RestartLSN = src.WAL.String(), src.Slot.ConfirmedFlush.String(), src.Slot.Restart.String()
 	s.ReceivedLSN = max(src.Received, h.EndLSN).String()
 	s.SlotActive, s.RetainedBytes, s.SafeBytes, s.WALStatus = src.Slot.Active, src.Slot.RetainedBytes, src.Slot.SafeBytes, src.Slot.WALStatus
-	s.NotCaptured, s.Refused, s.HeldBack = src.NotCaptured, src.Refused, src.HeldBack
+	s.NotCaptured, s.InsertsOnly, s.Refused, s.HeldBack = src.NotCaptured, src.InsertsOnly, src.Refused, src.HeldBack
 	if !src.Slot.Exists {
 		s.Error, s.Hint = "the replication slot "+s.Slot+" does not exist", eventlog.GapHint
 	}

@@ -144,7 +144,7 @@ func (s *Sidecar) takeIn(ctx context.Context) {
 // takeInNow publishes and records such tables. What the role may not publish is said, once for each: those that were there at the first look
 // are what doctor finds, too.
 func (s *Sidecar) takeInNow(ctx context.Context) {
-	var left []string
+	var left []*capture.Table
 	err := s.log.Exclusive(ctx, true, func() (err error) { // not while init is at work
 		head, err := s.log.Head(ctx)
 		if err != nil {
@@ -184,9 +184,13 @@ func (s *Sidecar) takeInNow(ctx context.Context) {
 		s.left = map[string]bool{}
 	}
 	for _, t := range left {
-		if !s.left[t] && (!first || s.out[t]) {
-			s.cfg.Logger.Warn(t+" is not captured", "risk", "its changes are not in the log", "remedy", "let its owner run what backstory init --print-sql prints, and then backstory init")
+		name, what, risk := t.String(), t.String()+" is not captured", "its changes are not in the log"
+		if t.Inserts {
+			what, risk = "only inserts of "+name+" are captured, through its schema", "its updates and deletes are not in the log"
 		}
-		s.left[t] = true
+		if !s.left[name] && (!first || s.out[name]) {
+			s.cfg.Logger.Warn(what, "risk", risk, "remedy", "let its owner run what backstory init --print-sql prints, and then backstory init")
+		}
+		s.left[name] = true
 	}
 }

@@ -436,16 +436,30 @@ func (c Config) tableNames(ctx context.Context, q *pgx.Conn) ([]tableName, error
 }
 
 // notCaptured lists the tables that the configuration selects and our publications lack: mostly made after init. A role that does
-// not own them cannot add them by itself (PostgreSQL manual, ALTER PUBLICATION).
-func (c Config) notCaptured(ctx context.Context, q *pgx.Conn) ([]string, error) {
+// not own them cannot add them by itself (PostgreSQL manual, ALTER PUBLICATION). inserts are those of them whose inserts are published with their schema.
+func (c Config) notCaptured(ctx context.Context, q *pgx.Conn) (out, inserts []string, err error) {
 	all, err := c.tableNames(ctx, q)
-	var out []string
+	if err != nil {
+		return nil, nil, err
+	}
+	var oids []uint32
 	for _, t := range all {
 		if !t.published && c.selected(&t.Relation) {
-			out = append(out, t.String())
+			out, oids = append(out, t.String()), append(oids, t.OID)
 		}
 	}
-	return out, err
+	if len(out) == 0 {
+		return nil, nil, nil // as mostly
+	}
+	rows, err := q.Query(ctx, `SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_publication_tables p ON p.pubname = $2 AND p.schemaname = n.nspname AND p.tablename = c.relname WHERE c.oid = ANY ($1::bigint[]::oid[]) ORDER BY 1`, bigints(oids), c.InsertPublication())
+	if err == nil {
+		inserts, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the publications: %w", err)
+	}
+	return out, inserts, nil
 }
 
 // unmatched are the patterns that match no table, most likely misspelt.

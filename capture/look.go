@@ -25,6 +25,8 @@ type Sight struct {
 	HeldBack []string
 	// NotCaptured are tables that the configuration selects, public.orders, but no publication of ours holds.
 	NotCaptured []string
+	// InsertsOnly are those of them whose inserts are captured all the same, since their schema is in the publication of inserts.
+	InsertsOnly []string
 	// Refused are tables whose UPDATEs and DELETEs Postgres refuses since our publication has them, and why; a sidecar that may mends
 	// that by itself.
 	Refused []string
@@ -65,7 +67,7 @@ func (c Config) glance(ctx context.Context, conn, at *pgx.Conn) (*Sight, error) 
 		if s.HeldBack, err = holders(ctx, conn, s.Slot, s.WAL); err != nil {
 			return nil, err
 		}
-		if s.NotCaptured, err = c.notCaptured(ctx, conn); err != nil {
+		if s.NotCaptured, s.InsertsOnly, err = c.notCaptured(ctx, conn); err != nil {
 			return nil, err
 		}
 		refused, err := c.refused(ctx, conn)

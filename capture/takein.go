@@ -12,9 +12,9 @@ import (
 
 // TakeIn publishes the tables that the configuration selects and that are not captured yet, mostly made since, where the role may: it
 // owns the table and the publication (PostgreSQL manual, ALTER PUBLICATION). It hands each over as it is to be recorded as soon as it is
-// published, and returns the names of those that it may not publish. One that is locked does not keep it from the others, nor does it wait
+// published, and returns those that it may not publish. One that is locked does not keep it from the others, nor does it wait
 // for each. captured are those that are captured, known the OIDs of those that the log has ever known.
-func TakeIn(ctx context.Context, c Config, captured []eventlog.Captured, known []uint32, record func(eventlog.Captured) error) (left []string, err error) {
+func TakeIn(ctx context.Context, c Config, captured []eventlog.Captured, known []uint32, record func(eventlog.Captured) error) (left []*Table, err error) {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)
 	if err != nil {
@@ -50,7 +50,7 @@ func TakeIn(ctx context.Context, c Config, captured []eventlog.Captured, known [
 			continue
 		}
 		if !t.Published && (!t.Owned || publications < 2) {
-			left = append(left, t.String())
+			left = append(left, t)
 			continue
 		}
 		e, err := c.takeIn(ctx, conn, sv, t, known, wait)

@@ -43,6 +43,8 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	}
 	table := map[string]string{} // aggregate → its table
 	names := map[string][]string{}
+	exact := map[string][]*Relation{} // by the name of a table, with its schema or without, as it is written
+	of := map[string][]string{}       // table → its aggregates
 	add := func(name, aggregate string) {
 		name = strings.ToLower(name)
 		if !slices.Contains(names[name], aggregate) {
@@ -54,6 +56,12 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 		_, name := r.Table()
 		add(name, aggregate)
 		add(r.String(), aggregate)
+		for _, n := range []string{name, r.String()} {
+			exact[n] = append(exact[n], r)
+		}
+		if !slices.Contains(of[r.String()], aggregate) {
+			of[r.String()] = append(of[r.String()], aggregate)
+		}
 	}
 	known := map[string]bool{}
 	l.dict.mu.Lock()
@@ -73,8 +81,12 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 		addTable(c.Relation, AggregateName(c.Relation))
 	}
 	found := names[strings.ToLower(name)]
-	if len(found) > 1 && slices.Contains(found, name) {
-		found = []string{name}
+	if len(found) > 1 { // what is spelt like that counts first
+		if t := theTable(exact[name]); t != "" {
+			found = slices.Clone(of[t])
+		} else if slices.Contains(found, name) {
+			found = []string{name}
+		}
 	}
 	one := len(found) > 1 && table[found[0]] != "" && !slices.ContainsFunc(found, func(a string) bool { return table[a] != table[found[0]] })
 	switch {
@@ -92,7 +104,7 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 		if near := Nearest(strings.ToLower(name), all); near != "" {
 			hint = "Did you mean " + names[near][0] + "? " + hint
 		} else {
-			hint += " A table made since is taken in by backstory init; partitions go by the name of their partitioned table."
+			hint += " A table made since is taken in by a sidecar that runs, or by backstory init; partitions go by the name of their partitioned table."
 		}
 		if len(all) == 0 {
 			hint = "The log is empty: backstory status shows whether the sidecar runs."
@@ -101,6 +113,23 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	}
 	slices.Sort(found)
 	return Entity{}, &Problem{fmt.Errorf("%s can mean %s", name, strings.Join(found, " or ")), "Use one of these names, or the table with its schema."}
+}
+
+// theTable is the one that is meant by a name that all these tables have: that of schema public, or the only one; "" if there is none.
+func theTable(list []*Relation) string {
+	var names []string
+	for _, r := range list {
+		if schema, _ := r.Table(); schema == "public" {
+			return r.String()
+		}
+		if !slices.Contains(names, r.String()) {
+			names = append(names, r.String())
+		}
+	}
+	if len(names) != 1 {
+		return ""
+	}
+	return names[0]
 }
 
 // others finds the other aggregates of a table's rows, and the tables by whose events they are that: those that have its name, as long as they had

@@ -53,6 +53,24 @@ func (l *Log) HasHistory(ctx context.Context, oid uint32) (bool, error) {
 	return l.dict.before(oid, h.Incarnation), nil
 }
 
+// Histories gives those of the captured tables that are not complete and have such a history.
+func (l *Log) Histories(ctx context.Context, captured []Captured) (map[uint32]bool, error) {
+	h, err := l.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.dict.load(ctx); err != nil {
+		return nil, err
+	}
+	has := map[uint32]bool{}
+	for _, c := range captured {
+		if !c.Complete && l.dict.before(c.OID, h.Incarnation) {
+			has[c.OID] = true
+		}
+	}
+	return has, nil
+}
+
 // Healed tells whether the log has had all rows of a table since the last gap, and since it was left out last.
 func (l *Log) Healed(ctx context.Context, oid uint32) (bool, error) {
 	h, err := l.Head(ctx)

@@ -115,11 +115,13 @@ func (l *Log) Resolve(ctx context.Context, text string, opt RevisionOptions) (Re
 		}
 	}
 	if spec.form == formPosition || spec.form == formHead && spec.back > 0 {
-		inside, err := l.insideTransaction(ctx, r.Position)
-		if err != nil {
+		inside, chunk, err := l.insideTransaction(ctx, r.Position)
+		switch {
+		case err != nil:
 			return r, err
-		}
-		if inside {
+		case chunk:
+			r.How += ", in the middle of a chunk of existing rows, which were read together"
+		case inside:
 			r.How += ", in the middle of a transaction of the source"
 		}
 	}
@@ -135,16 +137,17 @@ func showMoment(t time.Time) string {
 	return t.Format("2006-01-02 15:04:05.999999 ") + zone
 }
 
-// insideTransaction tells whether a source transaction goes on after a position.
-func (l *Log) insideTransaction(ctx context.Context, p Position) (bool, error) {
-	var inside bool
-	err := l.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM backstory.event a JOIN backstory.event b
-		ON b.position = $1 + 1 AND a.position = $1 AND a.xid = b.xid AND a.commit_lsn = b.commit_lsn AND a.xid <> 0
-		WHERE a.position = $1 AND b.position = $1 + 1)`, int64(p)).Scan(&inside)
+// insideTransaction tells whether a source transaction goes on after a position, and whether that is one of ours, by which a chunk of existing rows has its
+// place: its events are what the chunk has, not what a transaction changed.
+func (l *Log) insideTransaction(ctx context.Context, p Position) (inside, chunk bool, err error) {
+	err = l.pool.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_or(k.op = $2 AND coalesce(e.meta, '') NOT LIKE '%"first_seen"%' OR k.op <> $3 AND k.type LIKE '%Healed'), false)
+		FROM backstory.event a JOIN backstory.event b ON b.position = $1 + 1 AND a.position = $1 AND a.xid = b.xid AND a.commit_lsn = b.commit_lsn AND a.xid <> 0,
+		LATERAL (VALUES (a.kind, a.meta), (b.kind, b.meta)) e (kind, meta) JOIN backstory.kind k ON k.id = e.kind
+		WHERE a.position = $1 AND b.position = $1 + 1`, int64(p), string(OpImport), string(OpNote)).Scan(&inside, &chunk)
 	if err != nil {
-		return false, fmt.Errorf("look for the end of the transaction at %d: %w", p, err)
+		return false, false, fmt.Errorf("look for the end of the transaction at %d: %w", p, err)
 	}
-	return inside, nil
+	return inside, chunk, nil
 }
 
 // lastUntil finds the largest position before the first event that is later than a moment.

@@ -92,7 +92,7 @@ func Checkout(ctx context.Context, cfg Config) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkComplete(tables, out, cfg.Partial); err != nil {
+	if err := cfg.checkComplete(ctx, tables, out); err != nil {
 		return nil, err
 	}
 	var whole []bool
@@ -143,7 +143,35 @@ func Complete(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	return checkComplete(tables, out, false)
+	cfg.Partial = false
+	return cfg.checkComplete(ctx, tables, out)
+}
+
+// LackingSince gives those of the tables that the log knew before a gap and has not had all rows of since then, until the revision. Those of which only inserts
+// are captured never have all; they count until they have been compared with the source. Of the configuration it wants what names them.
+func LackingSince(ctx context.Context, cfg Config, gap eventlog.Position) ([]string, error) {
+	tables, _, err := cfg.chosen(ctx)
+	if err != nil {
+		return nil, err
+	}
+	begun, err := cfg.Log.Baselines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, t := range tables {
+		r := t.relation()
+		lacks := !r.Complete && t.versions[0].AtPosition <= gap
+		if r.InsertOnly {
+			lacks = lacks && !slices.ContainsFunc(begun, func(b eventlog.Baseline) bool { return b.OID == r.OID && b.Done })
+		} else {
+			lacks = lacks && !slices.ContainsFunc(t.versions[:t.shape+1], func(v eventlog.RelationVersion) bool { return v.Complete && v.AtPosition > gap })
+		}
+		if lacks && !slices.Contains(names, r.String()) {
+			names = append(names, r.String())
+		}
+	}
+	return names, nil
 }
 
 // chosen finds the tables to build, and the partitions of theirs that are not captured.
@@ -421,7 +449,10 @@ func nearest(asked string, tables []string) string {
 }
 
 // checkComplete refuses tables of which the log does not have all rows.
-func checkComplete(tables []*history, out []eventlog.LeftOut, partial bool) error {
+func (c Config) checkComplete(ctx context.Context, tables []*history, out []eventlog.LeftOut) error {
+	if c.Partial {
+		return nil
+	}
 	var names, inserts []string
 	var gaps []*eventlog.Gap
 	lacking := map[eventlog.Position][]string{} // by gap
@@ -447,7 +478,15 @@ func checkComplete(tables []*history, out []eventlog.LeftOut, partial bool) erro
 	}
 	var why []string
 	if len(names) > 0 {
-		why = append(why, fmt.Sprintf("%s: not every row that it had before it was captured is in it yet (backstory status tells how far that is)", shorten(names)))
+		h, err := c.Log.Head(ctx)
+		if err != nil {
+			return err
+		}
+		reason := "not every row that it had before it was captured is in it yet (backstory status tells how far that is)"
+		if !h.Baseline {
+			reason = "rows that it had before it was captured were left out by init --no-baseline (backstory init, without that, has them taken over from then on)"
+		}
+		why = append(why, shorten(names)+": "+reason)
 	}
 	if len(inserts) > 0 {
 		why = append(why, fmt.Sprintf("%s: without a usable key what updates and deletes have made of their rows is known only from comparing them with the source now and then", shorten(inserts)))
@@ -463,7 +502,7 @@ func checkComplete(tables []*history, out []eventlog.LeftOut, partial bool) erro
 			from = g.From
 		}
 	}
-	if len(why) == 0 || partial {
+	if len(why) == 0 {
 		return nil
 	}
 	err := fmt.Errorf("%w of %s", ErrIncomplete, strings.Join(why, "; of "))

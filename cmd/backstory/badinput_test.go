@@ -270,6 +270,11 @@ var badInput = []row{
 			s.sql("SELECT pg_drop_replication_slot('%s')", s.slot())
 			acceptedGap(s)
 		},
+		then: func(s *site, _ result) {
+			if st := s.must("status").out; !strings.Contains(st, "1 table is to be compared with the log: public.orders") || strings.Contains(st, "before the history") {
+				s.t.Errorf("status after the gap:\n%s", st)
+			}
+		},
 		says: `the history has a gap at position 3 ("accepted by hand: the replication slot {slot} is gone"), which is not healed at this revision: the log does not have all rows of public.orders`, remedy: "Use --partial all the same, a revision of before: --at 2, or a revision of after it is healed"},
 
 	// ---- Connections.
@@ -439,6 +444,10 @@ var badInput = []row{
 			}
 			if _, r := s.status(); !strings.Contains(r.out, "was moved") {
 				s.t.Errorf("status:\n%s", r.out)
+			}
+			st := s.must("status").out
+			if !strings.Contains(st, "no sidecar runs, stopped at a gap") || strings.Contains(st, "caught up") || strings.Contains(st, "See backstory status") {
+				s.t.Errorf("status:\n%s", st)
 			}
 		},
 		mend: acceptedGap},

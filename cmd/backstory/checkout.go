@@ -94,6 +94,15 @@ func newCheckout() *cobra.Command {
 				MaxMemoryBytes: o.memory << 20, Workers: o.workers,
 				Progress: func(p rebuild.Progress) { bar.update(time.Now(), p.Phase, p.Done, p.Total) }})
 			bar.end()
+			if gap != nil && (err == nil || errors.Is(err, rebuild.ErrIncomplete)) { // what is missing may be missing for another reason
+				lack, err := rebuild.LackingSince(ctx, rebuild.Config{Log: l, Revision: rev, Tables: tables}, gap.Position)
+				if err != nil {
+					return err
+				}
+				if len(lack) == 0 {
+					gap = nil
+				}
+			}
 			if errors.Is(err, rebuild.ErrIncomplete) && !errors.Is(err, rebuild.ErrLaterGap) && gap != nil {
 				before := ""
 				rev.Position = gap.Position - 1

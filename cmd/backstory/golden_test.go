@@ -111,7 +111,7 @@ func TestGolden(t *testing.T) {
 	s.env["BACKSTORY_HTTP_ADDR"] = "off"
 
 	for _, args := range [][]string{
-		{}, {"--quiet"}, {"--reverse", "--limit", "3"}, {"orders/17"}, {"orders/17", "--date", "iso"}, {"Order/17", "--reverse"}, {"order_items/17,3"}, {"orders"}, {"settings"}, {"settings/theme"}, {"settings/theme", "--reverse", "--limit", "2"}, {"settings/theme", "--since", "HEAD~2"}, {"orders/99"}, {"ordres/17"},
+		{}, {"--quiet"}, {"--reverse", "--limit", "3"}, {"orders/17"}, {"orders/17", "--date", "iso"}, {"Order/17", "--reverse"}, {"order_items/17,3"}, {"orders"}, {"settings"}, {"settings/theme"}, {"settings/theme", "--reverse", "--limit", "2"}, {"settings/theme", "--since", "HEAD~2"}, {"orders/99"}, {"ordres/17"}, {"nothing_like_it"},
 		{"--author", "ann"}, {"--author", "BOB@", "--limit", "1"}, {"--author", "nobody"}, {"--type", "OrderUpdated"}, {"--type", "OrderCreated,OrderDeleted"}, {"--type", "OrderPaid"}, {"--type", "OrderTouched"},
 		{"--since", "HEAD~3"}, {"--until", "2"}, {"--since", g.when(2), "--until", g.when(4)}, {"--since", "1 hour ago", "--limit", "1"}, {"--until", "1 hour ago"}, {"--since", "1 hour ago", "--type", "CustomerUpdated", "--json"},
 		{"--since", "tomorrow"},
@@ -121,7 +121,7 @@ func TestGolden(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"1"}, {"4"}, {"7"}, {"8"}, {"10"}, {"13"}, {g.id(4)}, {"99"}, {"orders"}, {"orders/17"}, {"orders/17", "--at", "3"}, {"orders/17", "--at", g.when(2)}, {"orders/17", "--at", "2001-01-01"},
-		{"order_items/17,3"}, {"order_items/17,2"}, {"order_items/17,2", "--at", "6"}, {"customers/1"}, {"orders/18"}, {"orders/18", "--at", "9"}, {"orders/99"}, {"settings/theme"}, {"3", "--at", "HEAD"},
+		{"order_items/17,3"}, {"order_items/17,2"}, {"order_items/17,2", "--at", "6"}, {"customers/1"}, {"orders/18"}, {"orders/18", "--at", "9"}, {"orders/99"}, {"customers/99"}, {"imports/99"}, {"settings/theme"}, {"3", "--at", "HEAD"},
 		{"4", "--json"}, {g.id(4), "--json"}, {"orders/17", "--json"}, {"orders/17", "--at", "3", "--json"}, {"99", "--json"},
 	} {
 		reply("show", append([]string{"show"}, args...)...)

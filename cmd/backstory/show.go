@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -80,8 +81,18 @@ func newShow() *cobra.Command {
 			name := ent.Aggregate + "/" + ent.ID
 			if st.Row == nil {
 				if st.Last == nil {
-					return &eventlog.Problem{Err: fmt.Errorf("the log knows nothing of %s at position %d", name, pos),
-						Hint: "backstory log " + ent.Aggregate + " shows what it knows of others. A row from before the history is known from its next change on."}
+					hint := "backstory log " + ent.Aggregate + " shows what it knows of others."
+					keyless, err := withoutKey(ctx, l, ent.Table, pos)
+					if err != nil {
+						return err
+					}
+					switch {
+					case keyless:
+						hint += " Its table has no key: its rows have no id but a hash of their values, which is shown there."
+					case ent.Table == "" || rebuild.Complete(ctx, rebuild.Config{Log: l, Revision: rev, Tables: []string{ent.Table}}) != nil: // the log may lack it
+						hint += " A row from before the history is known from its next change on."
+					}
+					return &eventlog.Problem{Err: fmt.Errorf("the log knows nothing of %s at position %d", name, pos), Hint: hint}
 				}
 				if k := st.Rekeyed; k != nil {
 					now := "it has none any more"
@@ -223,4 +234,15 @@ func printObject(s *screen, obj, fresh []byte) {
 		fmt.Fprintf(s, "  %-*s  %s\n", width, name, v)
 		return nil
 	})
+}
+
+// withoutKey tells whether a table had no key at a position.
+func withoutKey(ctx context.Context, l *eventlog.Log, table string, pos eventlog.Position) (without bool, err error) {
+	versions, err := l.Relations(ctx)
+	for _, v := range versions {
+		if v.String() == table && v.AtPosition <= pos {
+			without = len(v.Key) == 0
+		}
+	}
+	return without, err
 }

@@ -133,6 +133,9 @@ func printStatus(s *screen, st *backstory.Status) {
 	case st.Source.WALLSN == "": // the source or the log cannot be asked
 	case st.CaughtUp:
 		fmt.Fprint(s, ", caught up")
+	case st.Log.Gap != "":
+		fmt.Fprint(s, ", stopped at a gap")
+	case st.Source.WALStatus == "" && st.Source.LagBytes == 0: // there is no slot, as is said below
 	default:
 		fmt.Fprintf(s, ", %s behind", bytesText(st.Source.LagBytes))
 		if st.Source.LagSeconds > 1 {
@@ -143,7 +146,7 @@ func printStatus(s *screen, st *backstory.Status) {
 	if st.Source.Error != "" {
 		fmt.Fprintf(s, "         %s\n", s.red(st.Source.Error))
 		if st.Source.Hint != "" {
-			fmt.Fprintf(s, "         → %s\n", strings.Replace(st.Source.Hint, "See backstory status and ", "See ", 1))
+			fmt.Fprintf(s, "         → %s\n", seen(st.Source.Hint))
 		}
 	}
 	if st.Source.State == "stopped" && st.Source.Error == "" && st.Log.Gap == "" {
@@ -175,8 +178,16 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintf(s, "         %s: %s\n", s.red("Postgres refuses the application's UPDATEs and DELETEs of published tables"), strings.Join(st.Source.Refused, "; "))
 		fmt.Fprint(s, "         → A sidecar that runs, and may, mends this by itself; backstory doctor has the SQL.\n")
 	}
-	if n := len(st.Source.NotCaptured); n > 0 {
-		fmt.Fprintf(s, "         %s: %s", s.red("not captured"), strings.Join(st.Source.NotCaptured[:min(n, 10)], ", "))
+	without := slices.DeleteFunc(slices.Clone(st.Source.NotCaptured), func(t string) bool { return slices.Contains(st.Source.InsertsOnly, t) })
+	for _, l := range []struct {
+		what   string
+		tables []string
+	}{{s.red("not captured"), without}, {s.yellow("only inserts are captured, through the schema"), st.Source.InsertsOnly}} {
+		n := len(l.tables)
+		if n == 0 {
+			continue
+		}
+		fmt.Fprintf(s, "         %s: %s", l.what, strings.Join(l.tables[:min(n, 10)], ", "))
 		if n > 10 {
 			fmt.Fprintf(s, " and %d more", n-10)
 		}
@@ -207,7 +218,7 @@ func printStatus(s *screen, st *backstory.Status) {
 		}
 	}
 	if st.Log.Gap != "" {
-		fmt.Fprintf(s, "         %s\n         → %s\n", s.red("gap: "+st.Log.Gap), eventlog.GapHint)
+		fmt.Fprintf(s, "         %s\n         → %s\n", s.red("gap: "+st.Log.Gap), seen(eventlog.GapHint))
 	}
 	if st.Running && st.Log.Events > 0 {
 		fmt.Fprintf(s, "         since the start: %s, %.0f %% without who and why\n", counted(st.Log.Events, "event"), 100*st.Log.UnattributedShare)
@@ -219,6 +230,11 @@ func printStatus(s *screen, st *backstory.Status) {
 	for _, r := range st.Reactors {
 		printReactor(s, r)
 	}
+}
+
+// seen is a hint without the advice to look where it is printed.
+func seen(hint string) string {
+	return strings.Replace(hint, "See backstory status and ", "See ", 1)
 }
 
 // printBaseline tells about rows that existed before the history.
@@ -234,7 +250,7 @@ func printBaseline(s *screen, b *backstory.BaselineStatus, running bool) {
 		}
 		fmt.Fprintln(s)
 	}
-	rest := slices.Clone(b.Incomplete)
+	rest := slices.DeleteFunc(slices.Clone(b.Incomplete), func(name string) bool { return slices.Contains(b.ToRead, name) || slices.Contains(b.ToCompare, name) })
 	if n := len(b.Tables); n > 0 {
 		if running {
 			fmt.Fprintf(s, "%s taking over existing rows: %.0f %%, %s read", s.bold("baseline"), 100*b.Share, counted(b.Rows, "row"))
@@ -267,6 +283,14 @@ func printBaseline(s *screen, b *backstory.BaselineStatus, running bool) {
 		if n > 10 {
 			fmt.Fprintf(s, indent+"… %s in all\n", counted(int64(n), "table"))
 		}
+	}
+	if n := len(b.ToCompare); n > 0 {
+		fmt.Fprintf(s, indent+"%s to be compared with the log:", counted(int64(n), "table")+map[bool]string{true: " is", false: " are"}[n == 1])
+		list(b.ToCompare)
+	}
+	if n := len(b.ToRead); n > 0 {
+		fmt.Fprintf(s, indent+"the rows of %s are to be taken over:", counted(int64(n), "table"))
+		list(b.ToRead)
 	}
 	if n := len(rest); n > 0 {
 		fmt.Fprintf(s, indent+"%s may have had rows before the history, which are known from their next change on:", counted(int64(n), "table"))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -121,6 +122,20 @@ func TestContextThatCannotBeRead(t *testing.T) {
 		}
 		if !strings.Contains(strings.ReplaceAll(logged, `\"`, `"`), w) {
 			t.Errorf("run does not say %q:\n%s", w, logged)
+		}
+	}
+}
+
+// A table of which only inserts are in the log is not called one that is not captured.
+func TestStatusOfTablesThatInitHasNotTakenIn(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	s := &screen{Writer: bufio.NewWriter(&b)}
+	printStatus(s, &backstory.Status{Source: backstory.SourceStatus{State: "streaming", NotCaptured: []string{"public.a", "public.b"}, InsertsOnly: []string{"public.b"}}})
+	_ = s.Flush()
+	for _, want := range []string{" not captured: public.a\n", " only inserts are captured, through the schema: public.b\n"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("status lacks %q:\n%s", want, b.String())
 		}
 	}
 }

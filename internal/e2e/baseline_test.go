@@ -333,7 +333,7 @@ func TestNoBaseline(t *testing.T) {
 	if got := db.one(`SELECT string_agg(type || ' ' || aggregate_id, ', ') FROM backstory.events`); got != "ThingImported 1" {
 		t.Errorf("the log has %s", got)
 	}
-	s.says(1, "the log does not have all rows of public.things", "checkout", "--at", "HEAD", "--schema", "of_now")
+	s.says(1, "the log does not have all rows of public.things: rows that it had before it was captured were left out by init --no-baseline", "checkout", "--at", "HEAD", "--schema", "of_now")
 	s.says(0, "1 table may have had rows before the history, which are known from their next change on: public.things", "status")
 	s.says(0, "nothing was changed", "init", "--no-baseline")
 	s.says(0, "existing rows, which init --no-baseline had left out, are to be taken over", "init")
