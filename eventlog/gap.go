@@ -97,7 +97,7 @@ func (w *Writer) Retaken(ctx context.Context, c Captured) error {
 	}
 	reason := "it was not captured for a while: what happened to its rows meanwhile is not in the log"
 	if last.InsertOnly {
-		reason = "until now not all of its changes were captured: what is missing of before is not in the log"
+		reason = "until now only its inserts were captured for certain: updates and deletes of before may be missing"
 	}
 	// A version that is InsertOnly is where looking back ends (dictionary.places). Where the last one is, the new one only notes that
 	// this is recorded.
