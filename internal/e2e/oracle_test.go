@@ -490,7 +490,8 @@ func (o *otherPlugin) differs(e *eventlog.Event, c decodedChange) string {
 				return fmt.Sprintf("%s is %.100s", col.Name, have)
 			}
 		}
-		if want, ok := c.old[col.Name]; ok {
+		want, ok := c.old[col.Name]
+		if ok || c.old != nil && e.Relation.ReplicaIdentity == 'f' { // of a whole row, the other plugin leaves out NULLs
 			have, ok := before[col.Name]
 			if _, changed := data[col.Name]; !ok && !changed {
 				if have, ok = rest[col.Name]; !ok {
