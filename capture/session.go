@@ -127,7 +127,7 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	}
 	s.stopped.Store(s.first)
 	// A source that was put back may not publish what it did: then the gap begins where its slot is.
-	if err := s.checkPublished(ctx, x.sql, s.publishedTo(min(head.EndLSN, slot.ConfirmedFlush)), x.server.FlushLSN); err != nil {
+	if err := s.checkPublished(ctx, x.sql, min(head.EndLSN, slot.ConfirmedFlush), x.server.FlushLSN); err != nil {
 		return err
 	}
 	// From where the slot is, not from where the log ends: what lies in between is told again, and shows whether it is the history that the
@@ -166,7 +166,15 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 // checkPublished makes sure that nothing that is published harms the application, and that everything captured is published. It
 // returns a *Gap or a *Missed with its place in the source's WAL. Where less is published than before, the session ends when it has handed over
 // everything before now.
+//
+// What is missing begins where everything was last seen to be published, which may be well before head, what the log has by now.
 func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now eventlog.LSN) error {
+	from := head
+	if s.memory != nil {
+		if seen := eventlog.LSN(s.memory.published.Load()); seen > 0 {
+			from = min(head, seen)
+		}
+	}
 	if err := s.cfg.protect(ctx, conn); err != nil && ctx.Err() == nil {
 		s.complain(err)
 	}
@@ -181,16 +189,15 @@ func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now e
 	var missed *Missed
 	switch {
 	case errors.As(err, &gap):
-		gap.From, gap.To = head, now
+		gap.From, gap.To = from, now
 	case errors.As(err, &missed):
-		missed.From = head
-		if at, e := currentLSN(ctx, conn); e != nil {
+		to, e := currentLSN(ctx, conn)
+		if e != nil {
 			return e
-		} else {
-			missed.To = at
 		}
+		missed.From, missed.To = from, to
 	case errors.As(err, &narrowed):
-		narrowed.From = head
+		narrowed.From = from
 		if narrowed.To, err = currentLSN(ctx, conn); err != nil { // they have been moved by then
 			return err
 		}
@@ -200,17 +207,6 @@ func (s *Stream) checkPublished(ctx context.Context, conn *pgx.Conn, head, now e
 		s.memory.published.Store(uint64(now))
 	}
 	return err
-}
-
-// publishedTo gives the place in the WAL up to which everything that is captured was published, if it is not any more: that of the look before, which may
-// be well before what the log has by now, at.
-func (s *Stream) publishedTo(at eventlog.LSN) eventlog.LSN {
-	if s.memory != nil {
-		if seen := eventlog.LSN(s.memory.published.Load()); seen > 0 {
-			return min(at, seen)
-		}
-	}
-	return at
 }
 
 // complain logs a trouble of the source that the stream itself does not meet: at once where it is new, then every minute.
@@ -281,7 +277,7 @@ func (s *Stream) watch(ctx context.Context) {
 		if time.Since(checked) >= publishedEvery && err == nil {
 			var gap *Gap
 			var missed *Missed
-			if err := s.checkPublished(ctx, conn, s.publishedTo(eventlog.LSN(s.flushed.Load())), end); errors.As(err, &gap) || errors.As(err, &missed) {
+			if err := s.checkPublished(ctx, conn, eventlog.LSN(s.flushed.Load()), end); errors.As(err, &gap) || errors.As(err, &missed) {
 				s.stopped.Store(&stop{err: err})
 			}
 			checked = time.Now()

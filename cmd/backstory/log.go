@@ -139,18 +139,9 @@ func newLog() *cobra.Command {
 
 // keyHint says what the key of a table is, where that of an entity cannot be one.
 func keyHint(ctx context.Context, l *eventlog.Log, ent eventlog.Entity) (string, error) {
-	versions, err := l.Relations(ctx)
-	if err != nil {
+	r, err := tableAt(ctx, l, ent.Table, math.MaxInt64)
+	if err != nil || r == nil || len(r.Key) == 0 {
 		return "", err
-	}
-	var r *eventlog.Relation
-	for _, v := range versions { // oldest first
-		if v.String() == ent.Table {
-			r = v.Relation
-		}
-	}
-	if r == nil || len(r.Key) == 0 {
-		return "", nil
 	}
 	var names []string
 	for _, c := range r.Key {

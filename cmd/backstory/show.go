@@ -82,12 +82,12 @@ func newShow() *cobra.Command {
 			if st.Row == nil {
 				if st.Last == nil {
 					hint := "backstory log " + ent.Aggregate + " shows what it knows of others."
-					keyless, err := withoutKey(ctx, l, ent.Table, pos)
+					r, err := tableAt(ctx, l, ent.Table, pos)
 					if err != nil {
 						return err
 					}
 					switch {
-					case keyless:
+					case r != nil && len(r.Key) == 0:
 						hint += " Its table has no key: its rows have no id but a hash of their values, which is shown there."
 					case ent.Table == "" || rebuild.Complete(ctx, rebuild.Config{Log: l, Revision: rev, Tables: []string{ent.Table}}) != nil: // the log may lack it
 						hint += " A row from before the history is known from its next change on."
@@ -236,13 +236,13 @@ func printObject(s *screen, obj, fresh []byte) {
 	})
 }
 
-// withoutKey tells whether a table had no key at a position.
-func withoutKey(ctx context.Context, l *eventlog.Log, table string, pos eventlog.Position) (without bool, err error) {
+// tableAt is the version that a table of a name had at a position; nil: the log has none.
+func tableAt(ctx context.Context, l *eventlog.Log, table string, pos eventlog.Position) (r *eventlog.Relation, err error) {
 	versions, err := l.Relations(ctx)
-	for _, v := range versions {
+	for _, v := range versions { // oldest first
 		if v.String() == table && v.AtPosition <= pos {
-			without = len(v.Key) == 0
+			r = v.Relation
 		}
 	}
-	return without, err
+	return r, err
 }

@@ -107,6 +107,16 @@ func (s *system) checkoutOfNow(db *session, head eventlog.Position, columns map[
 	return now
 }
 
+// equalsTables compares what the log has at its end of the tables of schema public with these.
+func (s *system) equalsTables(db *session, l *eventlog.Log) {
+	s.t.Helper()
+	h, err := l.Head(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+}
+
 // checkouts compares checkouts of the end and of some recorded moments with what tables held then.
 func (s *system) checkouts(db *session, head eventlog.Position, columns map[string][]string, moments map[eventlog.Position]contents) {
 	s.t.Helper()

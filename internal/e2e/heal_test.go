@@ -241,11 +241,21 @@ func TestAlteredInAGap(t *testing.T) {
 	if got := s.logSQL().one(`SELECT string_agg(data::text, ' ') FROM backstory.events WHERE type = 'ThingAltered'`); got != `{"added":["n"],"dropped":["v"]}` {
 		t.Errorf("the events that tell of its shape: %s", got)
 	}
-	h, err := s.openLog().Head(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+	s.equalsTables(db, s.openLog())
+}
+
+// halfCompared waits until more than n chunks of the only table whose rows are compared have been, and gives how many have.
+func halfCompared(t *testing.T, l *eventlog.Log, n int64) (chunks int64) {
+	t.Helper()
+	eventually(t, time.Minute, "half of the rows are compared", func() (bool, error) {
+		list, err := l.Baselines(t.Context())
+		if err != nil || len(list) != 1 {
+			return false, err
+		}
+		chunks = list[0].Chunks
+		return chunks > n, nil
+	})
+	return chunks
 }
 
 // TestOtherKeyInTheMiddleOfAComparison: what was compared so far was so by the key of before. With another one it begins anew, once that is recorded.
@@ -265,15 +275,7 @@ func TestOtherKeyInTheMiddleOfAComparison(t *testing.T) {
 		t.Fatal(err)
 	}
 	l, run := s.openLog(), s.start()
-	chunks := int64(0)
-	eventually(t, time.Minute, "half of the rows are compared", func() (bool, error) {
-		list, err := l.Baselines(t.Context())
-		if err != nil || len(list) != 1 {
-			return false, err
-		}
-		chunks = list[0].Chunks
-		return chunks > 10, nil
-	})
+	chunks := halfCompared(t, l, 10)
 	db.do(`ALTER TABLE public.things DROP CONSTRAINT things_pkey, ADD PRIMARY KEY (n)`)
 	time.Sleep(time.Second) // the next chunks are read
 	if err := run.end(); err != nil {
@@ -284,11 +286,7 @@ func TestOtherKeyInTheMiddleOfAComparison(t *testing.T) {
 	}
 	s.once()
 	s.once()
-	h, err := l.Head(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+	s.equalsTables(db, l)
 }
 
 // TestFormerKeysAreNoHindrance: what key a table had once does not keep it from being compared, nor that it had none for a while, nor that only its
@@ -476,11 +474,7 @@ func TestColumnWithoutANameSinceAGap(t *testing.T) {
 	}
 	db.do(`BEGIN; ALTER TABLE public.things ADD c int DEFAULT 1; UPDATE public.things SET c = 2 WHERE id %% 3 = 0; ALTER TABLE public.things RENAME c TO d; COMMIT`)
 	s.once()
-	h, err := s.openLog().Head(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+	s.equalsTables(db, s.openLog())
 }
 
 // TestOnlyWhatChangesIsToldOfAComparedRow: a row that has been compared and is as the log had it leaves no event. When it changes before all
@@ -501,15 +495,7 @@ func TestOnlyWhatChangesIsToldOfAComparedRow(t *testing.T) {
 		t.Fatal(err)
 	}
 	l, run := s.openLog(), s.start()
-	chunks := int64(0)
-	eventually(t, time.Minute, "half of the rows are compared", func() (bool, error) {
-		list, err := l.Baselines(t.Context())
-		if err != nil || len(list) != 1 {
-			return false, err
-		}
-		chunks = list[0].Chunks
-		return chunks > 15, nil
-	})
+	chunks := halfCompared(t, l, 15)
 	db.do(`UPDATE public.things SET n = 1`)               // each row is seen for the first time since the gap
 	db.do(`UPDATE public.things SET n = 2 WHERE id < 20`) // … and again
 	if err := run.end(); err != nil {
@@ -534,11 +520,7 @@ func TestOnlyWhatChangesIsToldOfAComparedRow(t *testing.T) {
 	if err != nil || lacking < 20 {
 		t.Errorf("%v; %d rows were seen without v", err, lacking)
 	}
-	h, err := l.Head(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.checkoutOfNow(db, h.Position, columnsOf(db, "n.nspname = 'public'"))
+	s.equalsTables(db, l)
 }
 
 // TestFormerKeyAndNoBaseline: where nothing is to be compared the log's rows are not discarded, either; they are once that is asked for.
