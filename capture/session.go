@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -77,18 +76,12 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 	if s.cfg.StandbyURL != "" {
 		x.at = at
 	}
-	var connected atomic.Bool
 	x.repl, err = s.cfg.connectReplication(ctx, func(cfg *pgconn.Config) {
 		dial := cfg.DialFunc
 		cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			c, err := dial(ctx, network, addr)
-			if connected.Load() {
-				// The connection is broken: pgconn cancels what it was doing and clears up, in a goroutine of its own.
-				x.net.Streaming.Store(false)
+			if err != nil || x.repl != nil { // with a session, this is for the request to cancel what a broken one was doing
 				return c, err
-			}
-			if err != nil {
-				return nil, err
 			}
 			if t, ok := c.(*net.TCPConn); ok {
 				_ = t.SetReadBuffer(4 << 20)
@@ -98,7 +91,6 @@ func (s *Stream) session(ctx context.Context, head eventlog.Head, until eventlog
 			return x.net, nil
 		}
 	})
-	connected.Store(true)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,11 @@ func copyOut(ctx context.Context, pc *pgconn.PgConn, sql string, row func(raw []
 	r := copyRows{row: row}
 	if c := coalescing(pc); c != nil {
 		r.wait = func() { c.Gather, c.Enough = copyPause, copyEnough }
-		defer func() { c.Gather = 0 }()
+		defer func() {
+			if !pc.IsClosed() { // otherwise pgconn reads what is left of it, in a goroutine of its own
+				c.Gather = 0
+			}
+		}()
 	}
 	_, err := pc.CopyTo(ctx, &r, sql)
 	if r.err != nil {

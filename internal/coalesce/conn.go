@@ -28,6 +28,13 @@ type Conn struct {
 	r, w int
 }
 
+// SetDeadline is called by who ends the connection, in a goroutine of its own that then reads what is left: the hooks, which belong
+// to the one that has read so far, come no more.
+func (c *Conn) SetDeadline(t time.Time) error {
+	c.Streaming.Store(false)
+	return c.Conn.SetDeadline(t)
+}
+
 // New makes reads of up to size bytes of the connection's.
 func New(c net.Conn, size int) *Conn { return &Conn{Conn: c, size: size} }
 

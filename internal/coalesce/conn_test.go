@@ -82,6 +82,35 @@ func TestReadsAreCoalesced(t *testing.T) {
 	}
 }
 
+// Whoever ends a connection reads what is left without the hooks, which use what belongs to somebody else.
+func TestNoHooksOnceItIsEnded(t *testing.T) {
+	client, server := pair(t, "tcp")
+	c := New(Detach(client), 64<<10)
+	defer c.Close()
+	var before, after int
+	c.BeforeRead = func() time.Duration { before++; return time.Second }
+	c.AfterRead = func() { after++ }
+	c.Streaming.Store(true)
+	read := func() {
+		t.Helper()
+		if _, err := server.Write([]byte("?")); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(make([]byte, 10)); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if read(); before != 1 || after != 1 {
+		t.Fatalf("hooks called %d and %d times", before, after)
+	}
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if read(); before != 1 || after != 1 {
+		t.Errorf("hooks called %d and %d times after the end", before, after)
+	}
+}
+
 // A detached connection keeps its deadlines, says that it is at its end, and is woken by Close.
 func TestDetachedConnection(t *testing.T) {
 	client, server := pair(t, "tcp")
