@@ -133,10 +133,10 @@ func (s *Sidecar) contents(ctx context.Context, r *eventlog.Relation, b eventlog
 	}
 	s.counting.Lock() // one at a time: each takes memory and connections
 	defer s.counting.Unlock()
-	err = s.log.PutContents(ctx, running.writer.Head().Epoch, r.OID, b.At, func(put func(id string, rows int64) error) error {
-		return rebuild.Contents(ctx, s.log, r.OID, b.Began, b.At, snapshot, func(id string, rows int64) error {
+	err = s.log.PutContents(ctx, running.writer.Head().Epoch, r.OID, b.At, func(put func(id string, rows, pending int64) error) error {
+		return rebuild.Contents(ctx, s.log, r.OID, b.Began, b.At, snapshot, func(id string, rows, pending int64) error {
 			known = true
-			return put(id, rows)
+			return put(id, rows, pending)
 		})
 	})
 	return known, err

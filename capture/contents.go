@@ -18,8 +18,8 @@ import (
 // chunk is a transaction that borrows the snapshot (PostgreSQL manual, SET TRANSACTION SNAPSHOT), so that ALTER TABLE waits for a chunk
 // and not for the table. What of it counts the log tells (eventlog, contents.go). It begins anew when it was interrupted.
 
-// Contents prepares the log for the rows of a table without a key: what it knows of them at b.At, all of which the snapshot has to see
-// (eventlog.ErrNotVisible). known is false if it knows nothing.
+// Contents prepares the log for the rows of a table without a key: what it knows of them at b.At, and what of that the snapshot does not see; where
+// that cannot be told, the error is eventlog.ErrNotVisible. known is false if the log knows nothing.
 type Contents func(ctx context.Context, r *eventlog.Relation, b eventlog.Baseline, snapshot string) (known bool, err error)
 
 // scan is the reading of a table without a key.

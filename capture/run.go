@@ -236,13 +236,17 @@ func (s *Stream) Run(ctx context.Context, until eventlog.LSN, head func() eventl
 	}
 }
 
-// CurrentLSN asks the source for the end of its WAL.
+// CurrentLSN asks the source for the end of its WAL, after everything that is committed by now, also with synchronous_commit = off
+// (PostgreSQL manual, Asynchronous Commit): the commit of a message of ours makes the source write that to disk, before which it is not streamed.
 func CurrentLSN(ctx context.Context, c Config) (eventlog.LSN, error) {
 	conn, err := c.Connect(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, `SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'backstory.end', '') WHERE NOT pg_is_in_recovery()`); err != nil {
+		return 0, fmt.Errorf("ask the source for the end of its WAL: %w", err)
+	}
 	return currentLSN(ctx, conn)
 }
 
