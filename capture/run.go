@@ -154,15 +154,15 @@ func streamError(err error, c Config) error {
 		return &Gap{Reason: "the WAL holds a row that is too large for the source itself to send as text, and everything behind it waits: " + pe.Message}
 	}
 	err = fmt.Errorf("the source ended the stream: %w", err)
-	if pe.Code == "XX000" && (strings.Contains(pe.Message, "could not map file") || strings.Contains(pe.Message, "could not open relation with OID")) {
+	if strings.HasPrefix(pe.Code, "XX") { // internal errors: could not map file, could not open relation with OID, pg_attribute catalog is missing …
 		return &eventlog.Problem{Err: fmt.Errorf("%w: %w", errDecoding, err), Hint: "It is tried again. If it stays, no reader of the slot gets beyond this place: bring Postgres to its latest minor version; " +
 			"otherwise give up what is waiting: SELECT pg_drop_replication_slot('" + c.Slot + "'); then backstory init --accept-gap, and the log is compared with the source."}
 	}
 	return err
 }
 
-// errDecoding means that the source fails in decoding its own WAL. Seen twice with PostgreSQL 15.18, and gone with the next attempt, among tables that were
-// truncated in savepoints, or dropped and made again, while the stream was cut.
+// errDecoding means that the source fails in decoding its own WAL. Seen three times with PostgreSQL 15.18, and gone with the next attempt, among tables that were
+// truncated in savepoints, or altered, or dropped and made again, while the stream was cut.
 var errDecoding = errors.New("the source cannot read its own WAL here")
 
 // forTheLog tells whether an error is something that the log has to note or to tell more of. The connection is as it was.
