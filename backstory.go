@@ -314,7 +314,7 @@ func (s *Sidecar) protect(ctx context.Context) {
 	}
 	if text := err.Error(); text != s.unprotected || time.Since(s.unprotectedAt) >= time.Minute {
 		s.unprotected, s.unprotectedAt = text, time.Now()
-		s.cfg.Logger.Warn("the published tables could not be looked at", "err", err, "hint", eventlog.Hint(err))
+		s.cfg.Logger.Warn("what is published could not be looked after", "err", err, "hint", eventlog.Hint(err))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -91,12 +92,16 @@ func CheckAddr(addr string) error {
 	return nil
 }
 
-// Listen opens an address for ServeOn.
+// Listen opens an address for ServeOn. One that is in use is tried again for two seconds: a process that was killed has it until it is gone.
 func Listen(addr string) (net.Listener, error) {
 	if err := CheckAddr(addr); err != nil {
 		return nil, err
 	}
 	l, err := net.Listen("tcp", addr)
+	for began := time.Now(); errors.Is(err, syscall.EADDRINUSE) && time.Since(began) < 2*time.Second; {
+		time.Sleep(50 * time.Millisecond)
+		l, err = net.Listen("tcp", addr)
+	}
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) {

@@ -276,7 +276,7 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 		}
 	}
 	if !did {
-		fmt.Fprintf(s, "%s     everything was there already; nothing was changed\n", s.bold("done"))
+		fmt.Fprintf(s, "%s     everything was there already (%s captured); nothing was changed\n", s.bold("done"), counted(int64(len(d.Tables)), "table"))
 	}
 	fmt.Fprintf(s, "%s     backstory run    (and backstory doctor, to see what could be safer)\n", s.bold("next"))
 }
