@@ -74,11 +74,12 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	}
 	l.dict.mu.Unlock()
 	for _, c := range captured {
-		if known[c.Relation.String()] { // its aggregate may have another name than the convention says
+		if known[c.Relation.String()] {
 			continue
 		}
-		add(AggregateName(c.Relation), AggregateName(c.Relation))
-		addTable(c.Relation, AggregateName(c.Relation))
+		aggregate, _ := l.dict.aggregateOf(c.Relation, func(a *aggregate) bool { return l.dict.ownedBy(a, c.Relation) }) // what it will be
+		add(aggregate, aggregate)
+		addTable(c.Relation, aggregate)
 	}
 	found := names[strings.ToLower(name)]
 	if len(found) > 1 { // what is spelt like that counts first
