@@ -96,7 +96,7 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 				switch same := slices.EqualFunc(v.Key, st.Relation.Key, func(a, b int) bool { return eventlog.SameColumn(&v.Columns[a], &st.Relation.Columns[b]) }); {
 				case same:
 					st.Rekeyed = nil
-				case st.Rekeyed == nil && v.AtPosition > st.Last.Position && st.Last.Op != eventlog.OpDelete && st.Last.PreviousID != e.ID:
+				case st.Rekeyed == nil && v.AtPosition > st.Last.Position && st.Last.Op != eventlog.OpDelete && (st.Last.PreviousID != e.ID || st.Last.AggregateID == e.ID):
 					st.Rekeyed, st.From = v.Relation, v.AtPosition
 				}
 			}

@@ -53,11 +53,11 @@ func newLog() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if ent = &e; e.ID == "" {
+				if ent = &e; !e.One() {
 					ent = nil
 				}
 				of := e.Selection()
-				sel.Aggregates, sel.OIDs, sel.EntityID = of.Aggregates, of.OIDs, of.EntityID
+				sel.Aggregates, sel.OIDs, sel.EntityID, sel.EmptyID = of.Aggregates, of.OIDs, of.EntityID, of.EmptyID
 			}
 			if o.since != "" {
 				r, err := s.resolve(ctx, l, o.since, o.json)
@@ -159,7 +159,7 @@ func keyHint(ctx context.Context, l *eventlog.Log, ent eventlog.Entity) (string,
 
 // readEvents reads a selection. Among an entity's own events come the TRUNCATEs that ended it: they are about no row in particular.
 func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f func(*eventlog.Event) error) error {
-	if sel.EntityID == "" {
+	if sel.EntityID == "" && !sel.EmptyID {
 		return l.Read(ctx, sel, f)
 	}
 	var ends []*eventlog.Event // oldest first
@@ -206,7 +206,7 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 	}
 	var before moment // the row when the selection begins
 	if sel.After > 0 {
-		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, EntityID: id, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
+		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, EntityID: id, EmptyID: sel.EmptyID, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
 			func(e *eventlog.Event) error { before = after(e); return nil }); err != nil {
 			return err
 		}
@@ -321,9 +321,9 @@ func cut(t string, n int) string {
 	return t
 }
 
-// entityName is Order/42, or Order where an event is about all of them: a TRUNCATE.
+// entityName is Order/42, or Order where an event is about all of them: a TRUNCATE. Order/ is the row whose key is the empty text.
 func entityName(e *eventlog.Event) string {
-	if e.AggregateID == "" {
+	if e.AggregateID == "" && !e.Op.OfRow() {
 		return e.Aggregate
 	}
 	return e.Entity()

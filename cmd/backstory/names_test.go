@@ -78,6 +78,42 @@ func TestAggregatesOfOneTable(t *testing.T) {
 	}
 }
 
+// A row whose key is the empty text has a name, too; events about the whole table are not its.
+func TestRowWithoutAName(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.sql(`CREATE TABLE notes (code text PRIMARY KEY, v int); INSERT INTO notes VALUES ('', 1), ('a', 1)`)
+	s.begin()
+	s.must("run", "--once")
+	s.sql(`UPDATE notes SET v = v + 1`)
+	s.must("run", "--once")
+	if r := s.must("log", "notes/"); strings.Count(r.out, "\n") != 2 || strings.Count(r.out, "  Note/ ") != 2 || !strings.Contains(r.out, "v: 1 → 2") {
+		t.Errorf("log notes/:\n%s", r.out)
+	}
+	if r := s.must("show", "notes/"); !strings.Contains(r.out, "Note/ as of position") || !strings.Contains(r.out, `code  ""`) {
+		t.Errorf("show notes/:\n%s", r.out)
+	}
+	if r := s.must("show", "Note/", "--json"); !strings.Contains(r.out, `"row":{"code":"","v":2}`) {
+		t.Errorf("show Note/ --json: %s", r.out)
+	}
+	if r := s.must("log", "notes"); strings.Count(r.out, "\n") != 5 {
+		t.Errorf("log notes:\n%s", r.out)
+	}
+	s.sql(`UPDATE notes SET code = 'b' WHERE code = ''`)
+	s.must("run", "--once")
+	if r := s.run("show", "notes/"); r.code == 0 || !strings.Contains(r.message(), "its key became b") {
+		t.Errorf("show notes/, which became notes/b:\n%s%s", r.out, r.err)
+	}
+	s.sql(`INSERT INTO notes VALUES ('', 3); DELETE FROM notes`)
+	s.must("run", "--once")
+	if r := s.run("show", "notes/"); r.code == 0 || !strings.Contains(r.message(), "was not there") || !strings.Contains(r.message(), "NoteDeleted") {
+		t.Errorf("show notes/, which is gone:\n%s%s", r.out, r.err)
+	}
+	if r := s.must("log", "orders/"); !strings.Contains(r.out, "The key of public.orders, id, is a number.") {
+		t.Errorf("log orders/:\n%s", r.out)
+	}
+}
+
 // A position between existing rows that were read together is not called one in a transaction of the application.
 func TestPositionInAChunk(t *testing.T) {
 	t.Parallel()

@@ -110,7 +110,7 @@ func newShow() *cobra.Command {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its table had become %s, or a part of that", name, pos, st.Became),
 						Hint: "backstory show " + st.Became + "/" + ent.ID + " shows it."}
 				}
-				if st.Last.PreviousID == ent.ID {
+				if st.Last.PreviousID == ent.ID && st.Last.AggregateID != ent.ID {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s%s", name, pos, st.Last.AggregateID, byAndAt(st.Last)),
 						Hint: "backstory show " + st.Last.Entity() + " shows it."}
 				}
