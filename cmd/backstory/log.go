@@ -41,6 +41,9 @@ func newLog() *cobra.Command {
 			if o.date != "relative" && o.date != "iso" {
 				return usage("Use relative or iso.", "--date cannot be %q", o.date)
 			}
+			if err := notEmpty(cmd, "since", "until", "author", "type"); err != nil {
+				return err
+			}
 			s, l, err := openLog(ctx)
 			if err != nil {
 				return err

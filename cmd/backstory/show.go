@@ -26,6 +26,9 @@ func newShow() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
+			if err := notEmpty(cmd, "at"); err != nil {
+				return err
+			}
 			s, l, err := openLog(ctx)
 			if err != nil {
 				return err
