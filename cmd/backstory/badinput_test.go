@@ -448,13 +448,17 @@ var badInput = []row{
 			if _, r := s.status(); !strings.Contains(r.out, "was moved") {
 				s.t.Errorf("status:\n%s", r.out)
 			}
-			st := s.must("status").out
+			r := s.run("status")
+			if _, asJSON := s.status(); r.code != exitFound || asJSON.code != exitFound {
+				s.t.Errorf("status at a gap: exit codes %d and %d", r.code, asJSON.code)
+			}
+			st := r.out
 			if !strings.Contains(st, "no sidecar runs, stopped at a gap") || strings.Contains(st, "caught up") || strings.Contains(st, "See backstory status") {
 				s.t.Errorf("status:\n%s", st)
 			}
 		},
 		mend: acceptedGap},
-	{wrong: "the slot is advanced: status", args: []string{"status"}, exit: 0,
+	{wrong: "the slot is advanced: status", args: []string{"status"}, exit: 3,
 		set: func(s *site) {
 			s.begin()
 			s.sql("SELECT pg_replication_slot_advance('%s', pg_current_wal_lsn())", s.slot())

@@ -21,7 +21,7 @@ func newStatus() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "What each part is doing, and how far behind.",
+		Short: "What each part is doing, and how far behind (exit code 3 if capture is stopped at a gap).",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readSettings()
@@ -35,9 +35,15 @@ func newStatus() *cobra.Command {
 			out := openScreen(cmd, false)
 			defer out.close()
 			if asJSON {
-				return json.NewEncoder(out).Encode(st)
+				if err := json.NewEncoder(out).Encode(st); err != nil {
+					return err
+				}
+			} else {
+				printStatus(out, st)
 			}
-			printStatus(out, st)
+			if st.Log.Gap != "" || st.Source.Hint == eventlog.GapHint { // it does not go on by itself
+				return &exitError{code: exitFound}
+			}
 			return nil
 		},
 	}
