@@ -23,11 +23,11 @@ var errEnough = errors.New("enough")
 
 func newLog() *cobra.Command {
 	var o struct {
-		json, quiet, reverse bool
-		since, until, author string
-		date                 string
-		types                []string
-		limit                int
+		json, quiet, reverse, noPager bool
+		since, until, author          string
+		date                          string
+		types                         []string
+		limit                         int
 	}
 	c := &cobra.Command{
 		Use:   "log [ENTITY]",
@@ -87,7 +87,7 @@ func newLog() *cobra.Command {
 			if err := checkTypes(cmd, l, o.types); err != nil {
 				return err
 			}
-			out := openScreen(cmd, !o.json)
+			out := openScreen(cmd, !o.json && !o.noPager)
 			defer out.close()
 			now, n := time.Now(), 0
 			cols := columns{iso: o.date == "iso"}
@@ -136,6 +136,7 @@ func newLog() *cobra.Command {
 	f.StringVar(&o.date, "date", "relative", "how times are printed: relative, or iso (in UTC)")
 	f.IntVar(&o.limit, "limit", 0, "at most this many")
 	f.BoolVar(&o.quiet, "quiet", false, "also events that are no news, such as a change of updated_at alone (…Touched)")
+	f.BoolVar(&o.noPager, "no-pager", false, "on a terminal, not through $PAGER (or less)")
 	f.BoolVar(&o.reverse, "reverse", false, "oldest first")
 	return c
 }
