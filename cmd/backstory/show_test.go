@@ -116,6 +116,26 @@ func TestCheckoutAfterTheGapOfATable(t *testing.T) {
 	}
 }
 
+// A row is given back as README says, also where a column's type was altered since.
+func TestRowGivenBackWithAnotherType(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.sql("CREATE TYPE order_status AS ENUM ('new', 'paid'); CREATE TABLE typed (id int PRIMARY KEY, status order_status)")
+	s.begin()
+	s.sql("INSERT INTO typed VALUES (17, 'new'), (18, 'paid')")
+	s.must("run", "--once")
+	position := s.head()
+	s.sql("ALTER TYPE order_status RENAME VALUE 'new' TO 'pending'; UPDATE typed SET status = 'paid'")
+	s.must("run", "--once")
+	if r := s.must("checkout", "--at", fmt.Sprint(position), "--schema", "past", "typed"); !strings.Contains(r.err, "text") {
+		t.Errorf("no warning:\n%s%s", r.out, r.err)
+	}
+	s.sql("UPDATE typed SET status = replace(p.status, 'new', 'pending')::order_status FROM past.typed p WHERE p.id = typed.id")
+	if got := s.ask(s.logURL(), "SELECT string_agg(typed::text, ' ' ORDER BY id) FROM typed"); got != "(17,pending) (18,paid)" {
+		t.Errorf("given back: %s", got)
+	}
+}
+
 // A row that did not change since its table was altered is shown in the table's shape all the same.
 func TestShowAfterAlterTable(t *testing.T) {
 	t.Parallel()
