@@ -357,7 +357,7 @@ func ContextProblems(malformed, ignored int64) (out []*eventlog.Problem) {
 	}
 	if malformed > 0 {
 		out = append(out, &eventlog.Problem{Err: were(malformed, "not a JSON object that Postgres can store"),
-			Hint: `What was said is kept in the event's metadata under "malformed". Emit {"actor": "…", "reason": "…"}.`})
+			Hint: `What was said is kept in the metadata of the events of its transaction, if there are any, under "malformed". Emit {"actor": "…", "reason": "…"}.`})
 	}
 	if ignored > 0 {
 		out = append(out, &eventlog.Problem{Err: were(ignored, "not transactional, and so without a change to belong to"),

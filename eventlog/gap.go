@@ -22,7 +22,7 @@ func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
 			return err
 		}
 	}
-	if err := w.gap(ctx, w.noteTable("Source"), "SourceGap", []byte(w.head.Slot), reason, from, to); err != nil {
+	if err := w.gap(ctx, w.noteTable(sourceAggregate), "SourceGap", []byte(w.head.Slot), reason, from, to); err != nil {
 		return err
 	}
 	db, err := w.db(ctx)

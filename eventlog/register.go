@@ -133,36 +133,18 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 			w.compareLater(r.OID)
 		}
 	}
-	if t.agg = w.aggregateOf(r); t.agg == nil {
-		t.agg = w.newAggregate(w.freeAggregate(r), idType(r))
+	var name string
+	if name, t.agg = w.aggregateOf(r); t.agg == nil {
+		t.agg = w.newAggregate(name, idType(r))
 	}
 	t.rules = defaultRules(r, t.agg.name)
 	w.tables[r], w.latest[r.OID] = t, t
 	return t, nil
 }
 
-// aggregateOf finds the aggregate that a table has already, nil if it has none. A table whose key has got another type, so
-// that its ids are no longer what they were, gets another one.
-func (w *Writer) aggregateOf(r *Relation) *aggregate {
-	d := w.log.dict
-	for n := 0; ; n++ {
-		a := d.aggregateNamed(aggregateName(r, n))
-		if a == nil {
-			return nil
-		}
-		if w.ownedBy(a, r) && a.idType == idType(r) {
-			return a
-		}
-	}
-}
-
-// freeAggregate finds a name for a new aggregate.
-func (w *Writer) freeAggregate(r *Relation) string {
-	for n := 0; ; n++ {
-		if name := aggregateName(r, n); w.log.dict.aggregateNamed(name) == nil {
-			return name
-		}
-	}
+// aggregateOf finds the aggregate that a table has already, nil if it has none, and its name.
+func (w *Writer) aggregateOf(r *Relation) (name string, a *aggregate) {
+	return w.log.dict.aggregateOf(r, func(a *aggregate) bool { return w.ownedBy(a, r) })
 }
 
 // ownedBy tells whether an aggregate's events are those of a table of this name, and of no other one.
@@ -180,7 +162,10 @@ func (w *Writer) known(r *Relation) *table {
 	if t := w.tables[r]; t != nil && w.latest[r.OID] == t {
 		return t
 	}
-	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(w.actual(r)) || w.aggregateOf(r) == nil {
+	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(w.actual(r)) {
+		return nil
+	}
+	if _, a := w.aggregateOf(r); a == nil {
 		return nil
 	}
 	t, err := w.tableFor(context.Background(), r, 0) // asks the log for nothing, as it is all known
