@@ -305,6 +305,9 @@ func (c *columns) line(s *screen, e *eventlog.Event, when string, actorWidth, en
 	if e.Op == eventlog.OpDelete && !strings.HasSuffix(e.Type, "Deleted") { // found to be gone, by a comparison
 		b.WriteString("  " + s.red("[gone]"))
 	}
+	if e.Op == eventlog.OpTruncate && e.Relation != nil && e.Relation.RootName != "" {
+		b.WriteString("  " + s.red("[only the rows of "+e.Relation.Own()+"]"))
+	}
 	if d := changes(e, 100); d != "" {
 		b.WriteString("  " + d)
 	}
