@@ -370,7 +370,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 				cap.SinceLSN, cap.Complete = b.SinceLSN, b.Complete
 				if b.Catalogue != "" { // that it was altered since is found, and taken care of, by the sidecar (see Altered)
 					r := *t.Relation
-					r.Schema, r.Name, r.RootSchema, r.RootName, r.Columns, r.Key, r.Deferrable, r.Generated = b.Schema, b.Name, b.RootSchema, b.RootName, b.Columns, b.Key, b.Deferrable, b.Generated
+					r.Schema, r.Name, r.RootOID, r.RootSchema, r.RootName, r.Columns, r.Key, r.Deferrable, r.Generated = b.Schema, b.Name, b.RootOID, b.RootSchema, b.RootName, b.Columns, b.Key, b.Deferrable, b.Generated
 					cap.Relation, cap.Catalogue = &r, b.Catalogue
 				}
 				if b.InsertOnly && !t.InsertOnly { // those of before are missing (eventlog.Log.Retaken)

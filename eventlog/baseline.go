@@ -387,7 +387,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		if was.Heal && lost && w.head.Baseline && !keyless && !rel.Dropped && !w.log.Healable(t.rel) {
 			w.discard(t)
 		}
-		err = w.altered(t, before, ids, &alteration{}, was.Heal)
+		// Where the event trigger has told of it already, that the rows are to be compared is in the log, too.
+		told := len(before) > 0 && !before[0].Complete && !before[0].InsertOnly
+		err = w.altered(t, before, ids, &alteration{}, was.Heal && !told)
 	case keyless && c.Begins:
 		w.note(t, "BaselineBegan", []byte(`{}`))
 		made = w.pos
@@ -552,7 +554,7 @@ func (w *Writer) actual(r *Relation) *Relation {
 			out.Complete, out.Generation, changed = last.Complete, last.Generation, true
 		}
 		if !w.rooted && (r.RootSchema != last.RootSchema || r.RootName != last.RootName) { // whether it was attached or detached by then the stream does not tell
-			out.RootSchema, out.RootName, changed = last.RootSchema, last.RootName, true
+			out.RootOID, out.RootSchema, out.RootName, changed = last.RootOID, last.RootSchema, last.RootName, true
 		}
 		out.Columns = slices.Clone(r.Columns)
 		out.Lately = nil
