@@ -432,3 +432,22 @@ func (s *system) allEvents() []*eventlog.Event {
 	}
 	return all
 }
+
+// TestLogOfAnotherDatabase: a sidecar whose log belongs to another database of the same server ends with what to do, also while that log's own sidecar is at
+// work, for which it waited as for one that it is to relieve.
+func TestLogOfAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{apart: true})
+	s.sql().do(simple)
+	s.init()
+	r := s.start()
+	eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
+	own := s.cfg.Capture.URL
+	s.cfg.Capture.URL = s.src.URL(s.src.NewDatabase(t))
+	s.says(1, "the log belongs to database "+databaseOf(t, own), "run")
+	s.says(1, "Check BACKSTORY_SOURCE_URL and BACKSTORY_LOG_URL", "run")
+	s.cfg.Capture.URL = own
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+}
