@@ -338,6 +338,11 @@ func fillIn(r *eventlog.Relation, columns []describedColumn, stream []relationCo
 		col.Identity = s.identity
 		r.Columns = append(r.Columns, col)
 	}
+	for _, d := range columns {
+		if stream != nil && !d.Generated && !slices.ContainsFunc(stream, func(s relationColumn) bool { return s.name == d.Name }) {
+			r.Beside = append(r.Beside, eventlog.Column{Name: d.Name, Num: d.Num, Type: eventlog.Type{OID: d.Type}})
+		}
+	}
 	before := 0
 	for _, n := range order {
 		if i := slices.IndexFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == n }); i >= 0 {

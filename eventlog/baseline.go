@@ -557,14 +557,15 @@ func (w *Writer) actual(r *Relation) *Relation {
 			out.RootOID, out.RootSchema, out.RootName, changed = last.RootOID, last.RootSchema, last.RootName, true
 		}
 		out.Columns = slices.Clone(r.Columns)
-		out.Lately = nil
+		out.Lately, out.Beside = nil, slices.Clone(r.Beside)
 		for _, num := range r.Lately {
 			i := slices.IndexFunc(out.Columns, func(c Column) bool { return c.Num == num })
 			if i < 0 {
 				continue
 			}
-			// Another one had its name before: that is the one which the first row changes are of.
+			// Another one had its name before: that is the one which the first row changes are of, or, if this one is new, perhaps are not.
 			c := &out.Columns[i]
+			out.Beside = append(out.Beside, *c)
 			if o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 && o.Num != num }); o >= 0 {
 				c.Num, c.Missing, changed = 0, "", true
 			}
@@ -573,6 +574,9 @@ func (w *Writer) actual(r *Relation) *Relation {
 			c := &out.Columns[i]
 			if c.Num == 0 {
 				o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 })
+				if o >= 0 && slices.ContainsFunc(out.Beside, func(b Column) bool { return b.Type.OID == c.Type.OID && last.column(&b) < 0 }) {
+					continue // or a newer one: which rows that have to be compared for it tells the catalogue (nameless)
+				}
 				if o >= 0 && !slices.ContainsFunc(out.Columns, func(c Column) bool { return c.Num == last.Columns[o].Num }) {
 					c.Num, c.NotNull, changed = last.Columns[o].Num, last.Columns[o].NotNull, true
 				}

@@ -97,6 +97,9 @@ type Relation struct {
 	// Lately are the numbers of the columns that the catalogue has as the very transaction left them whose row changes this describes: some of
 	// these may be from before. It is no part of the version.
 	Lately []int16
+	// Beside are columns that the catalogue has and the stream, which this describes, does not: one that is newer may have had the name of another one that
+	// is gone. It is no part of the version.
+	Beside []Column
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
 	// Generated are the columns that the source computes from the others and does not send; they are not among Columns.
