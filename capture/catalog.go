@@ -557,8 +557,9 @@ type Size struct {
 	Changes string
 }
 
-// countedChanges is that of a table c.
-const countedChanges = `concat_ws(' ', pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid), extract(epoch FROM pg_postmaster_start_time()), extract(epoch FROM pg_stat_get_db_stat_reset_time((SELECT oid FROM pg_database WHERE datname = current_database()))))`
+// countedChanges is that of a table c: how many, and since when, as somebody may reset the statistics, and a crash throws them away, which the last of these
+// times tells.
+const countedChanges = `concat_ws(' ', pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid), extract(epoch FROM pg_postmaster_start_time()), extract(epoch FROM pg_stat_get_db_stat_reset_time((SELECT oid FROM pg_database WHERE datname = current_database()))), extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()))`
 
 // nextXID is above every transaction that has begun. A snapshot's xmax is above those only that have ended; age counts from the next one
 // that is to begin.
