@@ -87,13 +87,13 @@ func Prepare(ctx context.Context, cfg Config) (*Plan, error) {
 	return p, nil
 }
 
-// permitted says what the role may not do, before anything is done.
-func (p *Plan) permitted() error {
+// permitted says what the role may not do, before anything is done; also to the tables that can be left out, if all of them are wanted.
+func (p *Plan) permitted(all bool) error {
 	var lacks []string
 	if !p.LogExists && !p.MayCreateLog {
 		lacks = append(lacks, fmt.Sprintf("make the schema of the event log in database %s", p.LogDatabase))
 	}
-	if len(p.NotOwned) > 0 {
+	if len(p.NotOwned) > 0 && (all || len(p.Left) == 0) {
 		var names []string
 		for _, t := range p.NotOwned {
 			if names = append(names, t.String()); len(names) == 5 && len(p.NotOwned) > 5 {
@@ -123,6 +123,13 @@ func (p *Plan) permitted() error {
 		Hint: "Let " + who + " run what " + how + " --print-sql prints; then run " + how + " again."}
 }
 
+// leavesCaptured tells whether a table that may be left out is captured, and so is no new one.
+func leavesCaptured(p *capture.Plan, captured []eventlog.Captured) bool {
+	return slices.ContainsFunc(p.Left, func(t *capture.Table) bool {
+		return slices.ContainsFunc(captured, func(c eventlog.Captured) bool { return c.OID == t.OID })
+	})
+}
+
 // Done is what Init did.
 type Done struct {
 	Created bool // the log's schema was made or brought up to date
@@ -134,7 +141,7 @@ type Done struct {
 // waiting is told, once a second, for whom making the slot waits.
 func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Done, error) {
 	cfg = cfg.withDefaults()
-	if err := p.permitted(); err != nil {
+	if err := p.permitted(false); err != nil {
 		return nil, err
 	}
 	log, err := eventlog.Connect(ctx, cfg.Log)
@@ -171,6 +178,10 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 			return nil, err
 		}
 	}
+	if leavesCaptured(p.Plan, before) {
+		return nil, p.permitted(true)
+	}
+	p.LeaveOut()
 	versions, err := log.Relations(ctx)
 	if err != nil {
 		return nil, err
@@ -187,6 +198,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 			if p.Plan, err = capture.Prepare(ctx, cfg.Capture); err != nil { // one may just have done so
 				return err
 			}
+			p.LeaveOut()
 			res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, oidsOf(versions), waiting)
 			if err != nil {
 				return err
@@ -287,6 +299,9 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	before, err := log.Captured(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if !leavesCaptured(p, before) {
+		p.LeaveOut()
 	}
 	if head.Gap == "" && mayGoOn(ctx, cfg, &Plan{Plan: p}, head, before) == nil && capture.CheckStart(ctx, cfg.Capture, *head) == nil {
 		return nil, &eventlog.Problem{Err: errors.New("there is no gap: the slot, the publications and the log fit together"), Hint: "Nothing was changed. backstory run goes on where the log ends."}

@@ -200,11 +200,28 @@ func (x *examination) eventTriggers(ctx context.Context) error {
 		x.add(Finding{Check: "ddl-trigger", Severity: Warning, What: "role " + x.sv.Role + " may not read " + x.ddlName() + ".secret, which shows what the event triggers say to be theirs", Risk: "what they say counts for nothing",
 			SQL: x.ddlGrant(x.sv.Role), Remedy: "as a superuser", Cost: "none"})
 	}
+	const risk = "what ALTER TABLE and DROP TABLE do has its place in the history to some seconds only"
+	var off []string // where the setting event_triggers, of 17 and later, is off for every session
+	rows, err := x.conn.Query(ctx, `SELECT coalesce('role ' || quote_ident(r.rolname), 'every role') || coalesce(' in database ' || quote_ident(d.datname), '')
+		FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase CROSS JOIN unnest(s.setconfig) c(setting)
+		WHERE (s.setdatabase = 0 OR d.datname = current_database()) AND split_part(c.setting, '=', 1) = 'event_triggers' AND NOT split_part(c.setting, '=', 2)::bool
+		UNION ALL SELECT 'the server' FROM pg_settings WHERE name = 'event_triggers' AND reset_val = 'off' AND source IN ('configuration file', 'command line', 'environment variable') ORDER BY 1`)
+	if err == nil {
+		off, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if err != nil {
+		return fmt.Errorf("look for the event triggers: %w", err)
+	}
+	if len(off) > 0 {
+		x.add(Finding{Check: "ddl-trigger", Severity: Warning, What: "event_triggers is off for " + strings.Join(off, ", "), Risk: risk, Remedy: "reset it (ALTER ROLE … RESET event_triggers; likewise DATABASE and SYSTEM)"})
+	}
 	for _, t := range triggers {
-		f := Finding{Check: "ddl-trigger", Severity: Warning, Risk: "what ALTER TABLE and DROP TABLE do has its place in the history to some seconds only"}
+		f := Finding{Check: "ddl-trigger", Severity: Warning, Risk: risk}
 		switch {
 		case t.Enabled == "":
 			f.What, f.Remedy = "event trigger "+t.Name+" is gone", "backstory init --ddl-trigger"
+		case t.Enabled == "D":
+			f.What, f.SQL = "event trigger "+t.Name+" is disabled", "ALTER EVENT TRIGGER "+eventlog.QuoteIdent(t.Name)+" ENABLE ALWAYS;"
 		case t.Enabled != "A":
 			f.What, f.SQL = "event trigger "+t.Name+" is not enabled for every session", "ALTER EVENT TRIGGER "+eventlog.QuoteIdent(t.Name)+" ENABLE ALWAYS;"
 		case !t.current:

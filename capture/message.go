@@ -241,7 +241,7 @@ func (x *session) relation(m *relationMessage) error {
 	r := &eventlog.Relation{OID: m.oid, Schema: m.schema, Name: m.name, ReplicaIdentity: m.identity}
 	if cap, ok := x.captured[m.oid]; ok {
 		r.Complete, r.InsertOnly = cap.Complete, cap.InsertOnly || x.doubted[m.oid]
-		r.RootSchema, r.RootName = cap.RootSchema, cap.RootName // unless the catalogue knows better
+		r.RootOID, r.RootSchema, r.RootName = cap.RootOID, cap.RootSchema, cap.RootName // unless the catalogue knows better
 		// The source describes a table anew, too, when its publication has changed: before its first row of after that.
 		if x.sql != nil && cap.Published != "" {
 			if err := x.ask(); err != nil {

@@ -63,11 +63,11 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 // checkSource tells whether a server is the log's source, and has all that the log has.
 func checkSource(sv *Server, head *eventlog.Head) error {
 	gap := func(reason string, to eventlog.LSN) error { return &Gap{Reason: reason, From: head.EndLSN, To: to} }
-	if sv.Database != head.Database && sv.SystemID == head.SystemID {
-		return &eventlog.Problem{Err: fmt.Errorf("the log belongs to database %s, the source is %s", head.Database, sv.Database), Hint: "Check BACKSTORY_SOURCE_URL; each database has a log of its own."}
-	}
 	if sv.SystemID != head.SystemID {
 		return otherSystem(sv, head, "")
+	}
+	if err := checkDatabase(sv.Database, head); err != nil {
+		return err
 	}
 	if sv.Timeline < head.Timeline {
 		return gap(fmt.Sprintf("the source is on timeline %d, the log already on %d: it was restored from a backup", sv.Timeline, head.Timeline), sv.FlushLSN)
@@ -92,6 +92,14 @@ func checkSource(sv *Server, head *eventlog.Head) error {
 		return gap("the source has lost transactions that the log holds", sv.FlushLSN)
 	}
 	return nil
+}
+
+// checkDatabase tells whether a database of the log's system is the log's source.
+func checkDatabase(database string, head *eventlog.Head) error {
+	if database == head.Database {
+		return nil
+	}
+	return &eventlog.Problem{Err: fmt.Errorf("the log belongs to database %s, the source is %s", head.Database, database), Hint: "Check BACKSTORY_SOURCE_URL and BACKSTORY_LOG_URL; each database has a log of its own."}
 }
 
 // otherSystem is the error for a source that is not the log's. Not a gap yet: most likely a wrong URL, and a gap in the log cannot be taken back.

@@ -45,6 +45,12 @@ type Plan struct {
 	Span time.Duration
 	// NotOwned are selected tables that this role may not add to a publication.
 	NotOwned []*Table
+	// Left are they, if they are in no publication and there are other tables: those can do without them (LeaveOut).
+	Left []*Table
+	left struct { // what Tables and SQL are without Left
+		tables []*Table
+		sql    []string
+	}
 }
 
 // Prepare looks at the source and says what init would do. It changes nothing.
@@ -105,12 +111,39 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	if p.Histories, err = histories(ctx, conn); err != nil {
 		return nil, err
 	}
-	if err := c.publicationSQL(ctx, conn, p); err != nil {
+	sql, err := c.publicationSQL(ctx, conn, p.Tables, p)
+	if err != nil {
 		return nil, err
 	}
+	if len(p.NotOwned) > 0 && !slices.ContainsFunc(p.NotOwned, func(t *Table) bool { return t.Published || t.ToFull }) && len(p.NotOwned) < len(p.Tables) {
+		p.Left, p.left.tables = p.NotOwned, slices.DeleteFunc(slices.Clone(p.Tables), func(t *Table) bool { return slices.Contains(p.NotOwned, t) })
+		without, err := c.publicationSQL(ctx, conn, p.left.tables, p)
+		if err != nil {
+			return nil, err
+		}
+		p.left.sql = append(slices.Clone(p.SQL), without...)
+	}
 	err = c.ddlSQL(ctx, conn, p)
-	p.SQL = append(p.SQL, p.DDL...)
+	p.SQL, p.left.sql = slices.Concat(p.SQL, sql, p.DDL), append(p.left.sql, p.DDL...)
 	return p, err
+}
+
+// LeaveOut makes a plan of what this role may do, without Left.
+func (p *Plan) LeaveOut() {
+	if len(p.Left) > 0 {
+		p.Tables, p.SQL = p.left.tables, p.left.sql
+	}
+}
+
+// PublishSQL is what has to be run for a table of NotOwned, by a superuser or a role that owns it and the publications.
+func (c Config) PublishSQL(p *Plan, t *Table) []string {
+	c = c.WithDefaults()
+	name, role := c.Publication, eventlog.QuoteIdent(p.Role)
+	if t.InsertOnly {
+		name = c.InsertPublication()
+	}
+	return []string{"ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE " + only(t.Schema, t.Name) + ";",
+		"GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(t.Schema) + " TO " + role + ";", "GRANT SELECT ON " + eventlog.QuoteQualified(t.Schema, t.Name) + " TO " + role + ";"}
 }
 
 // Alters tells whether SQL gives a table another replica identity. ALTER TABLE wants the table for itself, and whoever comes after it
@@ -199,8 +232,8 @@ func histories(ctx context.Context, conn *pgx.Conn) ([]History, error) {
 	return h, nil
 }
 
-// publicationSQL works out which statements bring the publications in line with the selection.
-func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
+// publicationSQL works out which statements bring the publications in line with a selection of tables, and which of them this role may not run: p.NotOwned.
+func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, tables []*Table, p *Plan) (sql []string, err error) {
 	for _, pub := range []struct {
 		name, publish string
 		insertOnly    bool
@@ -212,31 +245,31 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 		err := conn.QueryRow(ctx, `SELECT true, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE pubname = $1`, pub.name).
 			Scan(&exists, &all, &ins, &upd, &del, &trunc, &viaRoot)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-			return fmt.Errorf("read publication %s: %w", pub.name, err)
+			return nil, fmt.Errorf("read publication %s: %w", pub.name, err)
 		}
 		if all {
-			return &eventlog.Problem{Err: fmt.Errorf("publication %s is FOR ALL TABLES", pub.name), Hint: "backstory needs a publication of its own: choose another name with BACKSTORY_PUBLICATION."}
+			return nil, &eventlog.Problem{Err: fmt.Errorf("publication %s is FOR ALL TABLES", pub.name), Hint: "backstory needs a publication of its own: choose another name with BACKSTORY_PUBLICATION."}
 		}
 		in := map[string]bool{} // tables in the publication, and whether as a part of their rows or columns (PostgreSQL 15 and later)
 		// By name, not through its schema: that a superuser has decided (README, What Postgres needs).
 		rows, err := conn.Query(ctx, `SELECT n.nspname::text, c.relname::text, coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
 			JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, pub.name)
 		if err != nil {
-			return fmt.Errorf("read publication %s: %w", pub.name, err)
+			return nil, fmt.Errorf("read publication %s: %w", pub.name, err)
 		}
 		for rows.Next() {
 			var s, t string
 			var part bool
 			if err := rows.Scan(&s, &t, &part); err != nil {
-				return fmt.Errorf("read publication %s: %w", pub.name, err)
+				return nil, fmt.Errorf("read publication %s: %w", pub.name, err)
 			}
 			in[only(s, t)] = part
 		}
 		if err := rows.Err(); err != nil {
-			return fmt.Errorf("read publication %s: %w", pub.name, err)
+			return nil, fmt.Errorf("read publication %s: %w", pub.name, err)
 		}
 		var add, again, drop []string
-		for _, t := range p.Tables {
+		for _, t := range tables {
 			q := only(t.Schema, t.Name)
 			if t.InsertOnly != pub.insertOnly {
 				continue
@@ -260,26 +293,26 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 		name := eventlog.QuoteIdent(pub.name)
 		switch {
 		case !exists && len(add) > 0:
-			p.SQL = append(p.SQL, "CREATE PUBLICATION "+name+" FOR TABLE "+strings.Join(add, ", ")+" WITH (publish = '"+pub.publish+"');")
+			sql = append(sql, "CREATE PUBLICATION "+name+" FOR TABLE "+strings.Join(add, ", ")+" WITH (publish = '"+pub.publish+"');")
 		case !exists: // pgoutput wants every publication it is told of to exist
-			p.SQL = append(p.SQL, "CREATE PUBLICATION "+name+" WITH (publish = '"+pub.publish+"');")
+			sql = append(sql, "CREATE PUBLICATION "+name+" WITH (publish = '"+pub.publish+"');")
 		default:
 			if !ins || !trunc || upd == pub.insertOnly || del == pub.insertOnly || viaRoot {
-				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" SET (publish = '"+pub.publish+"', publish_via_partition_root = false);")
+				sql = append(sql, "ALTER PUBLICATION "+name+" SET (publish = '"+pub.publish+"', publish_via_partition_root = false);")
 			}
 			if len(again) > 0 {
-				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(again, ", ")+";")
+				sql = append(sql, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(again, ", ")+";")
 			}
 			if len(add) > 0 {
-				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" ADD TABLE "+strings.Join(add, ", ")+";")
+				sql = append(sql, "ALTER PUBLICATION "+name+" ADD TABLE "+strings.Join(add, ", ")+";")
 			}
 			if len(drop) > 0 {
-				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(drop, ", ")+";")
+				sql = append(sql, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(drop, ", ")+";")
 			}
 		}
 	}
 	// A table must leave one publication before the application's next UPDATE, and enter the other in the same transaction.
-	return nil
+	return sql, nil
 }
 
 // only names a table in a publication. Without ONLY it would stand for its descendants, too (PostgreSQL manual, CREATE PUBLICATION).
@@ -370,7 +403,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 				cap.SinceLSN, cap.Complete = b.SinceLSN, b.Complete
 				if b.Catalogue != "" { // that it was altered since is found, and taken care of, by the sidecar (see Altered)
 					r := *t.Relation
-					r.Schema, r.Name, r.RootSchema, r.RootName, r.Columns, r.Key, r.Deferrable, r.Generated = b.Schema, b.Name, b.RootSchema, b.RootName, b.Columns, b.Key, b.Deferrable, b.Generated
+					r.Schema, r.Name, r.RootOID, r.RootSchema, r.RootName, r.Columns, r.Key, r.Deferrable, r.Generated = b.Schema, b.Name, b.RootOID, b.RootSchema, b.RootName, b.Columns, b.Key, b.Deferrable, b.Generated
 					cap.Relation, cap.Catalogue = &r, b.Catalogue
 				}
 				if b.InsertOnly && !t.InsertOnly { // those of before are missing (eventlog.Log.Retaken)

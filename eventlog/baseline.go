@@ -387,7 +387,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		if was.Heal && lost && w.head.Baseline && !keyless && !rel.Dropped && !w.log.Healable(t.rel) {
 			w.discard(t)
 		}
-		err = w.altered(t, before, ids, &alteration{}, was.Heal)
+		// Where the event trigger has told of it already, that the rows are to be compared is in the log, too.
+		told := len(before) > 0 && !before[0].Complete && !before[0].InsertOnly
+		err = w.altered(t, before, ids, &alteration{}, was.Heal && !told)
 	case keyless && c.Begins:
 		w.note(t, "BaselineBegan", []byte(`{}`))
 		made = w.pos
@@ -552,17 +554,18 @@ func (w *Writer) actual(r *Relation) *Relation {
 			out.Complete, out.Generation, changed = last.Complete, last.Generation, true
 		}
 		if !w.rooted && (r.RootSchema != last.RootSchema || r.RootName != last.RootName) { // whether it was attached or detached by then the stream does not tell
-			out.RootSchema, out.RootName, changed = last.RootSchema, last.RootName, true
+			out.RootOID, out.RootSchema, out.RootName, changed = last.RootOID, last.RootSchema, last.RootName, true
 		}
 		out.Columns = slices.Clone(r.Columns)
-		out.Lately = nil
+		out.Lately, out.Beside = nil, slices.Clone(r.Beside)
 		for _, num := range r.Lately {
 			i := slices.IndexFunc(out.Columns, func(c Column) bool { return c.Num == num })
 			if i < 0 {
 				continue
 			}
-			// Another one had its name before: that is the one which the first row changes are of.
+			// Another one had its name before: that is the one which the first row changes are of, or, if this one is new, perhaps are not.
 			c := &out.Columns[i]
+			out.Beside = append(out.Beside, *c)
 			if o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 && o.Num != num }); o >= 0 {
 				c.Num, c.Missing, changed = 0, "", true
 			}
@@ -571,6 +574,9 @@ func (w *Writer) actual(r *Relation) *Relation {
 			c := &out.Columns[i]
 			if c.Num == 0 {
 				o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 })
+				if o >= 0 && slices.ContainsFunc(out.Beside, func(b Column) bool { return b.Type.OID == c.Type.OID && last.column(&b) < 0 }) {
+					continue // or a newer one: which rows that have to be compared for it tells the catalogue (nameless)
+				}
 				if o >= 0 && !slices.ContainsFunc(out.Columns, func(c Column) bool { return c.Num == last.Columns[o].Num }) {
 					c.Num, c.NotNull, changed = last.Columns[o].Num, last.Columns[o].NotNull, true
 				}

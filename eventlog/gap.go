@@ -107,7 +107,7 @@ func (w *Writer) Retaken(ctx context.Context, c Captured) error {
 	if err != nil {
 		return err
 	}
-	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, w.commit, c.SinceLSN)
+	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, min(w.commit, c.SinceLSN), c.SinceLSN) // which may be noticed late
 }
 
 func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reason string, from, to LSN) error {

@@ -125,7 +125,7 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 			return nil, err
 		}
 		w.news = append(w.news, newRow{relationTable,
-			[]any{t.id, r.OID, r.Schema, r.Name, r.RootSchema, r.RootName, columns, key, r.Deferrable, generated, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, r.Dropped, w.lastDML.String(), at.String(), int64(w.pos + 1)}})
+			[]any{t.id, r.OID, r.Schema, r.Name, r.RootOID, r.RootSchema, r.RootName, columns, key, r.Deferrable, generated, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, r.Dropped, w.lastDML.String(), at.String(), int64(w.pos + 1)}})
 		d.mu.Lock()
 		d.relations[t.id] = r
 		d.mu.Unlock()

@@ -77,6 +77,8 @@ type Relation struct {
 	Schema, Name string // its own, as the source has it (see String)
 	// RootSchema and RootName are those of the partitioned table that it is a partition of, at whatever depth; empty: of none.
 	RootSchema, RootName string
+	// RootOID is that of this table, by which it is the same under another name.
+	RootOID uint32
 	// Dropped says that the table is gone: it has no rows and no shape from here on.
 	Dropped         bool
 	ReplicaIdentity byte // 'd' default (the primary key), 'i' using index, 'f' full, 'n' nothing: pg_class.relreplident
@@ -95,6 +97,9 @@ type Relation struct {
 	// Lately are the numbers of the columns that the catalogue has as the very transaction left them whose row changes this describes: some of
 	// these may be from before. It is no part of the version.
 	Lately []int16
+	// Beside are columns that the catalogue has and the stream, which this describes, does not: one that is newer may have had the name of another one that
+	// is gone. It is no part of the version.
+	Beside []Column
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
 	// Generated are the columns that the source computes from the others and does not send; they are not among Columns.
@@ -207,18 +212,18 @@ func (r *Relation) marshal() (columns, generated string, key []int32, err error)
 }
 
 // relationColumns are the columns of a relation in backstory.relation and backstory.captured, in the order of storedRelation.scan.
-const relationColumns = "oid::bigint, schema, name, root_schema, root_name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, dropped"
+const relationColumns = "oid::bigint, schema, name, root_oid::bigint, root_schema, root_name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, dropped"
 
 // storedRelation is a relation on its way from one of these tables.
 type storedRelation struct {
 	r                         Relation
-	oid                       int64
+	oid, root                 int64
 	columns, generated, ident string
 	key                       []int32
 }
 
 func (s *storedRelation) scan() []any {
-	return []any{&s.oid, &s.r.Schema, &s.r.Name, &s.r.RootSchema, &s.r.RootName, &s.columns, &s.key, &s.r.Deferrable, &s.generated, &s.ident, &s.r.InsertOnly, &s.r.Complete, &s.r.Dropped}
+	return []any{&s.oid, &s.r.Schema, &s.r.Name, &s.root, &s.r.RootSchema, &s.r.RootName, &s.columns, &s.key, &s.r.Deferrable, &s.generated, &s.ident, &s.r.InsertOnly, &s.r.Complete, &s.r.Dropped}
 }
 
 // relation is what was scanned.
@@ -233,7 +238,7 @@ func (s *storedRelation) relation() (*Relation, error) {
 	for _, k := range s.key {
 		r.Key = append(r.Key, int(k))
 	}
-	r.OID, r.ReplicaIdentity = uint32(s.oid), s.ident[0]
+	r.OID, r.RootOID, r.ReplicaIdentity = uint32(s.oid), uint32(s.root), s.ident[0]
 	return &r, nil
 }
 

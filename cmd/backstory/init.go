@@ -157,6 +157,8 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	for i, t := range largest {
 		how := ""
 		switch {
+		case slices.Contains(p.Left, t):
+			how = "  " + s.yellow("not captured: it belongs to "+t.Owner+", and "+p.Role+" may not publish it")
 		case t.InsertOnly:
 			how = "  " + s.yellow("inserts only: "+t.Why)
 		case t.ToFull:
@@ -170,7 +172,7 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		if t.Rows > 0 {
 			existing++
 		}
-		if i < 20 || t.InsertOnly || t.ToFull {
+		if i < 20 || t.InsertOnly || t.ToFull || slices.Contains(p.Left, t) {
 			fmt.Fprintf(s, indent+"%-32s %12s %-4s  %10s%s\n", t, countText(t.Rows), plural(t.Rows, "row"), bytesText(t.Bytes), how)
 		} else {
 			more++
@@ -267,6 +269,13 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 	}
 	if p.NewSlot {
 		say("made replication slot %s; history begins at %s, %s", c.Slot, d.Start, time.Now().Format("2006-01-02 15:04:05 MST"))
+	}
+	for _, t := range p.Left {
+		fmt.Fprintf(s, "%s  %s is not captured: it belongs to %s, and role %s may not publish it. Let a superuser run\n", s.yellow("warning"), t, t.Owner, p.Role)
+		for _, q := range c.PublishSQL(p.Plan, t) {
+			fmt.Fprintf(s, "         → %s\n", q)
+		}
+		fmt.Fprintf(s, "         and then run backstory init again; or make %s a member of %s (README, What Postgres needs).\n", p.Role, t.Owner)
 	}
 	if p.Head != nil && p.Head.Baseline == cfg.NoBaseline { // it is another choice than before
 		if cfg.NoBaseline {

@@ -26,7 +26,8 @@ CREATE TABLE backstory.relation (
   oid         oid NOT NULL,
   schema      text NOT NULL,
   name        text NOT NULL,
-  root_schema text NOT NULL,     -- of a partition: the partitioned table that its rows belong to; empty: none
+  root_oid    oid NOT NULL,      -- of a partition: the partitioned table that its rows belong to; 0: none
+  root_schema text NOT NULL,     -- its name; empty: none
   root_name   text NOT NULL,
   columns     json NOT NULL,
   key         int[] NOT NULL,
@@ -129,7 +130,8 @@ CREATE TABLE backstory.captured (
   oid         oid PRIMARY KEY,
   schema      text NOT NULL,
   name        text NOT NULL,
-  root_schema text NOT NULL DEFAULT '', -- of a partition: the partitioned table that its rows belong to
+  root_oid    oid NOT NULL DEFAULT 0,   -- of a partition: the partitioned table that its rows belong to
+  root_schema text NOT NULL DEFAULT '', -- its name
   root_name   text NOT NULL DEFAULT '',
   columns     json NOT NULL,
   key         int[] NOT NULL,

@@ -255,4 +255,62 @@ func TestTablesOfInsertsAreCompared(t *testing.T) {
 	verify(t, s.openLog())
 }
 
+// TestStatisticsGoBack: a crash of the source throws its statistics away. What it counts of a table since may come to what it had counted before, and the table
+// is compared all the same. On those of the slot nothing depends.
+func TestStatisticsGoBack(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true})
+	s.cfg.CompareInterval = time.Second
+	db := s.sql()
+	db.do(`CREATE TABLE public.keyless (v text, n int); INSERT INTO public.keyless SELECT 'a', i FROM generate_series(1, 9) i`)
+	s.init()
+	r := s.start()
+	s.baselineDone()
+	l := s.logSQL()
+	change := func(from, healed int) {
+		t.Helper()
+		db.do(`UPDATE public.keyless SET v = v || 'b' WHERE n BETWEEN %d AND %d`, from, from+1)
+		eventually(t, time.Minute, "the table is compared", func() (bool, error) {
+			got := l.one(`SELECT count(*) FROM backstory.events WHERE type = 'KeylessHealed' AND op = 'import'`)
+			return got == fmt.Sprint(healed), fmt.Errorf("%s rows were healed", got)
+		})
+		s.baselineDone()
+	}
+	change(1, 2)
+	counted := func(db *session) string {
+		return db.one(`SELECT n_tup_upd || ' ' || n_tup_del FROM pg_stat_user_tables WHERE relname = 'keyless'`)
+	}
+	if got := counted(db); got != "2 0" {
+		t.Fatalf("the source has counted %s", got)
+	}
+	if err := syscall.Kill(int(atoi(t, s.sql().one(`SELECT pg_backend_pid()`))), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "the source is there again, with new statistics", func() (bool, error) {
+		conn, err := dial(within(t, 5*time.Second), s.cfg.Capture.URL)
+		if err != nil {
+			return false, err
+		}
+		if db = (&session{t, conn}); r.sc.Ready() != nil {
+			return false, r.sc.Ready()
+		}
+		got := counted(db)
+		return got == "0 0", fmt.Errorf("it has counted %s", got)
+	})
+	db.do(`SELECT pg_stat_reset_replication_slot('%s')`, s.cfg.Capture.Slot)
+	change(4, 4)
+	if got := counted(db); got != "2 0" {
+		t.Errorf("the source has counted %s since, not as much as before", got)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	s.sameRows("keyless")
+	verify(t, s.openLog())
+	if got := l.one(`SELECT count(*) FROM backstory.events WHERE op = 'gap'`); got != "0" {
+		t.Errorf("there are %s gaps", got)
+	}
+}
+
 const takeInEvery = 5 * time.Second // as in package backstory

@@ -106,6 +106,9 @@ func TestColumnsThatSwapNames(t *testing.T) {
 		{"and back again", []string{`BEGIN; ` + first + `; ` + swap + `; ` + later + `; COMMIT`, `UPDATE a SET m = -6 WHERE id = 6`, swap, `UPDATE a SET m = -2 WHERE id = 2`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
 		{"with the key", []string{`BEGIN; UPDATE a SET n = n + 100; ` + swapKey + `; UPDATE a SET v = 'post' WHERE n = 2; COMMIT`, look, `UPDATE a SET v = 'x' WHERE n = 1`}},
 		{"with the key, in a subtransaction", []string{`BEGIN; UPDATE a SET n = n + 100; SAVEPOINT s; ` + swapKey + `; RELEASE s; UPDATE a SET v = 'post' WHERE n = 2; COMMIT`, look, `UPDATE a SET v = 'x' WHERE n = 1`}},
+		{"a new one that takes a dropped one's name", []string{`BEGIN; ` + first + `; ALTER TABLE a DROP n; ALTER TABLE a ADD n int DEFAULT 7; INSERT INTO a (id, v, n) VALUES (7, 'g', 60); COMMIT`, `ALTER TABLE a RENAME n TO z`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
+		{"the same, while another one comes", []string{`BEGIN; ALTER TABLE a DROP n; ALTER TABLE a ADD n int DEFAULT 7; UPDATE a SET v = 'b' WHERE id = 2; INSERT INTO a (id, v, n) VALUES (7, 'g', 60); COMMIT`,
+			`ALTER TABLE a ADD x int DEFAULT 5`, `ALTER TABLE a RENAME n TO z`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
 		{"one that takes a dropped one's name", []string{`BEGIN; ` + first + `; ALTER TABLE a DROP n; ALTER TABLE a RENAME m TO n; UPDATE a SET n = -2 WHERE id = 2; COMMIT`, look, `UPDATE a SET v = 'x' WHERE id = 1`}},
 	} {
 		t.Run(c.what, func(t *testing.T) { t.Parallel(); sameAfter(t, i, c.then) })
