@@ -71,8 +71,8 @@ func (l *Log) Histories(ctx context.Context, captured []Captured) (map[uint32]bo
 	return has, nil
 }
 
-// Healed tells whether the log has had all rows of a table since the last gap, and since it was left out last.
-func (l *Log) Healed(ctx context.Context, oid uint32) (bool, error) {
+// Lost tells whether the log may have rows of a table that the source does not have any more, and that cannot be found by the key that it has now.
+func (l *Log) Lost(ctx context.Context, r *Relation) (bool, error) {
 	h, err := l.Head(ctx)
 	if err != nil {
 		return false, err
@@ -80,9 +80,17 @@ func (l *Log) Healed(ctx context.Context, oid uint32) (bool, error) {
 	if err := l.dict.load(ctx); err != nil {
 		return false, err
 	}
-	return l.dict.healed(oid, h.Incarnation), nil
+	return l.lost(r, h.Incarnation), nil
 }
 
+// lost does so: since a gap, since only inserts of the table were captured, or since the stream, which names its rows by an index, may have given them
+// other keys without a word of those of before.
+func (l *Log) lost(r *Relation, incarnation int) bool {
+	missed := r.InsertOnly || r.byRow() || l.dict.before(r.OID, incarnation) && !l.dict.healed(r.OID, incarnation)
+	return missed && len(r.Key) > 0 && !r.Dropped && !l.Healable(r)
+}
+
+// healed tells whether the log has had all rows of a table since the last gap, and since it was left out last.
 func (d *dictionary) healed(oid uint32, incarnation int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
