@@ -213,6 +213,29 @@ func TestGapInTablesWithoutAKey(t *testing.T) {
 	verify(t, s.openLog())
 }
 
+// TestColumnThatTakesAnothersName: of a row without a key, what a column held that was dropped is not the value of one that has its name now, though both
+// have the same default, and VACUUM FULL has left nothing in the catalogue of what that is in rows of before.
+func TestColumnThatTakesAnothersName(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int, v text, w int); ALTER TABLE public.things REPLICA IDENTITY FULL`)
+	s.init()
+	db.do(`INSERT INTO public.things SELECT i, 'a' || i FROM generate_series(1, 5) i`)
+	const again = `ALTER TABLE public.things DROP w; ALTER TABLE public.things ADD w int DEFAULT 3`
+	s.once()
+	db.do(again)
+	s.once()
+	db.do(again + `; DELETE FROM public.things WHERE id = 2`)
+	db.do(`VACUUM FULL public.things`)
+	s.once()
+	s.sameRows("things")
+	db.do(`UPDATE public.things SET v = 'b' WHERE id = 4; DELETE FROM public.things WHERE id = 5`)
+	s.once()
+	s.sameRows("things")
+	verify(t, s.openLog())
+}
+
 // TestTablesOfInsertsAreCompared: where only inserts are in the stream, what was updated and deleted is found by comparing the table with the
 // log, when the source has counted such changes, and not otherwise.
 func TestTablesOfInsertsAreCompared(t *testing.T) {
