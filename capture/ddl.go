@@ -74,8 +74,9 @@ func (c Config) ddlTell(members string) string {
 
 // ddlBody is the body of the function that tells of altered tables, on a server of a version.
 //
-// It tells of the published tables of whose description the catalogue has rows that this transaction has written since it was last called. Which rows a
-// transaction writes is told by their xmin, if that is in progress, and in which order by their cmin (PostgreSQL manual, System Columns). It locks no table.
+// It tells of the published tables that the command names, and of those of whose description the catalogue has rows that this transaction has written
+// since it was last called: a dropped constraint leaves none. Which rows a transaction writes is told by their xmin, if that is in progress, and in which
+// order by their cmin (PostgreSQL manual, System Columns). It locks no table.
 func (c Config) ddlBody(version int) string {
 	publications := eventlog.QuoteLiteral(c.Publication) + ", " + eventlog.QuoteLiteral(c.InsertPublication())
 	published := `SELECT r.prrelid FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname IN (` + publications + `)`
@@ -113,7 +114,7 @@ func (c Config) ddlBody(version int) string {
       `+last("c", "WHERE ")+` UNION ALL `+last("n", "WHERE ")+` UNION ALL `+last("rc", "WHERE ")+` UNION ALL `+last("rn", "WHERE ")+`
       UNION ALL `+last("a", "FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND ")+`
       UNION ALL `+last("i", "FROM pg_index i WHERE i.indrelid = c.oid AND ")+`) s(at)) w
-    WHERE c.relkind = 'r' AND w.at IS NOT NULL
+    WHERE c.relkind = 'r' AND (w.at IS NOT NULL OR EXISTS (SELECT FROM pg_event_trigger_ddl_commands() d WHERE d.classid = 'pg_class'::regclass AND d.objid IN (c.oid, rc.oid)))
   LOOP`+c.ddlTell(`'oid', told.oid::bigint, 'schema', told.nspname, 'name', told.relname, 'identity', told.relreplident::text, 'trigger', `+c.ddlVersion()+`,
       'columns', (SELECT coalesce(json_agg(d), '[]') FROM (`+describedColumns("told.oid", "0")+`) d)`)+`
     latest := greatest(latest, told.at);

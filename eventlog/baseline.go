@@ -381,10 +381,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	differs := heals || was.Heal // otherwise there was nothing that the log could have known wrongly
 	switch {
 	case was.Pass == PassShape:
-		// Nobody knows which of the log's rows are still there: since a gap, or since the stream, which names them by an index, may have given them
-		// other keys without a word of those of before.
-		lost := heals && !w.log.dict.healed(rel.OID, w.head.Incarnation) || t.byRow
-		if was.Heal && lost && w.head.Baseline && !keyless && !rel.Dropped && !w.log.Healable(t.rel) {
+		if was.Heal && w.head.Baseline && w.log.lost(t.rel, w.head.Incarnation) {
 			w.discard(t)
 		}
 		// Where the event trigger has told of it already, that the rows are to be compared is in the log, too.

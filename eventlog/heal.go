@@ -71,8 +71,8 @@ func (l *Log) Histories(ctx context.Context, captured []Captured) (map[uint32]bo
 	return has, nil
 }
 
-// Healed tells whether the log has had all rows of a table since the last gap, and since it was left out last.
-func (l *Log) Healed(ctx context.Context, oid uint32) (bool, error) {
+// Lost tells whether the log may have rows of a table that the source does not have any more, and that cannot be found by the key that it has now.
+func (l *Log) Lost(ctx context.Context, r *Relation) (bool, error) {
 	h, err := l.Head(ctx)
 	if err != nil {
 		return false, err
@@ -80,9 +80,17 @@ func (l *Log) Healed(ctx context.Context, oid uint32) (bool, error) {
 	if err := l.dict.load(ctx); err != nil {
 		return false, err
 	}
-	return l.dict.healed(oid, h.Incarnation), nil
+	return l.lost(r, h.Incarnation), nil
 }
 
+// lost does so: since a gap, since only inserts of the table were captured, or since the stream, which names its rows by an index, may have given them
+// other keys without a word of those of before.
+func (l *Log) lost(r *Relation, incarnation int) bool {
+	missed := r.InsertOnly || r.byRow() || l.dict.before(r.OID, incarnation) && !l.dict.healed(r.OID, incarnation)
+	return missed && len(r.Key) > 0 && !r.Dropped && !l.Healable(r)
+}
+
+// healed tells whether the log has had all rows of a table since the last gap, and since it was left out last.
 func (d *dictionary) healed(oid uint32, incarnation int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -547,7 +555,11 @@ func (w *Writer) toldOf(ctx context.Context, t *table, k *stateKey, c *Chunk, b 
 
 // unseen tells whether the last change of a row is one that a chunk's snapshot does not see. Those of before the comparison began it sees all.
 func unseen(l *lastEvent, c *Chunk, b *Baseline) bool {
-	return l.old > l.id && l.old > b.Began || l.id > b.Began && !Sees(c.Snapshot, uint32(l.xid))
+	at, xid := l.id, l.xid
+	if l.old > at {
+		at, xid = l.old, l.oldXID
+	}
+	return at > b.Began && !Sees(c.Snapshot, uint32(xid))
 }
 
 // minToast is the shortest value that Postgres stores out of line (toast_tuple_target is 128 bytes at least, for the whole row).
@@ -696,12 +708,12 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk, b *Baseline) 
 // lastEvent is what the log has last of an entity: the positions of its last event and of the last one that took it to another key, 0 for
 // none, and the identity of the row in the former.
 type lastEvent struct {
-	id, old Position
-	xid     int64 // of the former
-	kind    int32
-	hasRow  bool
-	rowID   int64
-	rowText *string
+	id, old     Position
+	xid, oldXID int64 // of their transactions
+	kind        int32 // of the former
+	hasRow      bool
+	rowID       int64
+	rowText     *string
 }
 
 // lastOf looks for the last events of entities, in some places.
@@ -724,10 +736,10 @@ func (w *Writer) lastOf(ctx context.Context, keys []stateKey, places []place) ([
 		}
 	}
 	for _, p := range places {
-		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), coalesce(e.xid, 0), coalesce(e.kind, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
+		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), coalesce(e.xid, 0), coalesce(o.xid, 0), coalesce(e.kind, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
 			LEFT JOIN LATERAL (SELECT e.position, e.xid, e.kind, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ON true
-			LEFT JOIN LATERAL (SELECT e.position FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
+			LEFT JOIN LATERAL (SELECT e.position, e.xid FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) o ON true
 			WHERE e.position IS NOT NULL OR o.position IS NOT NULL`, ids, texts, p.stream, p.kinds)
 		if err != nil {
@@ -737,11 +749,14 @@ func (w *Writer) lastOf(ctx context.Context, keys []stateKey, places []place) ([
 			var i int64
 			var e lastEvent
 			var rowID *int64
-			if err := rows.Scan(&i, &e.id, &e.old, &e.xid, &e.kind, &rowID, &e.rowText); err != nil {
+			if err := rows.Scan(&i, &e.id, &e.old, &e.xid, &e.oldXID, &e.kind, &rowID, &e.rowText); err != nil {
 				return nil, fmt.Errorf("look for the last events of rows: %w", err)
 			}
 			l := &last[i-1]
-			if l.old = max(l.old, e.old); e.id > l.id {
+			if e.old > l.old {
+				l.old, l.oldXID = e.old, e.oldXID
+			}
+			if e.id > l.id {
 				l.id, l.xid, l.kind, l.rowText, l.rowID, l.hasRow = e.id, e.xid, e.kind, e.rowText, 0, rowID != nil
 				if rowID != nil {
 					l.rowID = *rowID

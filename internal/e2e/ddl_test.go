@@ -30,6 +30,12 @@ var definitions = []string{
 	`ALTER TABLE public.stuff DROP CONSTRAINT things_pkey, ADD PRIMARY KEY (n)`,
 	`INSERT INTO public.stuff (id, w, n, a) VALUES (10, 'ten', 10, 0)`,
 	`ALTER TABLE public.stuff DROP CONSTRAINT stuff_pkey, ADD PRIMARY KEY (id)`,
+	`ALTER TABLE public.stuff REPLICA IDENTITY FULL`,
+	`ALTER TABLE public.stuff DROP CONSTRAINT stuff_pkey`, // which leaves no new row in the catalogue
+	`INSERT INTO public.stuff (id, w, n, a) VALUES (10, 'another', 11, 0)`,
+	`DELETE FROM public.stuff WHERE n = 10`,
+	`ALTER TABLE public.stuff ADD PRIMARY KEY (id)`,
+	`ALTER TABLE public.stuff REPLICA IDENTITY DEFAULT`,
 	`ALTER TABLE public.stuff SET SCHEMA elsewhere`,
 	`DELETE FROM elsewhere.stuff WHERE id = 2`,
 	`ALTER SCHEMA elsewhere RENAME TO somewhere`,
@@ -91,7 +97,7 @@ func TestDDLTrigger(t *testing.T) {
 				if c.between != "" {
 					db.do("%s", c.between)
 				}
-				if !strings.Contains(q, "ROLLBACK") {
+				if !strings.Contains(q, "ROLLBACK") && !strings.Contains(q, "REPLICA IDENTITY") {
 					altered += strings.Count(q, "ALTER ") - strings.Count(q, ", ALTER ") + strings.Count(q, "DROP TYPE")
 				}
 			}
@@ -133,7 +139,9 @@ func TestDDLTrigger(t *testing.T) {
 			count := func() string {
 				return log.one(`SELECT count(*) || ' ' || count(*) FILTER (WHERE data->>'exactly' = 'true') FROM backstory.events WHERE type LIKE '%%Altered'`)
 			}
-			if want := fmt.Sprintf("%d %[1]d", altered); count() != want {
+			// That its rows are compared, since it had another key for a while, is no change.
+			want := fmt.Sprintf("%d %[1]d", altered)
+			if count() != want {
 				t.Errorf("there are %s events of tables altered, and exactly; want %s", count(), want)
 			}
 			r := s.start()
@@ -148,8 +156,7 @@ func TestDDLTrigger(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.once()
-			// That its rows are compared, since it had another key for a while, is no change.
-			if want := fmt.Sprintf("%d %[1]d", altered); count() != want {
+			if count() != want {
 				t.Errorf("after the catalogue was looked at there are %s events of tables altered, and exactly; want %s", count(), want)
 			}
 			if got := log.one(`SELECT string_agg(type, ' ' ORDER BY position) FROM backstory.events WHERE type LIKE 'Other%%' OR aggregate_id IN ('1000', '1001')`); got != "OtherCreated MarkCreated OtherDropped MarkCreated" {

@@ -213,6 +213,29 @@ func TestGapInTablesWithoutAKey(t *testing.T) {
 	verify(t, s.openLog())
 }
 
+// TestColumnThatTakesAnothersName: of a row without a key, what a column held that was dropped is not the value of one that has its name now, though both
+// have the same default, and VACUUM FULL has left nothing in the catalogue of what that is in rows of before.
+func TestColumnThatTakesAnothersName(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int, v text, w int); ALTER TABLE public.things REPLICA IDENTITY FULL`)
+	s.init()
+	db.do(`INSERT INTO public.things SELECT i, 'a' || i FROM generate_series(1, 5) i`)
+	const again = `ALTER TABLE public.things DROP w; ALTER TABLE public.things ADD w int DEFAULT 3`
+	s.once()
+	db.do(again)
+	s.once()
+	db.do(again + `; DELETE FROM public.things WHERE id = 2`)
+	db.do(`VACUUM FULL public.things`)
+	s.once()
+	s.sameRows("things")
+	db.do(`UPDATE public.things SET v = 'b' WHERE id = 4; DELETE FROM public.things WHERE id = 5`)
+	s.once()
+	s.sameRows("things")
+	verify(t, s.openLog())
+}
+
 // TestTablesOfInsertsAreCompared: where only inserts are in the stream, what was updated and deleted is found by comparing the table with the
 // log, when the source has counted such changes, and not otherwise.
 func TestTablesOfInsertsAreCompared(t *testing.T) {
@@ -310,6 +333,45 @@ func TestStatisticsGoBack(t *testing.T) {
 	verify(t, s.openLog())
 	if got := l.one(`SELECT count(*) FROM backstory.events WHERE op = 'gap'`); got != "0" {
 		t.Errorf("there are %s gaps", got)
+	}
+}
+
+// TestTablesOfInsertsGetAnotherKey: where only inserts are in the stream, rows that were deleted before that, and not compared yet, cannot be found by the
+// key that the table has then: what the log has is discarded, once, and all rows come again.
+func TestTablesOfInsertsGetAnotherKey(t *testing.T) {
+	t.Parallel()
+	for _, running := range []bool{false, true} {
+		s := newSystem(t, where{})
+		db := s.sql()
+		db.do(`CREATE TABLE public.keyless (id int NOT NULL, k bigint NOT NULL, v text); CREATE TABLE public.nothing (id int PRIMARY KEY, k bigint NOT NULL, v text); ALTER TABLE public.nothing REPLICA IDENTITY NOTHING`)
+		s.init()
+		db.do(`INSERT INTO public.keyless SELECT i, 1000 + i, 'a' FROM generate_series(1, 5) i; INSERT INTO public.nothing SELECT * FROM public.keyless`)
+		s.once()
+		noticed := func() { s.once(); s.once() }
+		if running {
+			r := s.start()
+			noticed = func() { time.Sleep(takeInEvery + 4*time.Second); s.baselineDone() }
+			defer func() {
+				if err := r.end(); err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		for _, name := range []string{"keyless", "nothing"} {
+			db.do(`DELETE FROM public.%s WHERE id < 4; UPDATE public.%[1]s SET v = 'b' WHERE id = 4; INSERT INTO public.%[1]s VALUES (6, 6, 'a')`, name)
+		}
+		db.do(`ALTER TABLE public.keyless ADD PRIMARY KEY (id); ALTER TABLE public.nothing DROP CONSTRAINT nothing_pkey, ADD PRIMARY KEY (k)`)
+		noticed()
+		s.sameRows("keyless", "nothing")
+		for _, name := range []string{"keyless", "nothing"} {
+			db.do(`DELETE FROM public.%s WHERE id = 5; ALTER TABLE public.%[1]s ADD w float DEFAULT random()`, name)
+		}
+		noticed()
+		s.sameRows("keyless", "nothing")
+		if got := s.logSQL().one(`SELECT string_agg(relation, ' ' ORDER BY relation) FROM backstory.events WHERE type LIKE '%%Discarded'`); got != "public.keyless public.nothing" {
+			t.Errorf("discarded: %s", got)
+		}
+		verify(t, s.openLog())
 	}
 }
 

@@ -149,3 +149,30 @@ func TestNamedByAnotherIndexForAMoment(t *testing.T) {
 		})
 	}
 }
+
+// TestKeyGoneForAMoment: a table has the key that it had when the sidecar looks next, but meanwhile several rows may have had the same one, which nobody
+// can tell apart by what the stream says of them.
+func TestKeyGoneForAMoment(t *testing.T) {
+	t.Parallel()
+	const full = `ALTER TABLE a REPLICA IDENTITY FULL`
+	const byN = `CREATE UNIQUE INDEX an ON a (n); ALTER TABLE a ALTER n SET NOT NULL; ALTER TABLE a REPLICA IDENTITY USING INDEX an`
+	const gone, back = `ALTER TABLE a DROP CONSTRAINT a_pkey`, `ALTER TABLE a ADD PRIMARY KEY (id)`
+	const deferred = `ALTER TABLE a DROP CONSTRAINT a_pkey, ADD PRIMARY KEY (id) DEFERRABLE INITIALLY DEFERRED`
+	const shift, twice = `UPDATE a SET id = id + 1`, `INSERT INTO a VALUES (1, 'new', 77); DELETE FROM a WHERE v = 'a1'`
+	for i, c := range []struct {
+		what string
+		then []string
+	}{
+		{"FULL", []string{full, look, gone, shift, back}},
+		{"FULL, in one transaction", []string{full, look, `BEGIN; ` + gone + `; ` + shift + `; ` + back + `; COMMIT`}},
+		{"another row has it", []string{full, look, gone, twice, back}},
+		{"another row has it, in one transaction", []string{full, look, `BEGIN; ` + gone + `; ` + twice + `; ` + back + `; COMMIT`}},
+		{"deferrable", []string{full, look, `BEGIN; ` + deferred + `; ` + shift + `; SET CONSTRAINTS ALL IMMEDIATE; ` + gone + `, ADD PRIMARY KEY (id); COMMIT`}},
+		{"USING INDEX", []string{byN, look, gone, shift, back}},
+		{"USING INDEX, in one transaction", []string{byN, look, `BEGIN; ` + gone + `; ` + shift + `; ` + back + `; COMMIT`}},
+		{"FULL as long as that", []string{look, `BEGIN; ` + gone + `; ` + full + `; ` + shift + `; ` + back + `; ALTER TABLE a REPLICA IDENTITY DEFAULT; COMMIT`}},
+		{"the other index", []string{byN, look, full, `DROP INDEX an; UPDATE a SET n = 7 - n`, byN, `UPDATE a SET v = 'x', id = id + 100 WHERE n < 3; DELETE FROM a WHERE n = 4`}},
+	} {
+		t.Run(c.what, func(t *testing.T) { t.Parallel(); sameAfter(t, i, c.then) })
+	}
+}
