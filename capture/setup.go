@@ -288,6 +288,7 @@ func only(schema, name string) string { return "ONLY " + eventlog.QuoteQualified
 // Result is what Apply did.
 type Result struct {
 	Start  eventlog.LSN // from where on everything is captured
+	At     time.Time    // when that was, by the source's clock
 	Tables []eventlog.Captured
 }
 
@@ -404,7 +405,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 		res.Start = start
 		// A transaction that began while the slot was made, and was committed before it begins, is not in the stream; it becomes visible later,
 		// while it waits for a synchronous standby much later.
-		if err := conn.QueryRow(ctx, `SELECT `+nextXID).Scan(&waitFor); err != nil {
+		if err := conn.QueryRow(ctx, `SELECT `+nextXID+`, clock_timestamp()`).Scan(&waitFor, &res.At); err != nil {
 			return fmt.Errorf("ask the source for its transactions: %w", err)
 		}
 		// A table that is empty in the slot's own snapshot is complete.
