@@ -108,7 +108,7 @@ func (x *logExamination) mayInit(ctx context.Context) error {
 	if err != nil {
 		return nil // what speaks against that has been found
 	}
-	err = p.permitted()
+	err = p.permitted("")
 	if err == nil {
 		return nil
 	}
