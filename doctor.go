@@ -108,12 +108,12 @@ func (x *logExamination) mayInit(ctx context.Context) error {
 	if err != nil {
 		return nil // what speaks against that has been found
 	}
-	err = p.permitted(true)
+	err = p.permitted(true, "")
 	if err == nil {
 		return nil
 	}
 	severity, risk := capture.Danger, "backstory init cannot set up"
-	if p.permitted(false) == nil {
+	if p.permitted(false, "") == nil {
 		severity, risk = capture.Warning, "backstory init goes on without them: their changes are not in the log"
 	}
 	f := capture.Finding{Check: "may-not-init", Severity: severity, What: err.Error(), Risk: risk, Remedy: eventlog.Hint(err), Cost: "the role may do what the tables' owner may"}

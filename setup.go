@@ -1,6 +1,7 @@
 package backstory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,8 +88,9 @@ func Prepare(ctx context.Context, cfg Config) (*Plan, error) {
 	return p, nil
 }
 
-// permitted says what the role may not do, before anything is done; also to the tables that can be left out, if all of them are wanted.
-func (p *Plan) permitted(all bool) error {
+// permitted says what the role may not do, before anything is done; also to the tables that can be left out, if all of them are wanted; again
+// is what to run when it may, if not init.
+func (p *Plan) permitted(all bool, again string) error {
 	var lacks []string
 	if !p.LogExists && !p.MayCreateLog {
 		lacks = append(lacks, fmt.Sprintf("make the schema of the event log in database %s", p.LogDatabase))
@@ -102,6 +104,9 @@ func (p *Plan) permitted(all bool) error {
 			}
 		}
 		lacks = append(lacks, "publish "+strings.Join(names, ", ")+", which it does not own")
+	}
+	if len(p.NotIts) > 0 {
+		lacks = append(lacks, "make or alter publication "+strings.Join(p.NotIts, " or "))
 	}
 	if len(p.DDL) > 0 && !p.Superuser {
 		lacks = append(lacks, "make or remove an event trigger, which takes a superuser")
@@ -120,7 +125,7 @@ func (p *Plan) permitted(all bool) error {
 		}
 	}
 	return &eventlog.Problem{Err: fmt.Errorf("role %s may not %s", p.Role, strings.Join(lacks, ", nor ")),
-		Hint: "Let " + who + " run what " + how + " --print-sql prints; then run " + how + " again."}
+		Hint: "Let " + who + " run what " + how + " --print-sql prints; then run " + cmp.Or(again, how) + " again."}
 }
 
 // leavesCaptured tells whether a table that may be left out is captured, and so is no new one.
@@ -138,10 +143,10 @@ type Done struct {
 }
 
 // Init makes the log's schema, the publications and the slot. It is idempotent: what is there already stays.
-// waiting is told, once a second, for whom making the slot waits.
+// waiting is told, once a second, for whom it waits.
 func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Done, error) {
 	cfg = cfg.withDefaults()
-	if err := p.permitted(false); err != nil {
+	if err := p.permitted(false, ""); err != nil {
 		return nil, err
 	}
 	log, err := eventlog.Connect(ctx, cfg.Log)
@@ -179,7 +184,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 		}
 	}
 	if leavesCaptured(p.Plan, before) {
-		return nil, p.permitted(true)
+		return nil, p.permitted(true, "")
 	}
 	p.LeaveOut()
 	versions, err := log.Relations(ctx)
@@ -216,7 +221,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 		return nil, err
 	}
 	d.Start, d.Tables = res.Start, res.Tables
-	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot, Version: p.Server.Version, Baseline: !cfg.NoBaseline,
+	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, BeganAt: res.At, Slot: cfg.Capture.Slot, Version: p.Server.Version, Baseline: !cfg.NoBaseline,
 		Tables: cfg.Capture.Tables, Exclude: cfg.Capture.Exclude}, res.Tables)
 	if err == nil {
 		err = note(ctx, log, "the event log of backstory")
@@ -306,30 +311,38 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	if head.Gap == "" && mayGoOn(ctx, cfg, &Plan{Plan: p}, head, before) == nil && capture.CheckStart(ctx, cfg.Capture, *head) == nil {
 		return nil, &eventlog.Problem{Err: errors.New("there is no gap: the slot, the publications and the log fit together"), Hint: "Nothing was changed. backstory run goes on where the log ends."}
 	}
-	if head.Gap == "" { // the gap is recorded before it is accepted, so that the history says so
-		w, err := log.NewWriter(ctx)
-		if err != nil {
-			return nil, eventlog.Remedy(err)
-		}
-		err = w.Gap(ctx, whyAccepted(ctx, cfg, log, p), head.EndLSN, p.Server.FlushLSN)
-		if e := w.Close(ctx); err == nil {
-			err = e
-		}
-		if err != nil {
-			return nil, err
-		}
+	if err := (&Plan{Plan: p, LogExists: true}).permitted(leavesCaptured(p, before), "backstory init --accept-gap"); err != nil {
+		return nil, err
 	}
-	if p.Slot.Exists {
-		if err := capture.DropSlot(ctx, cfg.Capture); err != nil {
-			return nil, err
+	reason, dropped := whyAccepted(ctx, cfg, log, p), false
+	p.NewSlot = true
+	p.Replace = func() error {
+		if head.Gap == "" { // the gap is recorded before it is accepted, so that the history says so
+			w, err := log.NewWriter(ctx)
+			if err != nil {
+				return eventlog.Remedy(err)
+			}
+			err = w.Gap(ctx, reason, head.EndLSN, p.Server.FlushLSN)
+			if e := w.Close(ctx); err == nil {
+				err = e
+			}
+			if err != nil {
+				return err
+			}
 		}
-		p.NewSlot = true
+		if dropped = p.Slot.Exists; !dropped {
+			return nil
+		}
+		return capture.DropSlot(ctx, cfg.Capture)
 	}
 	// What is selected comes first: from then on no sidecar takes in what is left out here.
 	if err := log.Select(ctx, cfg.Capture.Tables, cfg.Capture.Exclude, !cfg.NoBaseline); err != nil {
 		return nil, err
 	}
 	res, err := capture.Apply(ctx, cfg.Capture, p, nil, nil, waiting)
+	if err != nil && dropped {
+		err = &eventlog.Problem{Err: fmt.Errorf("the gap is not accepted, and the old replication slot is gone: %w", err), Hint: strings.TrimSpace(eventlog.Hint(err) + " Then run backstory init --accept-gap again; the log waits for that.")}
+	}
 	if err != nil {
 		return nil, err
 	}

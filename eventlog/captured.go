@@ -283,12 +283,17 @@ func putCaptured(ctx context.Context, tx pgx.Tx, c Captured, conflict string) er
 	return err
 }
 
-// Begin ties a new log to its source: from start on, everything is in the log. It is an error if the log has a source.
+// Begin ties a new log to its source: from start on, everything is in the log. It is an error if the log has a source. Where h.BeganAt is zero, it is
+// the present by the clock of the log's server.
 func (l *Log) Begin(ctx context.Context, h Head, tables []Captured) error {
+	var began *time.Time
+	if !h.BeganAt.IsZero() {
+		began = &h.BeganAt
+	}
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO backstory.head (epoch, position, written, seal, system_id, database, incarnation, timeline, end_lsn, commit_lsn, slot, baseline, tables, exclude, server_version)
-			VALUES (0, 0, 0, $1, $2, $3, $4, $5, $6, '0/0', $7, $8, coalesce($9, '{}'::text[]), coalesce($10, '{}'::text[]), $11)`,
-			genesis(h.SystemID, h.Database), h.SystemID, h.Database, h.Incarnation, int64(h.Timeline), h.EndLSN.String(), h.Slot, h.Baseline, h.Tables, h.Exclude, h.Version)
+		_, err := tx.Exec(ctx, `INSERT INTO backstory.head (epoch, position, written, seal, system_id, database, incarnation, timeline, end_lsn, commit_lsn, slot, baseline, tables, exclude, server_version, began_at)
+			VALUES (0, 0, 0, $1, $2, $3, $4, $5, $6, '0/0', $7, $8, coalesce($9, '{}'::text[]), coalesce($10, '{}'::text[]), $11, coalesce($12, now()))`,
+			genesis(h.SystemID, h.Database), h.SystemID, h.Database, h.Incarnation, int64(h.Timeline), h.EndLSN.String(), h.Slot, h.Baseline, h.Tables, h.Exclude, h.Version, began)
 		if err != nil {
 			return err
 		}

@@ -117,13 +117,17 @@ func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reas
 	if err := w.setSource(w.head.Timeline); err != nil {
 		return err
 	}
-	data, err := json.Marshal(map[string]string{"reason": reason, "from_lsn": from.String(), "to_lsn": to.String()})
+	data, err := json.Marshal(map[string]string{"reason": reason, "from_lsn": from.String(), "to_lsn": to.String(), "found_at": time.Now().UTC().Format(time.RFC3339Nano)})
 	if err != nil {
 		return err
 	}
-	// A gap has no commit of its own: it lies after the last one, and its place in the log keeps its id apart, among
-	// ordinals that no row change has.
-	w.tx = openTx{lsn: w.commit, at: time.Now().UnixMicro() - pgEpoch, change: 1<<34 - 1 - int64(w.pos)&0xfffff, first: w.pos + 1}
+	// A gap has no commit of its own: it lies after the last one, whose time it has, since commits that follow may be older than this moment (see
+	// lastUntil). Its place in the log keeps its id apart, among ordinals that no row change has.
+	at := w.when
+	if at.IsZero() {
+		at = w.head.BeganAt
+	}
+	w.tx = openTx{lsn: w.commit, at: at.UnixMicro() - pgEpoch, change: 1<<34 - 1 - int64(w.pos)&0xfffff, first: w.pos + 1}
 	w.event(t, &eventRow{op: OpGap, part: part{typ: typ}, text: key, data: data})
 	w.whole, w.wholeEnd = w.pos, len(w.rows)
 	if err := w.flush(ctx, 0, false); err != nil {

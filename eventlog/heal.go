@@ -248,7 +248,11 @@ func (c *Chunk) AddKey(k *Key) {
 // oldStates gives the last states that the log has of rows, whatever has been missed since: nil where it has none, or knows the row's end. Where every
 // is set it gives the last events of all of them, too, and otherwise of those.
 func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey, every bool) ([]rowState, []lastEvent, error) {
-	all := w.log.dict.keyed(t.rel)
+	return w.statesIn(ctx, t, keys, every, w.log.dict.keyed(t.rel))
+}
+
+// statesIn does so by what is in some places.
+func (w *Writer) statesIn(ctx context.Context, t *table, keys []stateKey, every bool, all []place) ([]rowState, []lastEvent, error) {
 	found := make([]building, len(keys))
 	for i := range found {
 		found[i] = building{t: t, last: 1<<63 - 1, places: all}
@@ -665,6 +669,7 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk, b *Baseline) 
 	if err != nil {
 		return err
 	}
+	var gone []stateKey
 	for i, st := range states {
 		if b.Heal && unseen(&ends[i], c, b) {
 			told[keys[i]] = true
@@ -673,33 +678,136 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk, b *Baseline) 
 		if st == nil || told[keys[i]] {
 			continue
 		}
-		s := &w.scratch
-		s.before = append(s.before[:0], '{')
-		var unknown []byte
-		for j := range t.rel.Columns {
-			f := st.frag(j)
-			if isBig(f) {
-				if f, err = w.load(ctx, t, j, f); err != nil {
-					return err
-				}
+		gone = append(gone, keys[i])
+		e := eventRow{op: OpDelete}
+		if e.before, e.meta, err = w.wholeRow(ctx, t, st); err != nil {
+			return err
+		}
+		if err := w.healed(ctx, t, &keys[i], &e); err != nil {
+			return err
+		}
+	}
+	return w.elsewhere(ctx, t, gone)
+}
+
+// wholeRow gives all that is known of a row, and metadata that tell what is not; nil if nothing is missing.
+func (w *Writer) wholeRow(ctx context.Context, t *table, st rowState) (row, meta []byte, err error) {
+	s := &w.scratch
+	s.before = append(s.before[:0], '{')
+	var unknown []byte
+	for i := range t.rel.Columns {
+		f := st.frag(i)
+		if isBig(f) {
+			if f, err = w.load(ctx, t, i, f); err != nil {
+				return nil, nil, err
 			}
-			if len(f) == 0 {
-				unknown = appendName(unknown, t.keys[j])
+		}
+		if len(f) == 0 {
+			unknown = appendName(unknown, t.keys[i])
+			continue
+		}
+		s.before = memberRaw(s.before, t.keys[i], f)
+	}
+	s.before = append(s.before, '}')
+	if unknown != nil {
+		meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
+	}
+	return s.before, meta, nil
+}
+
+// healed makes an event of a row.
+func (w *Writer) healed(ctx context.Context, t *table, k *stateKey, e *eventRow) error {
+	if e.part, e.id = t.rules.healed, k.id; k.isText {
+		e.text = []byte(k.text)
+	}
+	w.event(t, e)
+	return w.relieve(ctx)
+}
+
+// elsewhere tells once more of the rows that other partitions have under keys of rows that are gone from this one: they may have moved there while nobody
+// looked, and have been told of already, but the last event of an entity has to tell that it is there.
+func (w *Writer) elsewhere(ctx context.Context, t *table, gone []stateKey) error {
+	if t.rel.RootName == "" || len(gone) == 0 {
+		return nil
+	}
+	own := []int32{}
+	for _, p := range w.log.dict.allPlaces(t.rel.OID) {
+		own = append(own, p.kinds...)
+	}
+	reads, err := w.reader(ctx)
+	if err != nil {
+		return err
+	}
+	ids, texts := make([]int64, len(gone)), make([]*string, len(gone))
+	for i := range gone {
+		if ids[i] = gone[i].id; gone[i].isText {
+			texts[i] = &gone[i].text
+		}
+	}
+	rows, err := reads.Query(ctx, `SELECT k.i, e.kind FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
+		CROSS JOIN LATERAL (SELECT e.kind FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt AND NOT e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ORDER BY k.i`,
+		ids, texts, t.agg.id, own)
+	if err != nil {
+		return fmt.Errorf("look for rows in other partitions: %w", err)
+	}
+	there := map[*Relation][]stateKey{}
+	var order []*Relation
+	var i int64
+	var kind int32
+	if _, err := pgx.ForEachRow(rows, []any{&i, &kind}, func() error {
+		k := w.log.dict.cached(kind)
+		if k.relation == nil || k.op == OpDelete {
+			return nil
+		}
+		_, r := w.log.dict.newestVersion(k.relation.OID)
+		if r.RootSchema != t.rel.RootSchema || r.RootName != t.rel.RootName || r.Dropped {
+			return nil
+		}
+		if there[r] == nil {
+			order = append(order, r)
+		}
+		key := gone[i-1]
+		key.oid = r.OID
+		there[r] = append(there[r], key)
+		return nil
+	}); err != nil {
+		return fmt.Errorf("look for rows in other partitions: %w", err)
+	}
+	for _, r := range order {
+		o, keys := w.latest[r.OID], there[r]
+		if o == nil {
+			if o, err = w.tableFor(ctx, r, w.tx.lsn); err != nil {
+				return err
+			}
+		}
+		states, _, err := w.statesIn(ctx, o, keys, false, w.log.dict.events(r.OID, w.head.Incarnation))
+		if err != nil {
+			return err
+		}
+		for i, st := range states {
+			if w.tx.change++; st == nil {
 				continue
 			}
-			s.before = memberRaw(s.before, t.keys[j], f)
-		}
-		s.before = append(s.before, '}')
-		e := eventRow{op: OpDelete, part: t.rules.healed, id: keys[i].id, before: s.before}
-		if keys[i].isText {
-			e.text = []byte(keys[i].text)
-		}
-		if unknown != nil {
-			e.meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
-		}
-		w.event(t, &e)
-		if err := w.relieve(ctx); err != nil {
-			return err
+			e := eventRow{op: OpImport}
+			if e.data, e.meta, err = w.wholeRow(ctx, o, st); err != nil {
+				return err
+			}
+			if o.byRow {
+				row := make([]Value, len(r.Columns))
+				for _, c := range o.identity {
+					if row[c], err = w.stateValue(ctx, o, st, c); err != nil {
+						return err
+					}
+				}
+				e.hasRow = true
+				e.rowID, e.rowText = w.rowIdentity(o, row)
+			}
+			if b := w.baselines[r.OID]; b != nil && b.Heal { // its chunks that are on their way take this for a change that they do not see
+				b.again = true
+			}
+			if err := w.healed(ctx, o, &keys[i], &e); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -94,7 +94,7 @@ func (l *Log) Resolve(ctx context.Context, text string, opt RevisionOptions) (Re
 			r.How = "position 0, where the history began, before the first event"
 			return r, nil
 		}
-		if first.Before(began) { // the clocks of source and log differ, or the slot was made a moment before
+		if first.Before(began) { // the slot was made a moment before
 			began = first
 		}
 		return r, &Problem{fmt.Errorf("revision %q lies %w", text, ErrBeforeHistory),

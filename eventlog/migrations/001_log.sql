@@ -73,7 +73,7 @@ CREATE TABLE backstory.event (
   row_text    text,
   old_id      bigint,            -- the entity's key before, where this event changed it
   old_text    text,
-  occurred_at timestamptz NOT NULL,
+  occurred_at timestamptz NOT NULL, -- commit time; a gap has that of the commit before it
   commit_lsn  pg_lsn NOT NULL,
   xid         bigint NOT NULL,
   change      bigint NOT NULL,
@@ -116,7 +116,7 @@ CREATE TABLE backstory.head (
   slot        text NOT NULL,
   server_version int NOT NULL DEFAULT 0, -- of the source, as server_version_num: its major version; 0: not known
   closed      boolean NOT NULL DEFAULT false, -- the source was shut down when all of it was in the log, and was not streamed from since
-  began_at    timestamptz NOT NULL DEFAULT now(), -- from then on everything is in the log
+  began_at    timestamptz NOT NULL DEFAULT now(), -- from then on everything is in the log; by the source's clock, as occurred_at
   gap         text,              -- why the log must not go on without a person's word
   baseline    boolean NOT NULL DEFAULT true, -- rows that existed before their table was captured are taken over
   tables      text[] NOT NULL DEFAULT '{}', -- patterns by which init selected what is captured, and

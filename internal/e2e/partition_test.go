@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/backstory-dev/backstory"
 )
 
 // without gives the words of one text that another does not have.
@@ -381,4 +383,37 @@ func TestHistoryOfARowAcrossNames(t *testing.T) {
 	s.says(0, "b", "show", "orders_1/2")
 	s.says(1, "its table had become public.orders_1", "show", "orders/1")
 	s.says(0, "a", "show", "orders/1", "--at", at)
+}
+
+// TestMovedToAnotherPartitionInAGap: where the partitions' keys do not tell them apart, a row that went from one to the other while nobody looked is the
+// same entity in both: the last event of it tells that it is there.
+func TestMovedToAnotherPartitionInAGap(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.orders (id int, state int, u text NOT NULL, v text) PARTITION BY LIST (state)`)
+	for i, identity := range []string{"DEFAULT", "FULL", "USING INDEX orders_3_u_key"} {
+		db.do(`CREATE TABLE public.orders_%d PARTITION OF public.orders (PRIMARY KEY (id), UNIQUE (u)) FOR VALUES IN (%[1]d); ALTER TABLE public.orders_%[1]d REPLICA IDENTITY %s`, i+1, identity)
+	}
+	s.init()
+	db.do(`INSERT INTO public.orders SELECT i, 1 + i %% 3, i, 'x' FROM generate_series(1, 12) i`)
+	s.once()
+	db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	db.do(`UPDATE public.orders SET state = 1 + state %% 3, v = 'moved' WHERE id <= 6; UPDATE public.orders SET state = 1 + (state + 1) %% 3 WHERE id = 7; DELETE FROM public.orders WHERE id = 8`)
+	s.gapFound("the slot was dropped", "gone")
+	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	s.sameRows("orders")
+	if got := db.one(`SELECT string_agg(aggregate_id, ' ') FROM (SELECT DISTINCT ON (aggregate_id) aggregate_id, op FROM backstory.events WHERE aggregate_id <> '' ORDER BY aggregate_id, position DESC) e WHERE op = 'delete'`); got != "8" {
+		t.Errorf("of these the last event is a delete: %s\n%v", got, db.rows(`SELECT position, type, op, partition, aggregate_id, data FROM backstory.events WHERE position > 12 ORDER BY position`))
+	}
+	s.says(0, "moved", "show", "orders/1")
+	s.says(0, "x", "show", "orders/7")
+	s.says(1, "was not there", "show", "orders/8")
+	db.do(`UPDATE public.orders SET v = 'after'; UPDATE public.orders SET state = 1 + state %% 3, id = id + 100`)
+	s.once()
+	s.sameRows("orders")
+	verify(t, s.openLog())
 }

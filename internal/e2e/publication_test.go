@@ -166,7 +166,7 @@ func TestTakenOutWhileInitWaits(t *testing.T) {
 			done := make(chan error, 1)
 			go func() { _, err := s.tryInit(within(t, time.Minute), nil); done <- err }()
 			eventually(t, 30*time.Second, "init waits", func() (bool, error) {
-				return db.one(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'ALTER PUBLICATION%%' AND query LIKE '%%later%%' AND now() - query_start > interval '1500 ms'`) != "0", nil
+				return db.one(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%%LOCK TABLE%%later%%' AND now() - query_start > interval '300 ms'`) != "0", nil
 			})
 			db.do(`ALTER PUBLICATION backstory DROP TABLE public.things`)
 			db.do(`UPDATE public.things SET v = 'missed' WHERE id < 5; DELETE FROM public.things WHERE id = 9`)
