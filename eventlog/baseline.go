@@ -580,11 +580,43 @@ func (w *Writer) actual(r *Relation) *Relation {
 			}
 		}
 		changed = inOrder(out.Columns, last) || changed
+		changed = inRoot(&out, r, last) || changed
 	}
 	if !changed {
 		return r
 	}
 	return &out
+}
+
+// inRoot fills in what nobody told of the places of a relation's columns in its partitioned table, which are as they were; all of them, if it is another
+// one's partition by now than described says. It tells whether that changed anything.
+func inRoot(r, described, last *Relation) (changed bool) {
+	if r.RootSchema != last.RootSchema || r.RootName != last.RootName || r.RootName == "" && described.RootName == "" {
+		return false
+	}
+	moved := r.RootSchema != described.RootSchema || r.RootName != described.RootName
+	for i := range r.Columns {
+		c := &r.Columns[i]
+		if was := c.Root; was == 0 || moved {
+			if c.Root = 0; last.column(c) >= 0 {
+				c.Root = last.Columns[last.column(c)].Root
+			}
+			changed = changed || c.Root != was
+		}
+	}
+	if moved {
+		r.Generated = slices.Clone(r.Generated)
+		for i := range r.Generated {
+			g := &r.Generated[i]
+			g.Root = 0
+			for _, o := range last.Generated {
+				if o.Num == g.Num {
+					g.Root = o.Root
+				}
+			}
+		}
+	}
+	return changed
 }
 
 // inOrder numbers the columns of a relation anew where they are not in the order of their numbers, in which the source always has them: they have swapped
@@ -606,7 +638,7 @@ func inOrder(columns []Column, last *Relation) (changed bool) {
 			continue
 		}
 		if num := nums[0]; num != c.Num {
-			c.Num, c.NotNull, c.Missing = num, false, ""
+			c.Num, c.Root, c.NotNull, c.Missing = num, 0, false, ""
 			if o := last.column(c); o >= 0 && last.Columns[o].Num == num {
 				was := &last.Columns[o]
 				if c.NotNull, c.Missing = was.NotNull, was.Missing; c.Type.OID == was.Type.OID {
