@@ -89,13 +89,13 @@ type Chunk struct {
 	Done func(Baseline)
 	// Snapshot is what it was read in, as pg_current_snapshot prints it.
 	Snapshot string
-	// Begins, Since and Known are of a table without a key (contents.go): the empty chunk that reading begins with; what Baseline.At was
-	// behind it, for the others; and whether the log knew rows of it by then.
+	// Begins is of a table that is read in one snapshot: the empty chunk that reading begins with, from the first row on.
 	Begins bool
-	Since  Position
-	Known  bool
-	data   []byte
-	last   int // where its last row begins
+	// Since and Known are of a table without a key (contents.go): what Baseline.At was behind that chunk, and whether the log knew rows of it by then.
+	Since Position
+	Known bool
+	data  []byte
+	last  int // where its last row begins
 }
 
 // Add appends a row: its values as the source prints them, nil for NULL. They are copied.
@@ -391,6 +391,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	case keyless && c.Begins:
 		w.note(t, "BaselineBegan", []byte(`{}`))
 		made = w.pos
+	case c.Begins:
 	case keyless && was.Pass == PassGone:
 		err = w.surplusContents(ctx, t, c)
 	case keyless && differs:
@@ -415,6 +416,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	b.first = c.Begins || c.Number == 1
 	if c.Begins {
 		b.Pass, b.Rows, b.Bytes = PassRows, 0, 0
+		b.Heal = b.Heal || !keyless && was.Rows > 0 // what was imported in another snapshot may have gone since
 	}
 	if was.Pass != PassGone {
 		b.Rows += int64(c.Rows)

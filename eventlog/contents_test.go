@@ -79,7 +79,9 @@ func TestCountsOfAFormerWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	put := func(epoch, rows int64) error {
-		return l.PutContents(t.Context(), epoch, r.OID, 1, func(put func(string, int64, int64) error) error { return put(eventlog.ContentID([]byte(`{"v":"x"}`)), rows, 0) })
+		return l.PutContents(t.Context(), epoch, r.OID, 1, func(put func(string, int64, int64) error) error {
+			return put(eventlog.ContentID([]byte(`{"v":"x"}`)), rows, 0)
+		})
 	}
 	rows := func() (n int64) {
 		if err := l.Pool().QueryRow(t.Context(), `SELECT sum(rows) FROM backstory.content`).Scan(&n); err != nil {
