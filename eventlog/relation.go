@@ -100,6 +100,9 @@ type Relation struct {
 	Lately []int16
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
+	// Doubted says that updates and deletes of the table are in the stream all the same, since the source described it in this way last: what it says of a row
+	// from there on holds until it describes the table again. Changes of before may be missing. It is no part of the version.
+	Doubted bool
 	// Generated are the columns that the source computes from the others and does not send; they are not among Columns.
 	Generated []Generated
 }
@@ -156,6 +159,9 @@ func sameRow(a, b *Relation) bool {
 	}
 	return n == 0
 }
+
+// followed tells whether the log's state of a row can be brought up to date from the stream.
+func (r *Relation) followed() bool { return !r.InsertOnly || r.Doubted }
 
 // NamedAnew tells whether the source names a table's rows by columns under which the log does not find those that it has from when the table was as it
 // was: they are neither its key nor what it named them by then.
