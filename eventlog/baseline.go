@@ -89,13 +89,13 @@ type Chunk struct {
 	Done func(Baseline)
 	// Snapshot is what it was read in, as pg_current_snapshot prints it.
 	Snapshot string
-	// Begins, Since and Known are of a table without a key (contents.go): the empty chunk that reading begins with; what Baseline.At was
-	// behind it, for the others; and whether the log knew rows of it by then.
+	// Begins is of a table that is read in one snapshot: the empty chunk that reading begins with, from the first row on.
 	Begins bool
-	Since  Position
-	Known  bool
-	data   []byte
-	last   int // where its last row begins
+	// Since and Known are of a table without a key (contents.go): what Baseline.At was behind that chunk, and whether the log knew rows of it by then.
+	Since Position
+	Known bool
+	data  []byte
+	last  int // where its last row begins
 }
 
 // Add appends a row: its values as the source prints them, nil for NULL. They are copied.
@@ -390,6 +390,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	case keyless && c.Begins:
 		w.note(t, "BaselineBegan", []byte(`{}`))
 		made = w.pos
+	case c.Begins:
 	case keyless && was.Pass == PassGone:
 		err = w.surplusContents(ctx, t, c)
 	case keyless && differs:
@@ -414,6 +415,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	b.first = c.Begins || c.Number == 1
 	if c.Begins {
 		b.Pass, b.Rows, b.Bytes = PassRows, 0, 0
+		b.Heal = b.Heal || !keyless && was.Rows > 0 // what was imported in another snapshot may have gone since
 	}
 	if was.Pass != PassGone {
 		b.Rows += int64(c.Rows)
@@ -583,11 +585,43 @@ func (w *Writer) actual(r *Relation) *Relation {
 			}
 		}
 		changed = inOrder(out.Columns, last) || changed
+		changed = inRoot(&out, r, last) || changed
 	}
 	if !changed {
 		return r
 	}
 	return &out
+}
+
+// inRoot fills in what nobody told of the places of a relation's columns in its partitioned table, which are as they were; all of them, if it is another
+// one's partition by now than described says. It tells whether that changed anything.
+func inRoot(r, described, last *Relation) (changed bool) {
+	if r.RootSchema != last.RootSchema || r.RootName != last.RootName || r.RootName == "" && described.RootName == "" {
+		return false
+	}
+	moved := r.RootSchema != described.RootSchema || r.RootName != described.RootName
+	for i := range r.Columns {
+		c := &r.Columns[i]
+		if was := c.Root; was == 0 || moved {
+			if c.Root = 0; last.column(c) >= 0 {
+				c.Root = last.Columns[last.column(c)].Root
+			}
+			changed = changed || c.Root != was
+		}
+	}
+	if moved {
+		r.Generated = slices.Clone(r.Generated)
+		for i := range r.Generated {
+			g := &r.Generated[i]
+			g.Root = 0
+			for _, o := range last.Generated {
+				if o.Num == g.Num {
+					g.Root = o.Root
+				}
+			}
+		}
+	}
+	return changed
 }
 
 // inOrder numbers the columns of a relation anew where they are not in the order of their numbers, in which the source always has them: they have swapped
@@ -609,7 +643,7 @@ func inOrder(columns []Column, last *Relation) (changed bool) {
 			continue
 		}
 		if num := nums[0]; num != c.Num {
-			c.Num, c.NotNull, c.Missing = num, false, ""
+			c.Num, c.Root, c.NotNull, c.Missing = num, 0, false, ""
 			if o := last.column(c); o >= 0 && last.Columns[o].Num == num {
 				was := &last.Columns[o]
 				if c.NotNull, c.Missing = was.NotNull, was.Missing; c.Type.OID == was.Type.OID {

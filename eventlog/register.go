@@ -110,14 +110,14 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 	if last != nil && last.SameShape(r) {
 		t.id = newest
 	}
-	if t.id == 0 {
-		if last != nil {
-			// What the cache holds is in the shape, or under the identity, of before; from now on it is looked up in the log.
-			if err := w.arrive(ctx); err != nil {
-				return nil, err
-			}
-			w.state.clear()
+	if last != nil && (t.id == 0 || r.Doubted) {
+		// What the cache holds is in the shape, or under the identity, of before, or changes of since are missing; from now on it is looked up in the log.
+		if err := w.arrive(ctx); err != nil {
+			return nil, err
 		}
+		w.state.clear()
+	}
+	if t.id == 0 {
 		w.nextIDs.relation++
 		t.id = w.nextIDs.relation
 		columns, generated, key, err := r.marshal()

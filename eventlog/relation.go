@@ -39,6 +39,8 @@ type Column struct {
 	Name string `json:"name"`
 	// Num is pg_attribute.attnum, by which a column is the same under another name; 0 where nobody knows.
 	Num int16 `json:"num,omitempty"`
+	// Root is the number that it has in the partitioned table of which this is a partition, whose order is another one; 0: in none, or nobody knows.
+	Root int16 `json:"root,omitempty"`
 	// Missing is the value, as JSON, of the column in rows that were there before it was (pg_attribute.attmissingval, or null); empty where
 	// nobody knows, or where it always was there.
 	Missing   string `json:"missing,omitempty"`
@@ -65,10 +67,11 @@ func (r *Relation) column(c *Column) int {
 // Generated is a column that Postgres computes from the other columns of its row (PostgreSQL manual, "Generated Columns").
 type Generated struct {
 	Name       string `json:"name"`
-	Type       string `json:"type"`          // as format_type prints it
-	Expression string `json:"expression"`    // as pg_get_expr prints it; names outside pg_catalog have their schema
-	Num        int16  `json:"num,omitempty"` // pg_attribute.attnum
-	Before     int    `json:"before"`        // the index in Columns of the column that follows it; len(Columns) at the end
+	Type       string `json:"type"`           // as format_type prints it
+	Expression string `json:"expression"`     // as pg_get_expr prints it; names outside pg_catalog have their schema
+	Num        int16  `json:"num,omitempty"`  // pg_attribute.attnum
+	Root       int16  `json:"root,omitempty"` // as Column.Root
+	Before     int    `json:"before"`         // the index in Columns of the column that follows it; len(Columns) at the end
 }
 
 // Relation is one version of a captured table: its shape from some position on. It is immutable once built.
@@ -102,6 +105,9 @@ type Relation struct {
 	Beside []Column
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
+	// Doubted says that updates and deletes of the table are in the stream all the same, since the source described it in this way last: what it says of a row
+	// from there on holds until it describes the table again. Changes of before may be missing. It is no part of the version.
+	Doubted bool
 	// Generated are the columns that the source computes from the others and does not send; they are not among Columns.
 	Generated []Generated
 }
@@ -158,6 +164,9 @@ func sameRow(a, b *Relation) bool {
 	}
 	return n == 0
 }
+
+// followed tells whether the log's state of a row can be brought up to date from the stream.
+func (r *Relation) followed() bool { return !r.InsertOnly || r.Doubted }
 
 // NamedAnew tells whether the source names a table's rows by columns under which the log does not find those that it has from when the table was as it
 // was: they are neither its key nor what it named them by then.

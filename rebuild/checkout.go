@@ -19,7 +19,8 @@ type Config struct {
 	Log *eventlog.Log
 	// Revision is the moment; Log.Resolve makes it of what a person says.
 	Revision eventlog.Revision
-	// Tables are names or patterns: orders, public.orders, billing.*, public.order_*. Empty: all tables that there are at the revision.
+	// Tables are names or patterns: orders, public.orders, billing.*, public.order_*. Empty: all tables that there are at the revision. Of tables that
+	// several schemas have, a name without one means that of public.
 	Tables []string
 	// ShapeOfNow gives the tables the names, columns and keys that they have now, instead of those of the revision. A column that came later
 	// has the value that it gave to the rows of before, or NULL.
@@ -358,7 +359,11 @@ func choose(all []*history, names []string, rev eventlog.Revision) ([]*history, 
 			}
 		}
 	}
-	for _, n := range names {
+	for _, asked := range names {
+		n, err := theTable(all, asked)
+		if err != nil {
+			return nil, err
+		}
 		found, later, gone := false, "", ""
 		for _, h := range all {
 			r := h.relation()
@@ -402,7 +407,29 @@ func choose(all []*history, names []string, rev eventlog.Revision) ([]*history, 
 	return chosen, nil
 }
 
-// matches tells whether a name or pattern means a table. A name without a schema means tables of any.
+// theTable adds the schema to a name that has none, and that tables of several schemas have: it means that of public, as for log and show.
+func theTable(all []*history, name string) (string, error) {
+	var schemas []string
+	for _, h := range all {
+		r := h.relation()
+		schema, table := r.Table()
+		if table != name {
+			schema, table = r.Schema, r.Name
+		}
+		if table == name && !h.gone && !slices.Contains(schemas, schema) {
+			schemas = append(schemas, schema)
+		}
+	}
+	switch {
+	case len(schemas) < 2:
+		return name, nil
+	case slices.Contains(schemas, "public"):
+		return "public." + name, nil
+	}
+	return "", &eventlog.Problem{Err: fmt.Errorf("%s can mean %s.%[1]s", name, strings.Join(schemas, "."+name+" or ")), Hint: "Use one of these names, or several."}
+}
+
+// matches tells whether a name or pattern means a table. A pattern without a schema means tables of any.
 func matches(pattern string, of func() (schema, name string)) bool {
 	inSchema, table := of()
 	if pattern == table || pattern == inSchema+"."+table {

@@ -242,22 +242,23 @@ func (w *fileWriter) Close(err error) error {
 	return nil
 }
 
-// placeNames gives each table a name of its own: the table's, and where tables of several schemas share one, with the
-// schema's before it.
+// placeNames gives each table a name of its own: the table's, and where tables of several schemas share one, with the schema's before it. One of
+// schema public keeps its name, whatever else there is.
 func placeNames(tables []*Table, separator string) map[*Table]string {
 	count := map[string]int{}
 	for _, t := range tables {
 		count[t.Name]++
 	}
+	short := func(t *Table) bool { return count[t.Name] == 1 || t.Schema == "public" }
 	names, used := map[*Table]string{}, map[string]bool{}
 	for _, t := range tables {
-		if count[t.Name] == 1 {
+		if short(t) {
 			names[t] = t.Name
 			used[t.Name] = true
 		}
 	}
 	for _, t := range tables {
-		if count[t.Name] == 1 {
+		if short(t) {
 			continue
 		}
 		base := t.Schema + separator + t.Name

@@ -29,7 +29,7 @@ CREATE TABLE backstory.relation (
   root_oid    oid NOT NULL,      -- of a partition: the partitioned table that its rows belong to; 0: none
   root_schema text NOT NULL,     -- its name; empty: none
   root_name   text NOT NULL,
-  columns     json NOT NULL,
+  columns     json NOT NULL,     -- each with its number, and of a partition with that in its partitioned table, whose order checkouts have
   key         int[] NOT NULL,
   key_deferrable boolean NOT NULL,
   generated   json NOT NULL,     -- columns that the source computes and does not send, and how

@@ -375,4 +375,59 @@ func TestTablesOfInsertsGetAnotherKey(t *testing.T) {
 	}
 }
 
+// TestTablesOfInsertsAreOfOneMoment: rows that go to other keys without a word in the stream, while their table is read chunk by chunk, are in the log as they
+// all were at one moment.
+func TestTablesOfInsertsAreOfOneMoment(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.cfg.CompareInterval, s.cfg.Capture.BaselineChunkBytes = time.Second, 300
+	db := s.sql()
+	db.do(`CREATE TABLE public.moving (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v int); INSERT INTO public.moving SELECT i, 0 FROM generate_series(1, 100) i`)
+	s.init()
+	done, stop := make(chan error, 1), make(chan struct{})
+	mover := s.sql()
+	go func() {
+		for n := 1; ; n++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			if _, err := mover.Exec(context.Background(), `UPDATE public.moving SET id = 201 - id, v = $1`, n); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	const ended = `SELECT coalesce(string_agg(position::text, ' ' ORDER BY position), '') FROM backstory.events WHERE type = 'MovingBaselineEnded'`
+	wait := func(n int) {
+		eventually(t, time.Minute, "it is compared", func() (bool, error) {
+			db.do(`UPDATE backstory.baseline SET began_at = done_at WHERE done_at IS NOT NULL`) // however long it took, the next one may begin
+			return len(strings.Fields(db.one(ended))) >= n, nil
+		})
+	}
+	r := s.start()
+	wait(3)
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	r = s.start() // perhaps in the middle of a comparison
+	wait(5)
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range strings.Fields(db.one(ended)) {
+		s.says(0, "", "checkout", "--partial", "--at", at, "--schema", "past", "--replace", "moving")
+		if got := db.one(`SELECT concat_ws(' ', count(*), count(DISTINCT v), count(DISTINCT id <= 100)) FROM past.moving`); got != "100 1 1" {
+			t.Errorf("at %s there are so many rows, of so many moments, in so many places: %s, want 100 1 1", at, got)
+		}
+	}
+	verify(t, s.openLog())
+}
+
 const takeInEvery = 5 * time.Second // as in package backstory

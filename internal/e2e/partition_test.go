@@ -101,6 +101,44 @@ func TestPartitions(t *testing.T) {
 	verify(t, s.openLog())
 }
 
+// TestRowsGivenBackToAPartitionedTable: a checkout of a partitioned table has its columns in its own order, not in that of a partition, whichever of these was
+// described last: INSERT … SELECT * gives the rows back as they were.
+func TestRowsGivenBackToAPartitionedTable(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.contact (gone int, id int PRIMARY KEY, first text, whole text GENERATED ALWAYS AS (first || ' ' || last) STORED, last text) PARTITION BY RANGE (id); ALTER TABLE public.contact DROP gone;
+		CREATE TABLE public.contact_1 (last text, id int NOT NULL, whole text GENERATED ALWAYS AS (first || ' ' || last) STORED, first text); ALTER TABLE public.contact ATTACH PARTITION public.contact_1 FOR VALUES FROM (0) TO (100);
+		INSERT INTO public.contact (id, first, last) VALUES (1, 'f', 'l')`)
+	s.init()
+	s.once()
+	contents := func(at, want string) {
+		t.Helper()
+		s.says(0, "", "checkout", "--at", at, "--schema", "past", "--replace", "contact")
+		if got := db.one(`SELECT (SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'past.contact'::regclass AND attnum > 0) || ' ' || string_agg(c::text, ' ' ORDER BY id) FROM past.contact c`); got != want {
+			t.Errorf("at %s: %s, want %s", at, got, want)
+		}
+	}
+	const first = "id,first,whole,last (1,f,\"f l\",l)"
+	contents("HEAD", first)
+	at := db.one(`SELECT position FROM backstory.head`)
+	db.do(`CREATE TABLE public.contact_2 (first text, whole text GENERATED ALWAYS AS (first || ' ' || last) STORED, last text, id int NOT NULL); ALTER TABLE public.contact ATTACH PARTITION public.contact_2 FOR VALUES FROM (100) TO (200);
+		INSERT INTO public.contact (id, first, last) VALUES (101, 'F', 'L')`)
+	s.init()
+	s.once()
+	contents("HEAD", first+" (101,F,\"F L\",L)")
+	db.do(`ALTER TABLE public.contact RENAME first TO given; ALTER TABLE public.contact RENAME last TO first; ALTER TABLE public.contact RENAME given TO last; ALTER TABLE public.contact ADD since int DEFAULT 5; UPDATE public.contact SET first = 'x' WHERE id = 101`)
+	s.once()
+	contents("HEAD", `id,last,whole,first,since (1,f,"f l",l,5) (101,F,"F x",x,5)`)
+	contents(at, first)
+	db.do(`DELETE FROM public.contact WHERE id = 1`)
+	s.says(0, "", "checkout", "--at", "HEAD", "--schema", "past", "--replace", "contact")
+	db.do(`ALTER TABLE past.contact DROP whole; INSERT INTO public.contact (id, last, first, since) SELECT * FROM past.contact WHERE id = 1`)
+	if got := db.one(`SELECT last || ' ' || first FROM public.contact WHERE id = 1`); got != "f l" {
+		t.Errorf("given back as %s", got)
+	}
+}
+
 const twoOrders = `CREATE TABLE public.orders (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
 	CREATE TABLE public.orders_1 PARTITION OF public.orders FOR VALUES FROM (0) TO (100); CREATE TABLE public.orders_2 PARTITION OF public.orders FOR VALUES FROM (100) TO (200);
 	CREATE TABLE public.plain (x int, y int, n numeric(10,2), PRIMARY KEY (y, x))`
