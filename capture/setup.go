@@ -50,7 +50,7 @@ type Plan struct {
 		tables []*Table
 		sql    []string
 	}
-	NotIts   []string
+	NotIts []string
 	// Replace, if it is set, is called as soon as nothing is left to be done but to make the slot: it drops the one that is there.
 	Replace func() error
 	locks   []string // the tables that SQL puts into a publication, or takes out of one
