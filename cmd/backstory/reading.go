@@ -77,10 +77,15 @@ func (s *settings) lacks(ctx context.Context, until time.Time) string {
 		}
 		how = fmt.Sprintf("%.0f s, %s", behind.Seconds(), how)
 	}
-	if !st.Running {
+	is := "is"
+	switch {
+	case st.Running:
+	case st.Source.State == "streaming":
+		is, how = "may be", how+"; the sidecar that is at work cannot be asked from here"
+	default:
 		how += "; no sidecar runs"
 	}
-	return "the log is behind the source (" + how + "): what was committed meanwhile is not part of this"
+	return "the log " + is + " behind the source (" + how + "): what was committed meanwhile is not part of this"
 }
 
 // placeForm are the revisions that name a place in the log, not a moment: the time zone is nothing to them.

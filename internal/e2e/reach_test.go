@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,7 +16,7 @@ func TestMomentThatTheLogHasNotReached(t *testing.T) {
 	db := s.sql()
 	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things VALUES (1, 'a')`)
 	s.init()
-	s.env = append(s.env, "BACKSTORY_HTTP_ADDR=127.0.0.1:0")
+	s.env = append(s.env, "BACKSTORY_HTTP_ADDR="+free(t)) // by which the others ask it
 	p := s.command(true, "run")
 	l := s.logSQL()
 	eventually(t, time.Minute, "the row is in the log", func() (bool, error) {
@@ -51,4 +52,15 @@ func TestMomentThatTheLogHasNotReached(t *testing.T) {
 		t.Error("a warning, although the log has caught up")
 	}
 	s.says(0, "b", "show", "things/1", "--at", at)
+}
+
+// free gives an address of this machine that nobody listens on.
+func free(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
