@@ -72,7 +72,7 @@ func (s *settings) lacks(ctx context.Context, until time.Time) string {
 	}
 	behind, how := time.Duration(st.Source.LagSeconds*float64(time.Second)), bytesText(st.Source.LagBytes)
 	if behind > 0 {
-		if until.Before(time.Now().Add(-behind)) {
+		if until.Before(time.Now().Add(-behind - 2*time.Second)) { // to within which it is known
 			return ""
 		}
 		how = fmt.Sprintf("%.0f s, %s", behind.Seconds(), how)
