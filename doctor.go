@@ -113,7 +113,7 @@ func (x *logExamination) mayInit(ctx context.Context) error {
 		return nil
 	}
 	severity, risk := capture.Danger, "backstory init cannot set up"
-	if p.permitted(false, "") == nil {
+	if p.permitted(false, "") == nil && !leavesCaptured(p.Plan, x.captured) {
 		severity, risk = capture.Warning, "backstory init goes on without them: their changes are not in the log"
 	}
 	f := capture.Finding{Check: "may-not-init", Severity: severity, What: err.Error(), Risk: risk, Remedy: eventlog.Hint(err), Cost: "the role may do what the tables' owner may"}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -192,6 +193,11 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 		return nil, err
 	}
 	if head != nil {
+		if err := capture.AwaitLocks(ctx, cfg.Capture, p.Plan, waiting); err != nil { // now, when no sidecar waits for us
+			return nil, err
+		}
+		short := cfg.Capture
+		short.BlockedAfter = min(short.BlockedAfter, 10*time.Second)
 		return d, log.Exclusive(ctx, false, func() error { // a sidecar may be looking for new tables
 			// What is selected comes first: from then on no sidecar takes in what is taken out here.
 			if err := log.Select(ctx, cfg.Capture.Tables, cfg.Capture.Exclude, !cfg.NoBaseline); err != nil {
@@ -204,7 +210,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 				return err
 			}
 			p.LeaveOut()
-			res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, oidsOf(versions), waiting)
+			res, err := capture.Apply(ctx, short, p.Plan, before, oidsOf(versions), waiting)
 			if err != nil {
 				return err
 			}
@@ -322,7 +328,9 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 			if err != nil {
 				return eventlog.Remedy(err)
 			}
-			err = w.Gap(ctx, reason, head.EndLSN, p.Server.FlushLSN)
+			if h := w.Head(); h.Gap == "" { // nobody has gone on, or found it, meanwhile
+				err = w.Gap(ctx, reason, h.EndLSN, max(h.EndLSN, p.Server.FlushLSN))
+			}
 			if e := w.Close(ctx); err == nil {
 				err = e
 			}
@@ -330,10 +338,12 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 				return err
 			}
 		}
-		if dropped = p.Slot.Exists; !dropped {
+		if !p.Slot.Exists {
 			return nil
 		}
-		return capture.DropSlot(ctx, cfg.Capture)
+		err := capture.DropSlot(ctx, cfg.Capture)
+		dropped = err == nil
+		return err
 	}
 	// What is selected comes first: from then on no sidecar takes in what is left out here.
 	if err := log.Select(ctx, cfg.Capture.Tables, cfg.Capture.Exclude, !cfg.NoBaseline); err != nil {
@@ -341,7 +351,7 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	}
 	res, err := capture.Apply(ctx, cfg.Capture, p, nil, nil, waiting)
 	if err != nil && dropped {
-		err = &eventlog.Problem{Err: fmt.Errorf("the gap is not accepted, and the old replication slot is gone: %w", err), Hint: strings.TrimSpace(eventlog.Hint(err) + " Then run backstory init --accept-gap again; the log waits for that.")}
+		err = &eventlog.Problem{Err: fmt.Errorf("the gap is not accepted, and the old replication slot is gone: %w", err), Hint: strings.TrimSpace(eventlog.Hint(err) + " Run backstory init --accept-gap again; the log waits for that.")}
 	}
 	if err != nil {
 		return nil, err

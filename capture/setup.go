@@ -126,7 +126,7 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 		}
 	}
 	err = c.ddlSQL(ctx, conn, p)
-	// Another identity comes last: with the table for itself, it waits for nobody else's.
+	// Another identity comes after the publications: with the table for itself, it waits for hardly anybody else's.
 	p.SQL, p.left.sql = slices.Concat(sql, full, p.DDL), slices.Concat(p.left.sql, full, p.DDL)
 	return p, err
 }
@@ -150,12 +150,12 @@ func (c Config) PublishSQL(p *Plan, t *Table) []string {
 }
 
 // Alters tells whether SQL gives a table another replica identity. ALTER TABLE wants the table for itself, and whoever comes after it
-// waits with it: such SQL runs in a transaction that begins with LimitLock.
+// waits with it: what --print-sql prints begins with LimitLock; init has bounds of its own.
 func (p *Plan) Alters() bool {
 	return slices.ContainsFunc(p.Tables, func(t *Table) bool { return t.ToFull })
 }
 
-// LimitLock keeps the application from waiting for long.
+// LimitLock keeps the application from waiting for long, where somebody else runs the SQL.
 const LimitLock = "SET LOCAL lock_timeout = '2s'"
 
 // lockTry is how long one attempt to get locks behind which the application's reads or writes have to wait may take, alterLimit for how long it is tried
@@ -458,22 +458,34 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 	return res, err
 }
 
-// prepare carries out a plan's SQL. While somebody else's locks are in the way it is tried again: what the application may have to wait for is never locked for
-// longer than lockTry.
-func (c Config) prepare(ctx context.Context, conn *pgx.Conn, p *Plan, before []eventlog.Captured, known []uint32, empty map[uint32]bool, waiting func([]string)) error {
-	watch, err := c.Connect(ctx)
+// AwaitLocks waits, as long as making the slot may wait for open transactions, until nobody has a lock on tables that keeps a plan's SQL from being carried out.
+// Nothing is locked meanwhile. waiting is told for whom.
+func AwaitLocks(ctx context.Context, c Config, p *Plan, waiting func([]string)) error {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
 	if err != nil {
 		return err
 	}
-	defer watch.Close(context.WithoutCancel(ctx))
-	limit := c.BlockedAfter
-	if p.Alters() {
-		limit = alterLimit
+	defer conn.Close(context.WithoutCancel(ctx))
+	return c.patiently(ctx, conn, p, waiting, func(ctx context.Context) error { return awaitLocks(ctx, conn, p.toLock()) })
+}
+
+// toLock gives the tables that a plan's SQL locks.
+func (p *Plan) toLock() []string {
+	locks := slices.Clone(p.locks)
+	for _, t := range p.Tables {
+		if q := only(t.Schema, t.Name); t.ToFull && !slices.Contains(locks, q) {
+			locks = append(locks, q)
+		}
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	try := func() error {
-		if err := awaitLocks(ctx, conn, p.locks); err != nil {
+	return locks
+}
+
+// prepare carries out a plan's SQL. While somebody else's locks are in the way it is tried again: what the application may have to wait for is never locked for
+// longer than lockTry.
+func (c Config) prepare(ctx context.Context, conn *pgx.Conn, p *Plan, before []eventlog.Captured, known []uint32, empty map[uint32]bool, waiting func([]string)) error {
+	return c.patiently(ctx, conn, p, waiting, func(ctx context.Context) error {
+		if err := awaitLocks(ctx, conn, p.toLock()); err != nil {
 			return err
 		}
 		clear(empty)
@@ -494,26 +506,45 @@ func (c Config) prepare(ctx context.Context, conn *pgx.Conn, p *Plan, before []e
 			if p.NewSlot || p.Server.lossy() {
 				return nil
 			}
-			return emptyTables(ctx, tx, p.Tables, before, known, empty)
+			return emptyTables(ctx, tx, p.Tables, before, known, empty, until)
 		})
+	})
+}
+
+// patiently tries something again while somebody's locks are in the way, up to a limit, and tells for whom it waits.
+func (c Config) patiently(ctx context.Context, conn *pgx.Conn, p *Plan, waiting func([]string), try func(context.Context) error) error {
+	watch, err := c.Connect(ctx)
+	if err != nil {
+		return err
 	}
+	defer watch.Close(context.WithoutCancel(ctx))
+	limit := c.BlockedAfter
+	if p.Alters() {
+		limit = alterLimit
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	done := make(chan error, 1)
 	began := time.Now()
 	go func() {
-		err := try()
+		err := try(ctx)
 		for eventlog.SQLState(err) == "55P03" && time.Since(began) < limit && ctx.Err() == nil { // lock_not_available
 			pass(ctx, 2*lockTry)
-			err = try()
+			err = try(ctx)
 		}
 		done <- err
 	}()
 	tick := time.NewTicker(lockTry / 2)
 	defer tick.Stop()
 	var blockers []string
-	var told time.Time
+	var told, asked time.Time
 	for {
 		select {
 		case <-tick.C:
+			if len(blockers) > 0 && time.Since(asked) < time.Second {
+				continue
+			}
+			asked = time.Now()
 			if b, err := blocking(ctx, watch, conn.PgConn().PID()); err == nil && len(b) > 0 {
 				if blockers = b; waiting != nil && time.Since(told) >= time.Second {
 					told = time.Now()
@@ -529,9 +560,13 @@ func (c Config) prepare(ctx context.Context, conn *pgx.Conn, p *Plan, before []e
 	case "55P03":
 		what := "a table that is to be published"
 		if p.Alters() {
-			what = "a table that is to have REPLICA IDENTITY FULL"
+			what = "a table that is to be published, or to have REPLICA IDENTITY FULL,"
 		}
-		return &eventlog.Problem{Err: fmt.Errorf("prepare the source: %s was in use for %s: %s", what, limit, strings.Join(blockers, "; ")),
+		by := ""
+		if len(blockers) > 0 {
+			by = ": " + strings.Join(blockers, "; ")
+		}
+		return &eventlog.Problem{Err: fmt.Errorf("prepare the source: %s was in use for %s%s", what, limit, by),
 			Hint: "Nothing of the source was changed. Run it again when that has ended: a long transaction, VACUUM, CREATE INDEX or ALTER TABLE."}
 	case "42501":
 		return &eventlog.Problem{Err: fmt.Errorf("prepare the publications: %w", err),
@@ -580,9 +615,15 @@ func isEmpty(ctx context.Context, tx pgx.Tx, t *Table) (bool, error) {
 
 // emptyTables finds the tables that are empty at the moment from which they are published, of those that the log knows nothing of: tx
 // publishes them, and until it ends nobody can write to them. One that is in use is not waited for, nor for all of them together longer than lockTry.
-func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []eventlog.Captured, known []uint32, empty map[uint32]bool) error {
+func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []eventlog.Captured, known []uint32, empty map[uint32]bool, until time.Time) error {
+	if until.IsZero() {
+		until = time.Now().Add(lockTry)
+	}
 	var seem []*Table
 	for _, t := range tables {
+		if time.Now().After(until) {
+			break
+		}
 		if t.InsertOnly || slices.Contains(known, t.OID) || slices.ContainsFunc(before, func(b eventlog.Captured) bool { return b.OID == t.OID }) {
 			continue
 		}
@@ -594,7 +635,6 @@ func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []event
 			seem = append(seem, t)
 		}
 	}
-	until := time.Now().Add(lockTry)
 	for _, t := range seem {
 		if time.Now().After(until) {
 			break

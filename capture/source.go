@@ -349,7 +349,7 @@ func (c Config) createSlot(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgC
 				cancel()
 				<-done
 				return &eventlog.Problem{Err: fmt.Errorf("create the replication slot: waited %s for open transactions: %s", c.BlockedAfter, strings.Join(blockers, "; ")),
-					Hint: "End them (SELECT pg_terminate_backend(pid), or COMMIT/ROLLBACK PREPARED 'gid'), then run backstory init again."}
+					Hint: "End them (SELECT pg_terminate_backend(pid), or COMMIT/ROLLBACK PREPARED 'gid'), then run it again."}
 			}
 		}
 	}

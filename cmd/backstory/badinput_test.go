@@ -364,7 +364,7 @@ var badInput = []row{
 			})
 			s.t.Cleanup(func() { <-ended })
 		},
-		says: "waiting for open transactions to end: pid", mend: func(s *site) { s.begin() }},
+		says: "waiting for: pid", mend: func(s *site) { s.begin() }},
 	{wrong: "the source's server is away", exit: stays, server: own(nil),
 		set:    func(s *site) { s.logApart(shared(s.t)); s.begin() },
 		during: func(s *site, p *process) { s.caughtUp(p); s.write(2); s.kill() },

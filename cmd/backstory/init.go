@@ -68,6 +68,9 @@ func newInit() *cobra.Command {
 			}
 			out := openScreen(cmd, false)
 			defer out.close()
+			if o.acceptGap && o.printSQL {
+				return usage("Leave one of them out.", "--accept-gap and --print-sql do not go together")
+			}
 			if o.acceptGap {
 				return acceptGap(ctx, out, cfg)
 			}
@@ -111,7 +114,7 @@ func mustAsk(p *backstory.Plan, year int64) bool {
 // enoughSpan is how long the server has to have counted changes for that to tell anything of a year.
 const enoughSpan = 24 * time.Hour
 
-// waiting tells for whom making the slot waits, whenever that changes.
+// waiting tells for whom init waits, whenever that changes.
 func waiting() func([]string) {
 	last := ""
 	return func(blockers []string) {
@@ -119,7 +122,7 @@ func waiting() func([]string) {
 		who := ages.ReplaceAllString(strings.Join(blockers, "; "), "")
 		if who != last {
 			last = who
-			fmt.Fprintf(os.Stderr, "waiting for open transactions to end: %s\n", strings.Join(blockers, "; "))
+			fmt.Fprintf(os.Stderr, "waiting for: %s\n", strings.Join(blockers, "; "))
 		}
 	}
 }

@@ -49,7 +49,7 @@ func (s *settings) resolve(ctx context.Context, l *eventlog.Log, text string, qu
 	if !quiet && r.How != "position "+text { // which would tell nothing
 		fmt.Fprintf(os.Stderr, "%s is %s\n", text, r.How)
 	}
-	if err == nil && !r.Until.IsZero() {
+	if !r.Until.IsZero() {
 		if lacks := s.lacks(ctx, r.Until); lacks != "" {
 			fmt.Fprintln(os.Stderr, "warning: "+lacks)
 		}
@@ -57,7 +57,8 @@ func (s *settings) resolve(ctx context.Context, l *eventlog.Log, text string, qu
 	return r, nil
 }
 
-// lacks tells what the log may not have yet of before a moment, after which it has nothing; empty: it has everything.
+// lacks tells what the log may not have yet of before a moment, after which it has nothing; empty: it has everything. Where nobody streams it looks
+// into the slot, which it holds for up to three seconds.
 func (s *settings) lacks(ctx context.Context, until time.Time) string {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
