@@ -566,14 +566,22 @@ func (w *Writer) actual(r *Relation) *Relation {
 			c := &out.Columns[i]
 			out.Beside = append(out.Beside, *c)
 			if o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 && o.Num != num }); o >= 0 {
-				c.Num, c.Missing, changed = 0, "", true
+				c.Num, c.Root, c.Missing, changed = 0, 0, "", true
+			}
+		}
+		unknown := 0
+		for i := range out.Columns {
+			if out.Columns[i].Num == 0 {
+				unknown++
 			}
 		}
 		for i := range out.Columns {
 			c := &out.Columns[i]
 			if c.Num == 0 {
 				o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 })
-				if o >= 0 && slices.ContainsFunc(out.Beside, func(b Column) bool { return b.Type.OID == c.Type.OID && last.column(&b) < 0 }) {
+				// A column that is still there, under another name, is one of the stream's: this one, if no other may be it.
+				still := o >= 0 && unknown == 1 && slices.ContainsFunc(out.Beside, func(b Column) bool { return b.Num == last.Columns[o].Num })
+				if o >= 0 && !still && slices.ContainsFunc(out.Beside, func(b Column) bool { return b.Type.OID == c.Type.OID && last.column(&b) < 0 }) {
 					continue // or a newer one: which rows that have to be compared for it tells the catalogue (nameless)
 				}
 				if o >= 0 && !slices.ContainsFunc(out.Columns, func(c Column) bool { return c.Num == last.Columns[o].Num }) {

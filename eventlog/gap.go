@@ -80,7 +80,7 @@ func (w *Writer) Doubted(oid uint32) bool {
 
 func (w *Writer) tableGap(ctx context.Context, last *Relation, reason string, from, to LSN) error {
 	less := *last
-	less.InsertOnly, less.Complete = true, false
+	less.InsertOnly, less.Complete, less.Doubted = true, false, false
 	t, err := w.tableFor(ctx, &less, w.commit+1) // which no event before the gap has
 	if err != nil {
 		return err
@@ -102,7 +102,7 @@ func (w *Writer) Retaken(ctx context.Context, c Captured) error {
 	// A version that is InsertOnly is where looking back ends (dictionary.places). Where the last one is, the new one only notes that
 	// this is recorded.
 	less := *last
-	less.InsertOnly, less.Complete = !last.InsertOnly, false
+	less.InsertOnly, less.Complete, less.Doubted = !last.InsertOnly, false, false
 	t, err := w.tableFor(ctx, &less, max(w.commit+1, c.SinceLSN))
 	if err != nil {
 		return err

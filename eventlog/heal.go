@@ -730,9 +730,17 @@ func (w *Writer) elsewhere(ctx context.Context, t *table, gone []stateKey) error
 	if t.rel.RootName == "" || len(gone) == 0 {
 		return nil
 	}
-	own := []int32{}
-	for _, p := range w.log.dict.allPlaces(t.rel.OID) {
-		own = append(own, p.kinds...)
+	var others []int32 // kinds of events of rows: notes have the empty text for a key, which a row may have, too
+	d := w.log.dict
+	d.mu.Lock()
+	for id, k := range d.kinds {
+		if k.aggregate == t.agg && k.relation != nil && k.relation.OID != t.rel.OID && k.op.OfRow() {
+			others = append(others, id)
+		}
+	}
+	d.mu.Unlock()
+	if len(others) == 0 {
+		return nil
 	}
 	reads, err := w.reader(ctx)
 	if err != nil {
@@ -745,8 +753,8 @@ func (w *Writer) elsewhere(ctx context.Context, t *table, gone []stateKey) error
 		}
 	}
 	rows, err := reads.Query(ctx, `SELECT k.i, e.kind FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
-		CROSS JOIN LATERAL (SELECT e.kind FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt AND NOT e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ORDER BY k.i`,
-		ids, texts, t.agg.id, own)
+		CROSS JOIN LATERAL (SELECT e.kind FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ORDER BY k.i`,
+		ids, texts, t.agg.id, others)
 	if err != nil {
 		return fmt.Errorf("look for rows in other partitions: %w", err)
 	}
@@ -756,7 +764,7 @@ func (w *Writer) elsewhere(ctx context.Context, t *table, gone []stateKey) error
 	var kind int32
 	if _, err := pgx.ForEachRow(rows, []any{&i, &kind}, func() error {
 		k := w.log.dict.cached(kind)
-		if k.relation == nil || k.op == OpDelete {
+		if k.op == OpDelete {
 			return nil
 		}
 		_, r := w.log.dict.newestVersion(k.relation.OID)

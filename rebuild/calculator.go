@@ -158,12 +158,19 @@ func (t *Table) inOrder() {
 	slices.SortStableFunc(t.Generated, func(a, b eventlog.Generated) int { return cmp.Compare(a.Root, b.Root) })
 	for i := range t.Generated {
 		g := &t.Generated[i]
+		if g.Root == 0 { // behind the column that it was behind
+			if g.Before > 0 {
+				g.Before = slices.Index(order, g.Before-1) + 1
+			}
+			continue
+		}
 		if n := slices.IndexFunc(order, func(n int) bool { return rank[n] > g.Root }); n >= 0 {
 			g.Before = n
-		} else if g.Root != 0 {
+		} else {
 			g.Before = len(order)
 		}
 	}
+	slices.SortStableFunc(t.Generated, func(a, b eventlog.Generated) int { return cmp.Compare(a.Before, b.Before) })
 }
 
 // columnsOf gives the place of each column of a table in one of its parts; nil if all are in the same place.

@@ -416,7 +416,7 @@ func theTable(all []*history, name string) (string, error) {
 		if table != name {
 			schema, table = r.Schema, r.Name
 		}
-		if table == name && !h.gone && !slices.Contains(schemas, schema) {
+		if table == name && h.shape >= 0 && !h.gone && !slices.Contains(schemas, schema) {
 			schemas = append(schemas, schema)
 		}
 	}

@@ -67,19 +67,13 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 		return nil, err
 	}
 	var mine []eventlog.RelationVersion
-	oid := tableOf(versions, e.Table, until)
-	if st.Last != nil {
-		oid = st.Relation.OID
-	}
 	for _, v := range versions {
-		if v.OID == oid {
+		if st.Last != nil && v.OID == st.Relation.OID {
 			mine = append(mine, v)
 		}
 	}
 	if st.Last == nil {
-		if len(mine) > 0 {
-			st.Gap, err = gapOf(ctx, log, mine, until)
-		}
+		st.Gap, err = gapOfAny(ctx, log, versions, e.Table, until)
 		return st, err
 	}
 	// TRUNCATE and DROP are about no row in particular.
@@ -146,18 +140,33 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 			}
 		}
 	}
-	st.Gap, err = gapOf(ctx, log, mine, until)
+	if st.Gap, err = gapOf(ctx, log, mine, until); err == nil && st.Gap == nil && st.Row == nil { // it may have come to another partition
+		st.Gap, err = gapOfAny(ctx, log, versions, e.Table, until)
+	}
 	return st, err
 }
 
-// tableOf finds the table that has a name at a position, the newest one if several had it; 0 if there is none.
-func tableOf(versions []eventlog.RelationVersion, name string, at eventlog.Position) (oid uint32) {
+// gapOfAny finds the first gap by which one of the tables that have a name at a position is not complete: a row of a partitioned table may be in any partition.
+func gapOfAny(ctx context.Context, log *eventlog.Log, versions []eventlog.RelationVersion, name string, at eventlog.Position) (*eventlog.Gap, error) {
+	of, last := map[uint32][]eventlog.RelationVersion{}, map[uint32]eventlog.RelationVersion{}
+	var oids []uint32
 	for _, v := range versions { // oldest first
-		if v.AtPosition <= at && v.String() == name {
-			oid = v.OID
+		if of[v.OID] == nil {
+			oids = append(oids, v.OID)
+		}
+		if of[v.OID] = append(of[v.OID], v); v.AtPosition <= at {
+			last[v.OID] = v
 		}
 	}
-	return oid
+	for _, oid := range oids {
+		if v := last[oid]; v.Relation == nil || v.Dropped || v.String() != name {
+			continue
+		}
+		if g, err := gapOf(ctx, log, of[oid], at); g != nil || err != nil {
+			return g, err
+		}
+	}
+	return nil, nil
 }
 
 // completeUntil tells whether a table is complete at a position, and where it was last, or the log knew nothing of it. versions are the table's.

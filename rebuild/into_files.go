@@ -249,16 +249,15 @@ func placeNames(tables []*Table, separator string) map[*Table]string {
 	for _, t := range tables {
 		count[t.Name]++
 	}
-	short := func(t *Table) bool { return count[t.Name] == 1 || t.Schema == "public" }
 	names, used := map[*Table]string{}, map[string]bool{}
 	for _, t := range tables {
-		if short(t) {
+		if count[t.Name] == 1 || t.Schema == "public" && !used[t.Name] { // a table may become a partition of one that gets its name, and the log know of that later
 			names[t] = t.Name
 			used[t.Name] = true
 		}
 	}
 	for _, t := range tables {
-		if short(t) {
+		if names[t] != "" {
 			continue
 		}
 		base := t.Schema + separator + t.Name

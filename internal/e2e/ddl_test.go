@@ -508,8 +508,9 @@ func TestDDLTriggerIsPassed(t *testing.T) {
 				db.do(`INSERT INTO public.things (id, v, w, x) VALUES (6, 'b', 8, 60); UPDATE public.things SET w = 9 WHERE id = 2; UPDATE public.things SET v = 'c' WHERE id = 3; DELETE FROM public.things WHERE id = 4`)
 				looks()
 				if running {
+					l := s.logSQL()
 					eventually(t, time.Minute, "it is seen", func() (bool, error) {
-						return s.logSQL().one(`SELECT count(*) FROM backstory.baseline WHERE done_at IS NOT NULL AND generation > 0`) != "0", nil
+						return l.one(`SELECT count(*) FROM backstory.baseline WHERE done_at IS NOT NULL AND generation > 0`) != "0", nil
 					})
 				}
 				db.do(`INSERT INTO public.things (id, v, w, x) VALUES (7, 'd', 11, 70); UPDATE public.things SET w = 12 WHERE id IN (2, 6); UPDATE public.things SET v = 'e' WHERE id = 5`)

@@ -278,6 +278,38 @@ func TestTablesOfInsertsAreCompared(t *testing.T) {
 	verify(t, s.openLog())
 }
 
+// TestEmptyKeyIsGone: a row whose key is the empty text, deleted from a partition of which only inserts are in the stream, stays gone, although notes have no
+// key either.
+func TestEmptyKeyIsGone(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.cfg.CompareInterval = time.Second
+	db := s.sql()
+	db.do(`CREATE TABLE public.codes (code text, v text) PARTITION BY LIST (code); CREATE TABLE public.codes_1 PARTITION OF public.codes (PRIMARY KEY (code)) DEFAULT;
+		ALTER TABLE public.codes_1 REPLICA IDENTITY NOTHING; INSERT INTO public.codes VALUES ('', 'x'), ('a', 'y'), ('b', 'z')`)
+	s.init()
+	r := s.start()
+	s.baselineDone()
+	l := s.logSQL()
+	db.do(`DELETE FROM public.codes WHERE code = ''; UPDATE public.codes SET v = 'q' WHERE code = 'a'`)
+	for range 2 { // what the first comparison finds, and one after that
+		before := l.one(`SELECT min(done_at) FROM backstory.baseline`)
+		eventually(t, time.Minute, "it is compared", func() (bool, error) {
+			l.do(`UPDATE backstory.baseline SET began_at = done_at, changes = '' WHERE done_at IS NOT NULL`)
+			return l.one(`SELECT count(*) FROM backstory.baseline WHERE done_at > '%s'`, before) == "1", nil
+		})
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	s.sameRows("codes")
+	if got := l.one(`SELECT string_agg(op || ' ' || aggregate_id, ', ' ORDER BY position) FROM backstory.events WHERE type = 'CodeHealed'`); got != "update a, delete " {
+		t.Errorf("healed: %s", got)
+	}
+	verify(t, s.openLog())
+}
+
 // TestStatisticsGoBack: a crash of the source throws its statistics away. What it counts of a table since may come to what it had counted before, and the table
 // is compared all the same. On those of the slot nothing depends.
 func TestStatisticsGoBack(t *testing.T) {

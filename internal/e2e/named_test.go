@@ -115,6 +115,31 @@ func TestColumnsThatSwapNames(t *testing.T) {
 	}
 }
 
+// TestDefaultOfAColumnRenamedInABacklog: a column that has another name by the time the stream tells of it, and beside which one of its type has come, is the
+// one that it was: rows of before it was added have its default.
+func TestDefaultOfAColumnRenamedInABacklog(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things SELECT i, 'a' FROM generate_series(1, 3) i`)
+	s.init()
+	s.once()
+	db.do(`ALTER TABLE public.things ADD n int DEFAULT 7`)
+	s.once()
+	db.do(`UPDATE public.things SET v = 'b' WHERE id = 1`)
+	s.once()
+	db.do(`UPDATE public.things SET v = 'c' WHERE id = 1`)
+	db.do(`ALTER TABLE public.things ADD x int; ALTER TABLE public.things RENAME n TO z`)
+	s.once()
+	s.once()
+	s.sameRows("things")
+	at := s.logSQL().one(`SELECT max(position) FROM backstory.events WHERE type = 'ThingUpdated'`)
+	s.says(0, "", "checkout", "--partial", "--at", at, "--schema", "past", "--database", s.cfg.Capture.URL)
+	if got := db.one(`SELECT string_agg(concat_ws(' ', id, v, n), ', ' ORDER BY id) FROM past.things`); got != "1 c 7, 2 a 7, 3 a 7" {
+		t.Errorf("at %s the rows were %s", at, got)
+	}
+}
+
 // TestNamedByAnotherIndexForAMoment: the catalogue is as it was when the sidecar looks next, but meanwhile the stream has told of rows by a name that the log does
 // not know, or by another key.
 func TestNamedByAnotherIndexForAMoment(t *testing.T) {
