@@ -314,7 +314,7 @@ func (s *Sidecar) protect(ctx context.Context) {
 	}
 	if text := err.Error(); text != s.unprotected || time.Since(s.unprotectedAt) >= time.Minute {
 		s.unprotected, s.unprotectedAt = text, time.Now()
-		s.cfg.Logger.Warn("the published tables could not be looked at", "err", err, "hint", eventlog.Hint(err))
+		s.cfg.Logger.Warn("what is published could not be looked after", "err", err, "hint", eventlog.Hint(err))
 	}
 }
 
@@ -357,7 +357,7 @@ func ContextProblems(malformed, ignored int64) (out []*eventlog.Problem) {
 	}
 	if malformed > 0 {
 		out = append(out, &eventlog.Problem{Err: were(malformed, "not a JSON object that Postgres can store"),
-			Hint: `What was said is kept in the event's metadata under "malformed". Emit {"actor": "…", "reason": "…"}.`})
+			Hint: `What was said is kept in the metadata of the events of its transaction, if there are any, under "malformed". Emit {"actor": "…", "reason": "…"}.`})
 	}
 	if ignored > 0 {
 		out = append(out, &eventlog.Problem{Err: were(ignored, "not transactional, and so without a change to belong to"),

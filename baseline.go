@@ -32,7 +32,7 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		if altered := i >= 0 && (begun[i].Heal || begun[i].Pass == eventlog.PassShape); altered {
 			compared := w.Head().Baseline
 			if compared && begun[i].Heal && begun[i].Pass != eventlog.PassShape { // it had its shape when nothing was to be compared
-				if lost, err := s.lost(ctx, c); err != nil {
+				if lost, err := s.log.Lost(ctx, c.Relation); err != nil {
 					return nil, err
 				} else if lost {
 					if err := s.log.BeginAnew(ctx, c.OID); err != nil {
@@ -101,16 +101,6 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 	return out, nil
 }
 
-// lost tells whether the log may have rows of a table that are gone since a gap, and cannot be found by the key it has now.
-func (s *Sidecar) lost(ctx context.Context, c eventlog.Captured) (bool, error) {
-	healed, err := s.log.Healed(ctx, c.OID)
-	if err != nil || healed {
-		return false, err
-	}
-	old, err := s.log.HasHistory(ctx, c.OID)
-	return old && len(c.Key) > 0 && !s.log.Healable(c.Relation), err
-}
-
 // contents records what the log knows of a table without a key, before its rows are read.
 func (s *Sidecar) contents(ctx context.Context, r *eventlog.Relation, b eventlog.Baseline, snapshot string) (known bool, err error) {
 	for {
@@ -133,10 +123,10 @@ func (s *Sidecar) contents(ctx context.Context, r *eventlog.Relation, b eventlog
 	}
 	s.counting.Lock() // one at a time: each takes memory and connections
 	defer s.counting.Unlock()
-	err = s.log.PutContents(ctx, running.writer.Head().Epoch, r.OID, b.At, func(put func(id string, rows int64) error) error {
-		return rebuild.Contents(ctx, s.log, r.OID, b.Began, b.At, snapshot, func(id string, rows int64) error {
+	err = s.log.PutContents(ctx, running.writer.Head().Epoch, r.OID, b.At, func(put func(id string, rows, pending int64) error) error {
+		return rebuild.Contents(ctx, s.log, r.OID, b.Began, b.At, snapshot, func(id string, rows, pending int64) error {
 			known = true
-			return put(id, rows)
+			return put(id, rows, pending)
 		})
 	})
 	return known, err

@@ -108,11 +108,15 @@ func (x *logExamination) mayInit(ctx context.Context) error {
 	if err != nil {
 		return nil // what speaks against that has been found
 	}
-	err = p.permitted()
+	err = p.permitted(true, "")
 	if err == nil {
 		return nil
 	}
-	f := capture.Finding{Check: "may-not-init", Severity: capture.Danger, What: err.Error(), Risk: "backstory init cannot set up", Remedy: eventlog.Hint(err), Cost: "the role may do what the tables' owner may"}
+	severity, risk := capture.Danger, "backstory init cannot set up"
+	if p.permitted(false, "") == nil && !leavesCaptured(p.Plan, x.captured) {
+		severity, risk = capture.Warning, "backstory init goes on without them: their changes are not in the log"
+	}
+	f := capture.Finding{Check: "may-not-init", Severity: severity, What: err.Error(), Risk: risk, Remedy: eventlog.Hint(err), Cost: "the role may do what the tables' owner may"}
 	var sql []string
 	if !p.MayCreateLog {
 		sql = append(sql, "GRANT CREATE ON DATABASE "+eventlog.QuoteIdent(p.LogDatabase)+" TO "+eventlog.QuoteIdent(p.LogRole)+";")

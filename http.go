@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -91,12 +92,16 @@ func CheckAddr(addr string) error {
 	return nil
 }
 
-// Listen opens an address for ServeOn.
+// Listen opens an address for ServeOn. One that is in use is tried again for two seconds: a process that was killed has it until it is gone.
 func Listen(addr string) (net.Listener, error) {
 	if err := CheckAddr(addr); err != nil {
 		return nil, err
 	}
 	l, err := net.Listen("tcp", addr)
+	for began := time.Now(); errors.Is(err, syscall.EADDRINUSE) && time.Since(began) < 2*time.Second; {
+		time.Sleep(50 * time.Millisecond)
+		l, err = net.Listen("tcp", addr)
+	}
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) {
@@ -116,7 +121,7 @@ var (
 	descTransactions = prometheus.NewDesc("backstory_transactions_appended_total", "Source transactions appended to the log by this process.", nil, nil)
 	descFlushes      = prometheus.NewDesc("backstory_log_commits_total", "Transactions of the log itself.", nil, nil)
 	descBytes        = prometheus.NewDesc("backstory_log_bytes_total", "Bytes of events sent to the log.", nil, nil)
-	descUnattributed = prometheus.NewDesc("backstory_events_unattributed_total", "Events without who and why.", nil, nil)
+	descUnattributed = prometheus.NewDesc("backstory_events_unattributed_total", "Events of the application's transactions without who and why.", nil, nil)
 	descFirstSeen    = prometheus.NewDesc("backstory_rows_first_seen_total", "Rows that existed before the log first saw them.", nil, nil)
 	descMalformed    = prometheus.NewDesc("backstory_context_malformed_total", "Context messages that are not a JSON object.", nil, nil)
 	descLookups      = prometheus.NewDesc("backstory_row_lookups_total", "Rows whose last state was read from the log.", nil, nil)

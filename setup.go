@@ -1,11 +1,13 @@
 package backstory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -87,13 +89,14 @@ func Prepare(ctx context.Context, cfg Config) (*Plan, error) {
 	return p, nil
 }
 
-// permitted says what the role may not do, before anything is done.
-func (p *Plan) permitted() error {
+// permitted says what the role may not do, before anything is done; also to the tables that can be left out, if all of them are wanted; again
+// is what to run when it may, if not init.
+func (p *Plan) permitted(all bool, again string) error {
 	var lacks []string
 	if !p.LogExists && !p.MayCreateLog {
 		lacks = append(lacks, fmt.Sprintf("make the schema of the event log in database %s", p.LogDatabase))
 	}
-	if len(p.NotOwned) > 0 {
+	if len(p.NotOwned) > 0 && (all || len(p.Left) == 0) {
 		var names []string
 		for _, t := range p.NotOwned {
 			if names = append(names, t.String()); len(names) == 5 && len(p.NotOwned) > 5 {
@@ -102,6 +105,9 @@ func (p *Plan) permitted() error {
 			}
 		}
 		lacks = append(lacks, "publish "+strings.Join(names, ", ")+", which it does not own")
+	}
+	if len(p.NotIts) > 0 {
+		lacks = append(lacks, "make or alter publication "+strings.Join(p.NotIts, " or "))
 	}
 	if len(p.DDL) > 0 && !p.Superuser {
 		lacks = append(lacks, "make or remove an event trigger, which takes a superuser")
@@ -120,7 +126,14 @@ func (p *Plan) permitted() error {
 		}
 	}
 	return &eventlog.Problem{Err: fmt.Errorf("role %s may not %s", p.Role, strings.Join(lacks, ", nor ")),
-		Hint: "Let " + who + " run what " + how + " --print-sql prints; then run " + how + " again."}
+		Hint: "Let " + who + " run what " + how + " --print-sql prints; then run " + cmp.Or(again, how) + " again."}
+}
+
+// leavesCaptured tells whether a table that may be left out is captured, and so is no new one.
+func leavesCaptured(p *capture.Plan, captured []eventlog.Captured) bool {
+	return slices.ContainsFunc(p.Left, func(t *capture.Table) bool {
+		return slices.ContainsFunc(captured, func(c eventlog.Captured) bool { return c.OID == t.OID })
+	})
 }
 
 // Done is what Init did.
@@ -131,10 +144,10 @@ type Done struct {
 }
 
 // Init makes the log's schema, the publications and the slot. It is idempotent: what is there already stays.
-// waiting is told, once a second, for whom making the slot waits.
+// waiting is told, once a second, for whom it waits.
 func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Done, error) {
 	cfg = cfg.withDefaults()
-	if err := p.permitted(); err != nil {
+	if err := p.permitted(false, ""); err != nil {
 		return nil, err
 	}
 	log, err := eventlog.Connect(ctx, cfg.Log)
@@ -171,11 +184,20 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 			return nil, err
 		}
 	}
+	if leavesCaptured(p.Plan, before) {
+		return nil, p.permitted(true, "")
+	}
+	p.LeaveOut()
 	versions, err := log.Relations(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if head != nil {
+		if err := capture.AwaitLocks(ctx, cfg.Capture, p.Plan, waiting); err != nil { // now, when no sidecar waits for us
+			return nil, err
+		}
+		short := cfg.Capture
+		short.BlockedAfter = min(short.BlockedAfter, 10*time.Second)
 		return d, log.Exclusive(ctx, false, func() error { // a sidecar may be looking for new tables
 			// What is selected comes first: from then on no sidecar takes in what is taken out here.
 			if err := log.Select(ctx, cfg.Capture.Tables, cfg.Capture.Exclude, !cfg.NoBaseline); err != nil {
@@ -187,7 +209,8 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 			if p.Plan, err = capture.Prepare(ctx, cfg.Capture); err != nil { // one may just have done so
 				return err
 			}
-			res, err := capture.Apply(ctx, cfg.Capture, p.Plan, before, oidsOf(versions), waiting)
+			p.LeaveOut()
+			res, err := capture.Apply(ctx, short, p.Plan, before, oidsOf(versions), waiting)
 			if err != nil {
 				return err
 			}
@@ -204,7 +227,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 		return nil, err
 	}
 	d.Start, d.Tables = res.Start, res.Tables
-	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot, Version: p.Server.Version, Baseline: !cfg.NoBaseline,
+	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, BeganAt: res.At, Slot: cfg.Capture.Slot, Version: p.Server.Version, Baseline: !cfg.NoBaseline,
 		Tables: cfg.Capture.Tables, Exclude: cfg.Capture.Exclude}, res.Tables)
 	if err == nil {
 		err = note(ctx, log, "the event log of backstory")
@@ -288,33 +311,48 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	if err != nil {
 		return nil, err
 	}
+	if !leavesCaptured(p, before) {
+		p.LeaveOut()
+	}
 	if head.Gap == "" && mayGoOn(ctx, cfg, &Plan{Plan: p}, head, before) == nil && capture.CheckStart(ctx, cfg.Capture, *head) == nil {
 		return nil, &eventlog.Problem{Err: errors.New("there is no gap: the slot, the publications and the log fit together"), Hint: "Nothing was changed. backstory run goes on where the log ends."}
 	}
-	if head.Gap == "" { // the gap is recorded before it is accepted, so that the history says so
-		w, err := log.NewWriter(ctx)
-		if err != nil {
-			return nil, eventlog.Remedy(err)
-		}
-		err = w.Gap(ctx, whyAccepted(ctx, cfg, log, p), head.EndLSN, p.Server.FlushLSN)
-		if e := w.Close(ctx); err == nil {
-			err = e
-		}
-		if err != nil {
-			return nil, err
-		}
+	if err := (&Plan{Plan: p, LogExists: true}).permitted(leavesCaptured(p, before), "backstory init --accept-gap"); err != nil {
+		return nil, err
 	}
-	if p.Slot.Exists {
-		if err := capture.DropSlot(ctx, cfg.Capture); err != nil {
-			return nil, err
+	reason, dropped := whyAccepted(ctx, cfg, log, p), false
+	p.NewSlot = true
+	p.Replace = func() error {
+		if head.Gap == "" { // the gap is recorded before it is accepted, so that the history says so
+			w, err := log.NewWriter(ctx)
+			if err != nil {
+				return eventlog.Remedy(err)
+			}
+			if h := w.Head(); h.Gap == "" { // nobody has gone on, or found it, meanwhile
+				err = w.Gap(ctx, reason, h.EndLSN, max(h.EndLSN, p.Server.FlushLSN))
+			}
+			if e := w.Close(ctx); err == nil {
+				err = e
+			}
+			if err != nil {
+				return err
+			}
 		}
-		p.NewSlot = true
+		if !p.Slot.Exists {
+			return nil
+		}
+		err := capture.DropSlot(ctx, cfg.Capture)
+		dropped = err == nil
+		return err
 	}
 	// What is selected comes first: from then on no sidecar takes in what is left out here.
 	if err := log.Select(ctx, cfg.Capture.Tables, cfg.Capture.Exclude, !cfg.NoBaseline); err != nil {
 		return nil, err
 	}
 	res, err := capture.Apply(ctx, cfg.Capture, p, nil, nil, waiting)
+	if err != nil && dropped {
+		err = &eventlog.Problem{Err: fmt.Errorf("the gap is not accepted, and the old replication slot is gone: %w", err), Hint: strings.TrimSpace(eventlog.Hint(err) + " Run backstory init --accept-gap again; the log waits for that.")}
+	}
 	if err != nil {
 		return nil, err
 	}

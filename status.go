@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/backstory-dev/backstory/capture"
@@ -58,6 +59,8 @@ type SourceStatus struct {
 	// Refused are tables whose UPDATEs and DELETEs Postgres refuses since they are published and have lost their key, and why. A sidecar
 	// that has the right takes them out of there within seconds.
 	Refused []string `json:"refused,omitempty"`
+	// KeyLost are captured tables that had a usable key and have none: only their inserts are captured until backstory init finds one again.
+	KeyLost []string `json:"key_lost,omitempty"`
 }
 
 // LogStatus is the end of the log.
@@ -73,8 +76,10 @@ type LogStatus struct {
 	GrowthBytesPerDay int64  `json:"growth_bytes_per_day,omitempty"`
 	Error             string `json:"error,omitempty"` // why the log cannot be read now
 	Hint              string `json:"hint,omitempty"`
-	// Events and Unattributed count since the start of the process.
+	// Events counts since the start of the process; ApplicationEvents are those of them that the application's transactions made: not existing rows that were
+	// taken over, nor what comparisons found, nor gaps. UnattributedShare is the share of these without who and why.
 	Events            int64   `json:"events"`
+	ApplicationEvents int64   `json:"application_events"`
 	UnattributedShare float64 `json:"unattributed_share"`
 	FirstSeen         int64   `json:"first_seen"`
 	MalformedContext  int64   `json:"malformed_context"`
@@ -109,6 +114,9 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 	st.Log.GrowthBytesPerDay = growth(ctx, log, h, st.Log.SizeBytes)
 	tables, err := log.Captured(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if st.Source.KeyLost, err = keyLost(ctx, log, tables); err != nil {
 		return nil, err
 	}
 	begun, err := log.Baselines(ctx)
@@ -163,6 +171,21 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 		}
 	}
 	return st, nil
+}
+
+// keyLost gives the tables of which only inserts are captured, although that was different once.
+func keyLost(ctx context.Context, log *eventlog.Log, tables []eventlog.Captured) (lost []string, err error) {
+	tables = slices.DeleteFunc(slices.Clone(tables), func(c eventlog.Captured) bool { return !c.InsertOnly })
+	if len(tables) == 0 {
+		return nil, nil
+	}
+	versions, err := log.Relations(ctx)
+	for _, c := range tables {
+		if slices.ContainsFunc(versions, func(v eventlog.RelationVersion) bool { return v.OID == c.OID && !v.InsertOnly && len(v.Key) > 0 }) {
+			lost = append(lost, c.String())
+		}
+	}
+	return lost, err
 }
 
 // growth is the share of the log's bytes that the events of the last 24 hours have; 0 while the history is shorter.
@@ -226,8 +249,8 @@ func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 	}
 	c := s.total()
 	st.Log.Events, st.Log.FirstSeen, st.Log.MalformedContext, st.Log.IgnoredContext = c.Events, c.FirstSeen, c.MalformedContext, c.IgnoredContext
-	if c.Events > 0 {
-		st.Log.UnattributedShare = float64(c.Unattributed) / float64(c.Events)
+	if st.Log.ApplicationEvents = c.ApplicationEvents; c.ApplicationEvents > 0 {
+		st.Log.UnattributedShare = float64(c.Unattributed) / float64(c.ApplicationEvents)
 	}
 	if r := s.now.Load(); r != nil {
 		ss := r.stream.State()

@@ -24,7 +24,8 @@ type catalogue struct {
 	Name       string `json:"name"`           // schema and name
 	Root       string `json:"root,omitempty"` // … of the partitioned table that it is a partition of
 	Attributes string `json:"attributes"`     // its rows in pg_attribute: number, version (xmin), and m where it has a missing value
-	Key        string `json:"key"`            // the same, of the indexes that tell its rows apart
+	Key        string `json:"key"`            // the OID of its primary key, which is another one when it was made anew
+	Index      string `json:"index"`          // another index that its rows are named by: OID and version
 	Identity   string `json:"identity"`       // pg_class.relreplident
 	// Types are the elements of the user-defined types that its columns are made of: labels of enum types by their OIDs, attributes of
 	// composite types.
@@ -47,10 +48,11 @@ func parseCatalogue(s string) (c catalogue) {
 	return c
 }
 
-// attributeVersions and keyVersions are expressions for what a catalogue has of a table c.
+// attributeVersions, keyVersion and indexVersion are expressions for what a catalogue has of a table c.
 const (
 	attributeVersions = `coalesce((SELECT string_agg(a.attnum || ':' || a.xmin || CASE WHEN a.atthasmissing THEN ':m' ELSE '' END, ' ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), '')`
-	keyVersions       = `coalesce((SELECT md5(string_agg(i.indexrelid || ':' || i.xmin, ' ' ORDER BY i.indexrelid)) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)), '')`
+	keyVersion        = `coalesce((SELECT k.oid::text FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p'), '')`
+	indexVersion      = `coalesce((SELECT i.indexrelid || ':' || i.xmin FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND NOT i.indisprimary), '')`
 )
 
 // catalogues reads those of some tables. One that is gone has none.
@@ -60,16 +62,16 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 	rows, err := q.Query(ctx, `
 		SELECT c.oid::bigint, c.relfilenode::bigint, n.nspname || '.' || c.relname,
 		       coalesce((SELECT rn.nspname || '.' || rc.relname FROM pg_class rc JOIN pg_namespace rn ON rn.oid = rc.relnamespace WHERE c.relispartition AND rc.oid = pg_partition_root(c.oid)), ''),
-		       `+attributeVersions+`, `+keyVersions+`, c.relreplident::text
+		       `+attributeVersions+`, `+keyVersion+`, `+indexVersion+`, c.relreplident::text
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1::bigint[]::oid[])`, list)
 	if err != nil {
 		return nil, fmt.Errorf("look at the captured tables: %w", err)
 	}
 	var oid int64
 	var file int64
-	var name, root, attributes, key, identity string
-	if _, err := pgx.ForEachRow(rows, []any{&oid, &file, &name, &root, &attributes, &key, &identity}, func() error {
-		out[uint32(oid)] = &catalogue{File: file, Name: name, Root: root, Attributes: attributes, Key: key, Identity: identity}
+	var name, root, attributes, key, index, identity string
+	if _, err := pgx.ForEachRow(rows, []any{&oid, &file, &name, &root, &attributes, &key, &index, &identity}, func() error {
+		out[uint32(oid)] = &catalogue{File: file, Name: name, Root: root, Attributes: attributes, Key: key, Index: index, Identity: identity}
 		return nil
 	}); err != nil {
 		return nil, fmt.Errorf("look at the captured tables: %w", err)
@@ -268,16 +270,10 @@ func whyHeal(was, now *eventlog.Relation, before, is *catalogue) string {
 			return fmt.Sprintf("column %s is another one than before", c.Name) // rows of in between may have been taken for rows with the new one
 		}
 	}
-	numbers := func(r *eventlog.Relation) (list []int16) {
-		for _, k := range r.Key {
-			list = append(list, r.Columns[k].Num)
-		}
-		return list
+	if before.Key != is.Key {
+		return "it has another key, or had none for a while" // when rows may have been under the same one, which the stream does not tell apart
 	}
-	if k := numbers(now); !slices.Equal(numbers(was), k) && !slices.Contains(k, 0) {
-		return "it has another key"
-	}
-	if now.NamedAnew(was) && !slices.ContainsFunc(now.Columns, func(c eventlog.Column) bool { return c.Identity && c.Num == 0 }) {
+	if before.Index != is.Index && is.Index != "" || now.NamedAnew(was) && !slices.ContainsFunc(now.Columns, func(c eventlog.Column) bool { return c.Identity && c.Num == 0 }) {
 		return "its rows are told apart by another index"
 	}
 	if printsOtherwise(before.Types, is.Types) {

@@ -94,7 +94,7 @@ type importing struct {
 	pause         time.Duration // before the next attempt
 	passes        int           // for what rows lack
 	shape         bool          // only its new shape is to get a place in the log
-	scan          *scan         // of a table without a key
+	scan          *scan         // of a table that is read in one snapshot
 	// Guarded by the import's mutex, as is what is embedded:
 	busy, over bool
 	again      time.Time
@@ -310,7 +310,7 @@ func (t *importing) attempt(ctx context.Context) error {
 			}
 			t.endScan(ctx)
 		}
-		if t.keyless() && t.scan == nil {
+		if t.atOnce() && t.scan == nil {
 			if err := t.beginScan(ctx, conn); errors.Is(err, errShape) {
 				t.rel = nil
 				continue
@@ -350,6 +350,7 @@ func (t *importing) attempt(ctx context.Context) error {
 			}
 			if !t.Done && (t.Pass == eventlog.PassMoved || t.Pass == which) { // perhaps for a transaction that still has to become visible
 				t.passes++
+				t.endScan(ctx)
 				pass(ctx, time.Duration(min(t.passes, 30))*time.Second)
 			}
 		}
@@ -707,7 +708,7 @@ func (t *importing) readGone(ctx context.Context, conn *pgx.Conn) (*eventlog.Chu
 		return nil, err
 	}
 	c := &eventlog.Chunk{Last: len(keys) < limit, AfterKey: next}
-	if t.scan != nil {
+	if t.keyless() {
 		c.Since, c.Known, t.scan.read = t.scan.since, t.scan.known, true
 		_ = t.scan.holder.Close(context.WithoutCancel(ctx))
 	}
@@ -821,7 +822,7 @@ func (t *importing) begin(ctx context.Context, conn *pgx.Conn, query string, sna
 	prepare := "SET LOCAL synchronous_commit = local; SET LOCAL lock_timeout = '" + chunkLock + "'; " + lock
 	var print string
 	var results *pgconn.MultiResultReader
-	if s := t.scan; s == nil || s.read || s.since == 0 {
+	if s := t.scan; s == nil || s.read || !s.begun {
 		results = pc.Exec(ctx, isolation+prepare+t.fingerprintQuery()+"; "+query)
 	} else if _, err := pc.Exec(ctx, isolation+"SET TRANSACTION SNAPSHOT '"+s.name+"'; "+prepare).ReadAll(); err != nil {
 		return t.unread(conn, err)

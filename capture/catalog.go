@@ -205,8 +205,8 @@ type queryer interface {
 // the stream is at, or 0. It is asked of the catalogue as it is, or, by an event trigger, as it is in the middle of a transaction (ddl.go).
 func describedColumns(oid, xid string) string {
 	return strings.NewReplacer("$oid", oid, "$xid", xid).Replace(`
-		SELECT a.attname AS name, a.attnum AS num, CASE WHEN a.atthasmissing THEN a.attmissingval::text ELSE '' END AS missing, $xid <> 0 AND age(a.xmin) BETWEEN 0 AND age($xid::text::xid) - 1 AS newer, $xid <> 0 AND age(a.xmin) = age($xid::text::xid) AS own,
-		       a.atttypid::bigint AS type, format_type(a.atttypid, a.atttypmod) AS type_name, a.attnotnull AS not_null, r.schema AS root_schema, r.name AS root_name,
+		SELECT a.attname AS name, a.attnum AS num, coalesce((SELECT p.attnum FROM pg_attribute p WHERE c.relispartition AND p.attrelid = pg_partition_root(c.oid) AND p.attname = a.attname), 0) AS root, CASE WHEN a.atthasmissing THEN a.attmissingval::text ELSE '' END AS missing, $xid <> 0 AND age(a.xmin) BETWEEN 0 AND age($xid::text::xid) - 1 AS newer, $xid <> 0 AND age(a.xmin) = age($xid::text::xid) AS own,
+		       a.atttypid::bigint AS type, format_type(a.atttypid, a.atttypmod) AS type_name, a.attnotnull AS not_null, r.schema AS root_schema, r.name AS root_name, CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid::bigint ELSE 0 END AS root_oid,
 		       a.attgenerated <> '' AS generated, coalesce((SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''), '') AS expression,
 		       b.base::bigint, b.elem::bigint, b.elembase::bigint, b.delim::text, b.category::text,
 		       coalesce((SELECT k.ord FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord)
@@ -235,6 +235,7 @@ func describedColumns(oid, xid string) string {
 type describedColumn struct {
 	Name       string
 	Num        int16
+	Root       int16
 	Missing    string
 	Newer      bool
 	Own        bool // it is as that transaction itself has left it
@@ -243,6 +244,7 @@ type describedColumn struct {
 	NotNull    bool   `json:"not_null"`
 	RootSchema string `json:"root_schema"`
 	RootName   string `json:"root_name"`
+	RootOID    uint32 `json:"root_oid"`
 	Generated  bool
 	Expression string
 	Base       uint32
@@ -287,8 +289,8 @@ func fillIn(r *eventlog.Relation, columns []describedColumn, stream []relationCo
 	// What has the same columns in the same places is after everything that its transaction has done to them.
 	asNow := sameColumns(columns, stream)
 	for _, d := range columns {
-		r.RootSchema, r.RootName, r.Deferrable = d.RootSchema, d.RootName, d.Deferrable
-		col := eventlog.Column{Name: d.Name, Num: d.Num, NotNull: d.NotNull, Generated: d.Generated, Identity: d.Identity, Type: eventlog.Type{OID: d.Type, Name: d.TypeName}}
+		r.RootOID, r.RootSchema, r.RootName, r.Deferrable = d.RootOID, d.RootSchema, d.RootName, d.Deferrable
+		col := eventlog.Column{Name: d.Name, Num: d.Num, Root: d.Root, NotNull: d.NotNull, Generated: d.Generated, Identity: d.Identity, Type: eventlog.Type{OID: d.Type, Name: d.TypeName}}
 		t := &col.Type
 		if known, ok := eventlog.TypeKind(d.Base); ok {
 			t.Kind, t.Array, t.Delim = known.Kind, known.Array, known.Delim
@@ -306,7 +308,7 @@ func fillIn(r *eventlog.Relation, columns []describedColumn, stream []relationCo
 		}
 		switch {
 		case d.Newer:
-			col.Num = 0
+			col.Num, col.Root = 0, 0
 		case d.Missing != "":
 			col.Missing = string(eventlog.AppendJSON(nil, t, oneElement(d.Missing)))
 		}
@@ -337,12 +339,17 @@ func fillIn(r *eventlog.Relation, columns []describedColumn, stream []relationCo
 		col.Identity = s.identity
 		r.Columns = append(r.Columns, col)
 	}
+	for _, d := range columns {
+		if stream != nil && !d.Generated && !slices.ContainsFunc(stream, func(s relationColumn) bool { return s.name == d.Name }) {
+			r.Beside = append(r.Beside, eventlog.Column{Name: d.Name, Num: d.Num, Type: eventlog.Type{OID: d.Type}})
+		}
+	}
 	before := 0
 	for _, n := range order {
 		if i := slices.IndexFunc(r.Columns, func(c eventlog.Column) bool { return c.Name == n }); i >= 0 {
 			before = i + 1
 		} else if byName[n].Generated {
-			r.Generated = append(r.Generated, eventlog.Generated{Name: n, Num: byName[n].Num, Type: byName[n].Type.Name, Expression: expressions[n], Before: before})
+			r.Generated = append(r.Generated, eventlog.Generated{Name: n, Num: byName[n].Num, Root: byName[n].Root, Type: byName[n].Type.Name, Expression: expressions[n], Before: before})
 		}
 	}
 	r.Key = make([]int, len(keyOrder))
@@ -551,8 +558,9 @@ type Size struct {
 	Changes string
 }
 
-// countedChanges is that of a table c.
-const countedChanges = `concat_ws(' ', pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid), extract(epoch FROM pg_postmaster_start_time()), extract(epoch FROM pg_stat_get_db_stat_reset_time((SELECT oid FROM pg_database WHERE datname = current_database()))))`
+// countedChanges is that of a table c: how many, and since when, as somebody may reset the statistics, and a crash throws them away, which the last of these
+// times tells.
+const countedChanges = `concat_ws(' ', pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid), extract(epoch FROM pg_postmaster_start_time()), extract(epoch FROM pg_stat_get_db_stat_reset_time((SELECT oid FROM pg_database WHERE datname = current_database()))), extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()))`
 
 // nextXID is above every transaction that has begun. A snapshot's xmax is above those only that have ended; age counts from the next one
 // that is to begin.

@@ -42,7 +42,7 @@ type Config struct {
 	BaselineChunkBytes int
 	// BaselineBytesPerSecond bounds how fast existing rows are read, as text. Default: no bound.
 	BaselineBytesPerSecond int64
-	// BlockedAfter is how long init waits for other transactions before it gives up making the slot. Default 5 minutes.
+	// BlockedAfter is how long init waits for other transactions before it gives up: making the slot, and publishing tables that are in use. Default 5 minutes.
 	BlockedAfter time.Duration
 	// Logger is told of changes of state. Default: none.
 	Logger *slog.Logger

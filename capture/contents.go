@@ -13,22 +13,24 @@ import (
 	"github.com/backstory-dev/backstory/eventlog"
 )
 
-// A table without a key is read in the order in which its rows lie in the file, all of it in one snapshot, which a transaction of its
-// own holds until the end: the one exception to "no transaction longer than a chunk". It holds the source's vacuum back, and no lock: each
+// A table of which the stream does not tell what becomes of a row is read in one snapshot, which a transaction of its own holds until the end: the one
+// exception to "no transaction longer than a chunk". That is one without a key, which is read in the order in which its rows lie in the file, and one of
+// which only inserts are in the stream: a row that goes to another key meanwhile would be found under both, or neither. It holds the source's vacuum back, and no lock: each
 // chunk is a transaction that borrows the snapshot (PostgreSQL manual, SET TRANSACTION SNAPSHOT), so that ALTER TABLE waits for a chunk
 // and not for the table. What of it counts the log tells (eventlog, contents.go). It begins anew when it was interrupted.
 
-// Contents prepares the log for the rows of a table without a key: what it knows of them at b.At, all of which the snapshot has to see
-// (eventlog.ErrNotVisible). known is false if it knows nothing.
+// Contents prepares the log for the rows of a table without a key: what it knows of them at b.At, and what of that the snapshot does not see; where
+// that cannot be told, the error is eventlog.ErrNotVisible. known is false if the log knows nothing.
 type Contents func(ctx context.Context, r *eventlog.Relation, b eventlog.Baseline, snapshot string) (known bool, err error)
 
-// scan is the reading of a table without a key.
+// scan is the reading of a table in one snapshot.
 type scan struct {
 	holder   *pgx.Conn // of the snapshot; it asks the catalogue nothing, whose locks it would keep
 	look     *pgx.Conn // for the catalogue as it is now
 	name     string    // of the snapshot, for SET TRANSACTION
 	snapshot string    // as pg_current_snapshot prints it
 	blocks   int64     // that the table had; rows in later ones the snapshot does not see
+	begun    bool      // its beginning has its place in the log
 	since    eventlog.Position
 	known    bool
 	span     int64 // blocks that a chunk looks at
@@ -37,6 +39,11 @@ type scan struct {
 }
 
 func (t *importing) keyless() bool { return len(t.rel.Key) == 0 && t.Pass != eventlog.PassShape }
+
+// atOnce tells whether a table is read in one snapshot.
+func (t *importing) atOnce() bool {
+	return t.keyless() || t.rel.InsertOnly && t.Pass != eventlog.PassShape
+}
 
 // beginScan takes the snapshot and finds out what the log knows.
 func (t *importing) beginScan(ctx context.Context, conn *pgx.Conn) (err error) {
@@ -66,7 +73,7 @@ func (t *importing) beginScan(ctx context.Context, conn *pgx.Conn) (err error) {
 		return fmt.Errorf("ask the source for the size of a table: %w", err)
 	}
 	if t.TotalBytes > 100<<20 {
-		t.imp.stream.cfg.Logger.Info("the existing rows of a table without a key are read in one transaction: until they are, the source's vacuum keeps what ends meanwhile, and CREATE INDEX CONCURRENTLY waits", "relation", t.Table, "bytes", t.TotalBytes)
+		t.imp.stream.cfg.Logger.Info("the existing rows of a table of which not every update and delete is in the stream, or that has no key, are read in one transaction: until they are, the source's vacuum keeps what ends meanwhile, and CREATE INDEX CONCURRENTLY waits", "relation", t.Table, "bytes", t.TotalBytes)
 	}
 	began := &eventlog.Chunk{Begins: true}
 	if err := t.begin(ctx, conn, nothing, &began.Snapshot, func([][]byte) bool { return true }); err != nil {
@@ -79,7 +86,10 @@ func (t *importing) beginScan(ctx context.Context, conn *pgx.Conn) (err error) {
 	if err := t.takeOver(ctx, 1); err != nil {
 		return err
 	}
-	s.since = t.At
+	s.since, s.begun = t.At, true
+	if t.after = nil; !t.keyless() {
+		return nil
+	}
 	if s.known, err = t.imp.contents(ctx, t.rel, t.Baseline, s.snapshot); err != nil {
 		return err
 	}

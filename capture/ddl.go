@@ -74,8 +74,9 @@ func (c Config) ddlTell(members string) string {
 
 // ddlBody is the body of the function that tells of altered tables, on a server of a version.
 //
-// It tells of the published tables of whose description the catalogue has rows that this transaction has written since it was last called. Which rows a
-// transaction writes is told by their xmin, if that is in progress, and in which order by their cmin (PostgreSQL manual, System Columns). It locks no table.
+// It tells of the published tables that the command names, and of those of whose description the catalogue has rows that this transaction has written
+// since it was last called: a dropped constraint leaves none. Which rows a transaction writes is told by their xmin, if that is in progress, and in which
+// order by their cmin (PostgreSQL manual, System Columns). It locks no table.
 func (c Config) ddlBody(version int) string {
 	publications := eventlog.QuoteLiteral(c.Publication) + ", " + eventlog.QuoteLiteral(c.InsertPublication())
 	published := `SELECT r.prrelid FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname IN (` + publications + `)`
@@ -113,7 +114,7 @@ func (c Config) ddlBody(version int) string {
       `+last("c", "WHERE ")+` UNION ALL `+last("n", "WHERE ")+` UNION ALL `+last("rc", "WHERE ")+` UNION ALL `+last("rn", "WHERE ")+`
       UNION ALL `+last("a", "FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND ")+`
       UNION ALL `+last("i", "FROM pg_index i WHERE i.indrelid = c.oid AND ")+`) s(at)) w
-    WHERE c.relkind = 'r' AND w.at IS NOT NULL
+    WHERE c.relkind = 'r' AND (w.at IS NOT NULL OR EXISTS (SELECT FROM pg_event_trigger_ddl_commands() d WHERE d.classid = 'pg_class'::regclass AND d.objid IN (c.oid, rc.oid)))
   LOOP`+c.ddlTell(`'oid', told.oid::bigint, 'schema', told.nspname, 'name', told.relname, 'identity', told.relreplident::text, 'trigger', `+c.ddlVersion()+`,
       'columns', (SELECT coalesce(json_agg(d), '[]') FROM (`+describedColumns("told.oid", "0")+`) d)`)+`
     latest := greatest(latest, told.at);
@@ -200,11 +201,28 @@ func (x *examination) eventTriggers(ctx context.Context) error {
 		x.add(Finding{Check: "ddl-trigger", Severity: Warning, What: "role " + x.sv.Role + " may not read " + x.ddlName() + ".secret, which shows what the event triggers say to be theirs", Risk: "what they say counts for nothing",
 			SQL: x.ddlGrant(x.sv.Role), Remedy: "as a superuser", Cost: "none"})
 	}
+	const risk = "what ALTER TABLE and DROP TABLE do has its place in the history to some seconds only"
+	var off []string // where the setting event_triggers, of 17 and later, is off for every session
+	rows, err := x.conn.Query(ctx, `SELECT coalesce('role ' || quote_ident(r.rolname), 'every role') || coalesce(' in database ' || quote_ident(d.datname), '')
+		FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase CROSS JOIN unnest(s.setconfig) c(setting)
+		WHERE (s.setdatabase = 0 OR d.datname = current_database()) AND split_part(c.setting, '=', 1) = 'event_triggers' AND NOT split_part(c.setting, '=', 2)::bool
+		UNION ALL SELECT 'the server' FROM pg_settings WHERE name = 'event_triggers' AND reset_val = 'off' AND source IN ('configuration file', 'command line', 'environment variable') ORDER BY 1`)
+	if err == nil {
+		off, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if err != nil {
+		return fmt.Errorf("look for the event triggers: %w", err)
+	}
+	if len(off) > 0 {
+		x.add(Finding{Check: "ddl-trigger", Severity: Warning, What: "event_triggers is off for " + strings.Join(off, ", "), Risk: risk, Remedy: "reset it (ALTER ROLE … RESET event_triggers; likewise DATABASE and SYSTEM)"})
+	}
 	for _, t := range triggers {
-		f := Finding{Check: "ddl-trigger", Severity: Warning, Risk: "what ALTER TABLE and DROP TABLE do has its place in the history to some seconds only"}
+		f := Finding{Check: "ddl-trigger", Severity: Warning, Risk: risk}
 		switch {
 		case t.Enabled == "":
 			f.What, f.Remedy = "event trigger "+t.Name+" is gone", "backstory init --ddl-trigger"
+		case t.Enabled == "D":
+			f.What, f.SQL = "event trigger "+t.Name+" is disabled", "ALTER EVENT TRIGGER "+eventlog.QuoteIdent(t.Name)+" ENABLE ALWAYS;"
 		case t.Enabled != "A":
 			f.What, f.SQL = "event trigger "+t.Name+" is not enabled for every session", "ALTER EVENT TRIGGER "+eventlog.QuoteIdent(t.Name)+" ENABLE ALWAYS;"
 		case !t.current:

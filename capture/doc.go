@@ -144,5 +144,7 @@
 //     message. Renamed or dropped since, a name may mean nothing to the source of now; a checkout then keeps it as text.
 //   - A transactional message has its end for its place in the WAL, which is where the next record begins: a row change right after it, of the
 //     transaction around its subtransaction, is sent before it.
+//   - Nothing is decided by the slot's statistics, which may go back at any time. A slot that was made again begins beyond the log's end, or where
+//     nothing is missing; what one that was not tells again has to be what the log has.
 //   - Slot names are not quoted by replication commands, so they are held to [a-z0-9_].
 package capture

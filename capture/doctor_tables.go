@@ -255,7 +255,7 @@ func (x *examination) altering(ctx context.Context) error {
 	for _, o := range owners {
 		sql = append(sql, "GRANT "+eventlog.QuoteIdent(o)+" TO "+role+";")
 	}
-	f := Finding{Check: "may-not-alter", Severity: Info, What: fmt.Sprintf("role %s may not alter %s", x.sv.Role, strings.Join(what, " and ")),
+	f := Finding{Check: "may-not-alter", Severity: Warning, What: fmt.Sprintf("role %s may not alter %s", x.sv.Role, strings.Join(what, " and ")),
 		Risk: "the sidecar takes in no table that is made later; and where a table loses its key, the application's UPDATEs and DELETEs of it fail until somebody takes it out of the publication",
 		SQL:  strings.Join(sql, " "), Remedy: "as a superuser", Cost: "the role may do what the tables' owner may"}
 	if super { // whose rights nobody should be given for that; and ALTER PUBLICATION … OWNER would be a gap

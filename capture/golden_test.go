@@ -142,7 +142,7 @@ func capturedFrom(t *testing.T, version string) []byte {
 			}
 		}
 	}
-	end, err := CurrentLSN(ctx, Config{URL: server.URL("postgres")})
+	end, err := currentLSN(ctx, conn)
 	if err != nil {
 		t.Fatal(err)
 	}

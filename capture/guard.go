@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -36,26 +37,36 @@ type openTransaction struct {
 	what     string
 	end      string // the SQL that ends it
 	prepared bool
-	dated    bool // it is known to be as old as that, which of other roles' it takes pg_monitor to see
+	dated    bool // it is known to be as old as that, which of other roles' it takes pg_monitor to see; otherwise it was there at two looks
+	who      string
 }
+
+// betweenLooks is between the two looks at transactions of which nobody tells when they began.
+const betweenLooks = 2 * time.Second
 
 // openTransactions are the oldest of them, prepared ones too, a few of each kind.
 func openTransactions(ctx context.Context, q *pgx.Conn) ([]openTransaction, error) {
 	rows, err := q.Query(ctx, `
 		SELECT format('pid %s (%s, %s) has had a transaction open%s', pid, usename, coalesce(nullif(application_name, ''), 'no application name'),
-			coalesce(' for ' || date_trunc('second', clock_timestamp() - xact_start), '')),
-			format('SELECT pg_terminate_backend(%s);', pid), false, xact_start IS NOT NULL
+			coalesce(' for ' || date_trunc('second', clock_timestamp() - xact_start), ' for more than 2 seconds (how long, a role in pg_monitor sees)')),
+			format('SELECT pg_terminate_backend(%s);', pid), false, xact_start IS NOT NULL, concat(pid, ' ', backend_xid)
 		FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND coalesce(xact_start < clock_timestamp() - interval '10 seconds', true) ORDER BY age(backend_xid) DESC LIMIT 3) a
 		UNION ALL
-		SELECT format('prepared transaction %L has been open for %s', gid, date_trunc('second', clock_timestamp() - prepared)), format('ROLLBACK PREPARED %L;', gid), true, true
+		SELECT format('prepared transaction %L has been open for %s', gid, date_trunc('second', clock_timestamp() - prepared)), format('ROLLBACK PREPARED %L;', gid), true, true, ''
 		FROM (SELECT * FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '10 seconds' ORDER BY age(transaction) DESC LIMIT 3) p`)
 	if err != nil {
 		return nil, fmt.Errorf("ask the source for its transactions: %w", err)
 	}
 	open, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o openTransaction, err error) {
-		err = row.Scan(&o.what, &o.end, &o.prepared, &o.dated)
+		err = row.Scan(&o.what, &o.end, &o.prepared, &o.dated, &o.who)
 		return o, err
 	})
+	if err == nil && slices.ContainsFunc(open, func(o openTransaction) bool { return !o.dated }) {
+		pass(ctx, betweenLooks)
+		var still []string
+		err = q.QueryRow(ctx, `SELECT coalesce(array_agg(concat(pid, ' ', backend_xid)), '{}') FROM pg_stat_activity WHERE backend_xid IS NOT NULL`).Scan(&still)
+		open = slices.DeleteFunc(open, func(o openTransaction) bool { return !o.dated && !slices.Contains(still, o.who) })
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask the source for its transactions: %w", err)
 	}

@@ -240,8 +240,8 @@ func (a *again) other(to eventlog.LSN) error {
 func (x *session) relation(m *relationMessage) error {
 	r := &eventlog.Relation{OID: m.oid, Schema: m.schema, Name: m.name, ReplicaIdentity: m.identity}
 	if cap, ok := x.captured[m.oid]; ok {
-		r.Complete, r.InsertOnly = cap.Complete, cap.InsertOnly || x.doubted[m.oid]
-		r.RootSchema, r.RootName = cap.RootSchema, cap.RootName // unless the catalogue knows better
+		r.Complete, r.InsertOnly, r.Doubted = cap.Complete, cap.InsertOnly || x.doubted[m.oid], x.doubted[m.oid]
+		r.RootOID, r.RootSchema, r.RootName = cap.RootOID, cap.RootSchema, cap.RootName // unless the catalogue knows better
 		// The source describes a table anew, too, when its publication has changed: before its first row of after that.
 		if x.sql != nil && cap.Published != "" {
 			if err := x.ask(); err != nil {
@@ -270,11 +270,15 @@ func (x *session) relation(m *relationMessage) error {
 			return err
 		}
 		if old := x.relations[m.oid]; old != nil && sameNames(old, m) {
+			if r.Doubted {
+				again := *old
+				x.relations[m.oid] = &again
+			}
 			return nil // dropped since; its shape was this one
 		}
 		if cap, ok := x.captured[m.oid]; ok && sameNames(cap.Relation, m) { // … or as it was recorded
 			was := *cap.Relation
-			was.Dropped, was.Complete, was.InsertOnly = false, r.Complete, r.InsertOnly
+			was.Dropped, was.Complete, was.InsertOnly, was.Doubted = false, r.Complete, r.InsertOnly, r.Doubted
 			was.Columns = slices.Clone(was.Columns)
 			for i := range was.Columns {
 				was.Columns[i].Identity = m.columns[i].identity
@@ -294,7 +298,7 @@ func (x *session) relation(m *relationMessage) error {
 			}
 		}
 	}
-	if old := x.relations[m.oid]; old == nil || !old.SameShape(r) || old.Generation != r.Generation {
+	if old := x.relations[m.oid]; old == nil || r.Doubted || !old.SameShape(r) || old.Generation != r.Generation {
 		x.relations[m.oid] = r
 	}
 	return nil

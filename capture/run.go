@@ -63,11 +63,11 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 // checkSource tells whether a server is the log's source, and has all that the log has.
 func checkSource(sv *Server, head *eventlog.Head) error {
 	gap := func(reason string, to eventlog.LSN) error { return &Gap{Reason: reason, From: head.EndLSN, To: to} }
-	if sv.Database != head.Database && sv.SystemID == head.SystemID {
-		return &eventlog.Problem{Err: fmt.Errorf("the log belongs to database %s, the source is %s", head.Database, sv.Database), Hint: "Check BACKSTORY_SOURCE_URL; each database has a log of its own."}
-	}
 	if sv.SystemID != head.SystemID {
 		return otherSystem(sv, head, "")
+	}
+	if err := checkDatabase(sv.Database, head); err != nil {
+		return err
 	}
 	if sv.Timeline < head.Timeline {
 		return gap(fmt.Sprintf("the source is on timeline %d, the log already on %d: it was restored from a backup", sv.Timeline, head.Timeline), sv.FlushLSN)
@@ -92,6 +92,14 @@ func checkSource(sv *Server, head *eventlog.Head) error {
 		return gap("the source has lost transactions that the log holds", sv.FlushLSN)
 	}
 	return nil
+}
+
+// checkDatabase tells whether a database of the log's system is the log's source.
+func checkDatabase(database string, head *eventlog.Head) error {
+	if database == head.Database {
+		return nil
+	}
+	return &eventlog.Problem{Err: fmt.Errorf("the log belongs to database %s, the source is %s", head.Database, database), Hint: "Check BACKSTORY_SOURCE_URL and BACKSTORY_LOG_URL; each database has a log of its own."}
 }
 
 // otherSystem is the error for a source that is not the log's. Not a gap yet: most likely a wrong URL, and a gap in the log cannot be taken back.
@@ -154,15 +162,15 @@ func streamError(err error, c Config) error {
 		return &Gap{Reason: "the WAL holds a row that is too large for the source itself to send as text, and everything behind it waits: " + pe.Message}
 	}
 	err = fmt.Errorf("the source ended the stream: %w", err)
-	if pe.Code == "XX000" && (strings.Contains(pe.Message, "could not map file") || strings.Contains(pe.Message, "could not open relation with OID")) {
+	if strings.HasPrefix(pe.Code, "XX") { // internal errors: could not map file, could not open relation with OID, pg_attribute catalog is missing …
 		return &eventlog.Problem{Err: fmt.Errorf("%w: %w", errDecoding, err), Hint: "It is tried again. If it stays, no reader of the slot gets beyond this place: bring Postgres to its latest minor version; " +
 			"otherwise give up what is waiting: SELECT pg_drop_replication_slot('" + c.Slot + "'); then backstory init --accept-gap, and the log is compared with the source."}
 	}
 	return err
 }
 
-// errDecoding means that the source fails in decoding its own WAL. Seen twice with PostgreSQL 15.18, and gone with the next attempt, among tables that were
-// truncated in savepoints, or dropped and made again, while the stream was cut.
+// errDecoding means that the source fails in decoding its own WAL. Seen three times with PostgreSQL 15.18, and gone with the next attempt, among tables that were
+// truncated in savepoints, or altered, or dropped and made again, while the stream was cut.
 var errDecoding = errors.New("the source cannot read its own WAL here")
 
 // forTheLog tells whether an error is something that the log has to note or to tell more of. The connection is as it was.
@@ -236,13 +244,17 @@ func (s *Stream) Run(ctx context.Context, until eventlog.LSN, head func() eventl
 	}
 }
 
-// CurrentLSN asks the source for the end of its WAL.
+// CurrentLSN asks the source for the end of its WAL, after everything that is committed by now, also with synchronous_commit = off
+// (PostgreSQL manual, Asynchronous Commit): the commit of a message of ours makes the source write that to disk, before which it is not streamed.
 func CurrentLSN(ctx context.Context, c Config) (eventlog.LSN, error) {
 	conn, err := c.Connect(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, `SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'backstory.end', '') WHERE NOT pg_is_in_recovery()`); err != nil {
+		return 0, fmt.Errorf("ask the source for the end of its WAL: %w", err)
+	}
 	return currentLSN(ctx, conn)
 }
 

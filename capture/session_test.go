@@ -3,8 +3,13 @@ package capture
 import (
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/backstory-dev/backstory/eventlog"
 )
 
 // While nobody takes a full batch nothing is read: the source is told all the same that somebody is there, and is not taken
@@ -56,6 +61,32 @@ func TestBatchThatNobodyTakes(t *testing.T) {
 		}
 		if cause != nil && !retryable(cause) {
 			t.Errorf("%v by itself passes", cause)
+		}
+	}
+}
+
+// TestWhatTheSourceEndsTheStreamWith: an internal error of its decoding is tried again, since each that was seen was gone then; what is a gap, or a person's to
+// mend, is not.
+func TestWhatTheSourceEndsTheStreamWith(t *testing.T) {
+	for _, c := range []struct {
+		code, message string
+		again, gap    bool
+	}{
+		{"XX000", "pg_attribute catalog is missing 4 attribute(s) for relation OID 30875", true, false},
+		{"XX000", "could not open relation with OID 30875", true, false},
+		{"XX000", "could not map filenumber \"base/5/30875\" to relation OID", true, false},
+		{"XX000", "invalid memory alloc request size 1073741824", false, true},
+		{"42704", "publication \"backstory\" does not exist", false, true},
+		{"57P01", "terminating connection due to administrator command", true, false},
+		{"42501", "permission denied", false, false},
+	} {
+		err := streamError(&pgconn.PgError{Code: c.code, Message: c.message}, Config{Slot: "backstory"})
+		var g *Gap
+		if got := errors.As(err, &g); got != c.gap || retryable(err) != c.again {
+			t.Errorf("%s %s: gap %v, tried again %v", c.code, c.message, got, retryable(err))
+		}
+		if c.again && strings.HasPrefix(c.code, "XX") && eventlog.Hint(err) == "" {
+			t.Errorf("%s %s: no hint", c.code, c.message)
 		}
 	}
 }

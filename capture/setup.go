@@ -2,7 +2,6 @@ package capture
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -43,8 +42,18 @@ type Plan struct {
 	Outside []Outside
 	// Span is how long the server has counted row changes (Table.PerDay); 0: not known.
 	Span time.Duration
-	// NotOwned are selected tables that this role may not add to a publication.
+	// NotOwned are selected tables that this role may not add to a publication, NotIts the publications that it may not alter, or make.
 	NotOwned []*Table
+	// Left are they, if they are in no publication and there are other tables: those can do without them (LeaveOut).
+	Left []*Table
+	left struct { // what Tables and SQL are without Left
+		tables []*Table
+		sql    []string
+	}
+	NotIts []string
+	// Replace, if it is set, is called as soon as nothing is left to be done but to make the slot: it drops the one that is there.
+	Replace func() error
+	locks   []string // the tables that SQL puts into a publication, or takes out of one
 }
 
 // Prepare looks at the source and says what init would do. It changes nothing.
@@ -98,35 +107,70 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 	if err := conn.QueryRow(ctx, `SELECT coalesce(array_agg(pubname::text ORDER BY pubname), '{}'), current_user::text FROM pg_publication WHERE puballtables`).Scan(&p.AllTables, &p.Role); err != nil {
 		return nil, fmt.Errorf("list publications: %w", err)
 	}
-	if err := c.fullIdentity(p); err != nil {
-		return nil, err
-	}
 	p.Span = activity(ctx, conn, p.Tables)
 	if p.Histories, err = histories(ctx, conn); err != nil {
 		return nil, err
 	}
-	if err := c.publicationSQL(ctx, conn, p); err != nil {
+	full, err := c.fullIdentity(p)
+	if err != nil {
 		return nil, err
 	}
+	sql, err := c.publicationSQL(ctx, conn, p.Tables, p)
+	if err != nil {
+		return nil, err
+	}
+	if len(p.NotOwned) > 0 && !slices.ContainsFunc(p.NotOwned, func(t *Table) bool { return t.Published || t.ToFull }) && len(p.NotOwned) < len(p.Tables) {
+		p.Left, p.left.tables = p.NotOwned, slices.DeleteFunc(slices.Clone(p.Tables), func(t *Table) bool { return slices.Contains(p.NotOwned, t) })
+		if p.left.sql, err = c.publicationSQL(ctx, conn, p.left.tables, p); err != nil {
+			return nil, err
+		}
+	}
 	err = c.ddlSQL(ctx, conn, p)
-	p.SQL = append(p.SQL, p.DDL...)
+	// Another identity comes after the publications: with the table for itself, it waits for hardly anybody else's.
+	p.SQL, p.left.sql = slices.Concat(sql, full, p.DDL), slices.Concat(p.left.sql, full, p.DDL)
 	return p, err
 }
 
+// LeaveOut makes a plan of what this role may do, without Left.
+func (p *Plan) LeaveOut() {
+	if len(p.Left) > 0 {
+		p.Tables, p.SQL = p.left.tables, p.left.sql
+	}
+}
+
+// PublishSQL is what has to be run for a table of NotOwned, by a superuser or a role that owns it and the publications.
+func (c Config) PublishSQL(p *Plan, t *Table) []string {
+	c = c.WithDefaults()
+	name, role := c.Publication, eventlog.QuoteIdent(p.Role)
+	if t.InsertOnly {
+		name = c.InsertPublication()
+	}
+	return []string{"ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE " + only(t.Schema, t.Name) + ";",
+		"GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(t.Schema) + " TO " + role + ";", "GRANT SELECT ON " + eventlog.QuoteQualified(t.Schema, t.Name) + " TO " + role + ";"}
+}
+
 // Alters tells whether SQL gives a table another replica identity. ALTER TABLE wants the table for itself, and whoever comes after it
-// waits with it: such SQL runs in a transaction that begins with LimitLock.
+// waits with it: what --print-sql prints begins with LimitLock; init has bounds of its own.
 func (p *Plan) Alters() bool {
 	return slices.ContainsFunc(p.Tables, func(t *Table) bool { return t.ToFull })
 }
 
-// LimitLock keeps the application from waiting for long.
+// LimitLock keeps the application from waiting for long, where somebody else runs the SQL.
 const LimitLock = "SET LOCAL lock_timeout = '2s'"
 
+// lockTry is how long one attempt to get locks behind which the application's reads or writes have to wait may take, alterLimit for how long it is tried
+// again where a table's replica identity is to be altered.
+const (
+	lockTry    = 300 * time.Millisecond
+	alterLimit = 2 * time.Second
+	alterTable = "ALTER TABLE "
+)
+
 // fullIdentity plans REPLICA IDENTITY FULL for the tables that are to have it.
-func (c Config) fullIdentity(p *Plan) error {
+func (c Config) fullIdentity(p *Plan) (sql []string, err error) {
 	for _, s := range c.FullIdentity {
 		if !slices.ContainsFunc(p.Tables, func(t *Table) bool { return matchAny([]string{s}, t.Relation) }) {
-			return &eventlog.Problem{Err: fmt.Errorf("no selected table is called %s, which is to have REPLICA IDENTITY FULL", s),
+			return nil, &eventlog.Problem{Err: fmt.Errorf("no selected table is called %s, which is to have REPLICA IDENTITY FULL", s),
 				Hint: "Name tables that BACKSTORY_TABLES selects, with their schema."}
 		}
 	}
@@ -135,14 +179,14 @@ func (c Config) fullIdentity(p *Plan) error {
 			continue
 		}
 		if t.InsertOnly { // 18, generated columns
-			return &eventlog.Problem{Err: fmt.Errorf("%s: REPLICA IDENTITY FULL would make its UPDATEs fail, since it has generated columns", t), Hint: "Instead, " + t.Remedy + "."}
+			return nil, &eventlog.Problem{Err: fmt.Errorf("%s: REPLICA IDENTITY FULL would make its UPDATEs fail, since it has generated columns", t), Hint: "Instead, " + t.Remedy + "."}
 		}
-		p.SQL = append(p.SQL, "ALTER TABLE "+eventlog.QuoteQualified(t.Schema, t.Name)+" REPLICA IDENTITY FULL;")
-		if !t.Owned {
+		sql = append(sql, alterTable+eventlog.QuoteQualified(t.Schema, t.Name)+" REPLICA IDENTITY FULL;")
+		if !t.Owned && !slices.Contains(p.NotOwned, t) {
 			p.NotOwned = append(p.NotOwned, t)
 		}
 	}
-	return nil
+	return sql, nil
 }
 
 // activity asks the server's statistics what happens to tables: what did since they began, by the clock, is the best guess there is of
@@ -199,8 +243,10 @@ func histories(ctx context.Context, conn *pgx.Conn) ([]History, error) {
 	return h, nil
 }
 
-// publicationSQL works out which statements bring the publications in line with the selection.
-func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) error {
+// publicationSQL works out which statements bring the publications in line with a selection of tables, which of them this role may not run (p.NotOwned, p.NotIts), and which
+// tables they lock (p.locks).
+func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, tables []*Table, p *Plan) (sql []string, err error) {
+	p.NotIts, p.locks = nil, nil
 	for _, pub := range []struct {
 		name, publish string
 		insertOnly    bool
@@ -208,35 +254,37 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 		{c.Publication, "insert, update, delete, truncate", false},
 		{c.InsertPublication(), "insert, truncate", true},
 	} {
-		var exists, all, ins, upd, del, trunc, viaRoot bool
-		err := conn.QueryRow(ctx, `SELECT true, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE pubname = $1`, pub.name).
-			Scan(&exists, &all, &ins, &upd, &del, &trunc, &viaRoot)
-		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-			return fmt.Errorf("read publication %s: %w", pub.name, err)
+		var exists, all, ins, upd, del, trunc, viaRoot, may bool
+		err := conn.QueryRow(ctx, `SELECT p.oid IS NOT NULL, coalesce(puballtables, false), coalesce(pubinsert, false), coalesce(pubupdate, false), coalesce(pubdelete, false), coalesce(pubtruncate, false), coalesce(pubviaroot, false),
+			coalesce(pg_has_role(pubowner, 'USAGE'), has_database_privilege(current_database(), 'CREATE')) FROM (SELECT) one LEFT JOIN pg_publication p ON pubname = $1`, pub.name).
+			Scan(&exists, &all, &ins, &upd, &del, &trunc, &viaRoot, &may)
+		if err != nil {
+			return nil, fmt.Errorf("read publication %s: %w", pub.name, err)
 		}
+		planned := len(sql)
 		if all {
-			return &eventlog.Problem{Err: fmt.Errorf("publication %s is FOR ALL TABLES", pub.name), Hint: "backstory needs a publication of its own: choose another name with BACKSTORY_PUBLICATION."}
+			return nil, &eventlog.Problem{Err: fmt.Errorf("publication %s is FOR ALL TABLES", pub.name), Hint: "backstory needs a publication of its own: choose another name with BACKSTORY_PUBLICATION."}
 		}
 		in := map[string]bool{} // tables in the publication, and whether as a part of their rows or columns (PostgreSQL 15 and later)
 		// By name, not through its schema: that a superuser has decided (README, What Postgres needs).
 		rows, err := conn.Query(ctx, `SELECT n.nspname::text, c.relname::text, coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
 			JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1`, pub.name)
 		if err != nil {
-			return fmt.Errorf("read publication %s: %w", pub.name, err)
+			return nil, fmt.Errorf("read publication %s: %w", pub.name, err)
 		}
 		for rows.Next() {
 			var s, t string
 			var part bool
 			if err := rows.Scan(&s, &t, &part); err != nil {
-				return fmt.Errorf("read publication %s: %w", pub.name, err)
+				return nil, fmt.Errorf("read publication %s: %w", pub.name, err)
 			}
 			in[only(s, t)] = part
 		}
 		if err := rows.Err(); err != nil {
-			return fmt.Errorf("read publication %s: %w", pub.name, err)
+			return nil, fmt.Errorf("read publication %s: %w", pub.name, err)
 		}
 		var add, again, drop []string
-		for _, t := range p.Tables {
+		for _, t := range tables {
 			q := only(t.Schema, t.Name)
 			if t.InsertOnly != pub.insertOnly {
 				continue
@@ -260,26 +308,30 @@ func (c Config) publicationSQL(ctx context.Context, conn *pgx.Conn, p *Plan) err
 		name := eventlog.QuoteIdent(pub.name)
 		switch {
 		case !exists && len(add) > 0:
-			p.SQL = append(p.SQL, "CREATE PUBLICATION "+name+" FOR TABLE "+strings.Join(add, ", ")+" WITH (publish = '"+pub.publish+"');")
+			sql = append(sql, "CREATE PUBLICATION "+name+" FOR TABLE "+strings.Join(add, ", ")+" WITH (publish = '"+pub.publish+"');")
 		case !exists: // pgoutput wants every publication it is told of to exist
-			p.SQL = append(p.SQL, "CREATE PUBLICATION "+name+" WITH (publish = '"+pub.publish+"');")
+			sql = append(sql, "CREATE PUBLICATION "+name+" WITH (publish = '"+pub.publish+"');")
 		default:
 			if !ins || !trunc || upd == pub.insertOnly || del == pub.insertOnly || viaRoot {
-				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" SET (publish = '"+pub.publish+"', publish_via_partition_root = false);")
+				sql = append(sql, "ALTER PUBLICATION "+name+" SET (publish = '"+pub.publish+"', publish_via_partition_root = false);")
 			}
 			if len(again) > 0 {
-				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(again, ", ")+";")
+				sql = append(sql, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(again, ", ")+";")
 			}
 			if len(add) > 0 {
-				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" ADD TABLE "+strings.Join(add, ", ")+";")
+				sql = append(sql, "ALTER PUBLICATION "+name+" ADD TABLE "+strings.Join(add, ", ")+";")
 			}
 			if len(drop) > 0 {
-				p.SQL = append(p.SQL, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(drop, ", ")+";")
+				sql = append(sql, "ALTER PUBLICATION "+name+" DROP TABLE "+strings.Join(drop, ", ")+";")
 			}
+		}
+		p.locks = append(append(p.locks, add...), drop...)
+		if len(sql) > planned && !may {
+			p.NotIts = append(p.NotIts, pub.name)
 		}
 	}
 	// A table must leave one publication before the application's next UPDATE, and enter the other in the same transaction.
-	return nil
+	return sql, nil
 }
 
 // only names a table in a publication. Without ONLY it would stand for its descendants, too (PostgreSQL manual, CREATE PUBLICATION).
@@ -288,12 +340,12 @@ func only(schema, name string) string { return "ONLY " + eventlog.QuoteQualified
 // Result is what Apply did.
 type Result struct {
 	Start  eventlog.LSN // from where on everything is captured
+	At     time.Time    // when that was, by the source's clock
 	Tables []eventlog.Captured
 }
 
 // Apply carries a plan out: the publications in one transaction, then the slot. It is idempotent. before are
-// the tables that were captured, known the OIDs of those that the log has ever known. waiting is told, once a second, for whom making the
-// slot waits.
+// the tables that were captured, known the OIDs of those that the log has ever known. waiting is told, once a second, for whom it waits.
 func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, known []uint32, waiting func([]string)) (*Result, error) {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)
@@ -314,34 +366,8 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 	}
 	empty := map[uint32]bool{} // tables that are: every row that they will ever have is in the stream
 	if len(p.SQL) > 0 {
-		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			if !p.NewSlot && !p.Server.lossy() {
-				if err := emptyTables(ctx, tx, p.Tables, before, known, empty); err != nil {
-					return err
-				}
-			}
-			if p.Alters() {
-				if _, err := tx.Exec(ctx, LimitLock); err != nil {
-					return err
-				}
-			}
-			for _, q := range p.SQL {
-				if _, err := tx.Exec(ctx, q); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if eventlog.SQLState(err) == "55P03" { // lock_not_available
-			return nil, &eventlog.Problem{Err: fmt.Errorf("prepare the source: a table that is to have REPLICA IDENTITY FULL was in use for 2 s: %w", err),
-				Hint: "Nothing of the source was changed. Run it again when no long transaction uses the table."}
-		}
-		if eventlog.SQLState(err) == "42501" {
-			return nil, &eventlog.Problem{Err: fmt.Errorf("prepare the publications: %w", err),
-				Hint: "The role must own the tables (or be a member of their owner) and may CREATE in the database. Let their owner run what backstory init --print-sql prints, then run backstory init again."}
-		}
-		if err != nil {
-			return nil, fmt.Errorf("prepare the publications: %w", err)
+		if err := c.prepare(ctx, conn, p, before, known, empty, waiting); err != nil {
+			return nil, err
 		}
 	}
 	if published, err = c.publications(ctx, conn, 0); err != nil {
@@ -370,7 +396,7 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 				cap.SinceLSN, cap.Complete = b.SinceLSN, b.Complete
 				if b.Catalogue != "" { // that it was altered since is found, and taken care of, by the sidecar (see Altered)
 					r := *t.Relation
-					r.Schema, r.Name, r.RootSchema, r.RootName, r.Columns, r.Key, r.Deferrable, r.Generated = b.Schema, b.Name, b.RootSchema, b.RootName, b.Columns, b.Key, b.Deferrable, b.Generated
+					r.Schema, r.Name, r.RootOID, r.RootSchema, r.RootName, r.Columns, r.Key, r.Deferrable, r.Generated = b.Schema, b.Name, b.RootOID, b.RootSchema, b.RootName, b.Columns, b.Key, b.Deferrable, b.Generated
 					cap.Relation, cap.Catalogue = &r, b.Catalogue
 				}
 				if b.InsertOnly && !t.InsertOnly { // those of before are missing (eventlog.Log.Retaken)
@@ -400,11 +426,16 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 	if err := c.replays(ctx, conn, at); err != nil {
 		return nil, err
 	}
+	if p.Replace != nil {
+		if err := p.Replace(); err != nil {
+			return nil, err
+		}
+	}
 	err = c.createSlot(ctx, conn, repl, p.Server, waiting, func(snapshot string, start eventlog.LSN) error {
 		res.Start = start
 		// A transaction that began while the slot was made, and was committed before it begins, is not in the stream; it becomes visible later,
 		// while it waits for a synchronous standby much later.
-		if err := conn.QueryRow(ctx, `SELECT `+nextXID).Scan(&waitFor); err != nil {
+		if err := conn.QueryRow(ctx, `SELECT `+nextXID+`, clock_timestamp()`).Scan(&waitFor, &res.At); err != nil {
 			return fmt.Errorf("ask the source for its transactions: %w", err)
 		}
 		// A table that is empty in the slot's own snapshot is complete.
@@ -427,6 +458,143 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 	return res, err
 }
 
+// AwaitLocks waits, as long as making the slot may wait for open transactions, until nobody has a lock on tables that keeps a plan's SQL from being carried out.
+// Nothing is locked meanwhile. waiting is told for whom.
+func AwaitLocks(ctx context.Context, c Config, p *Plan, waiting func([]string)) error {
+	c = c.WithDefaults()
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return c.patiently(ctx, conn, p, waiting, func(ctx context.Context) error { return awaitLocks(ctx, conn, p.toLock()) })
+}
+
+// toLock gives the tables that a plan's SQL locks.
+func (p *Plan) toLock() []string {
+	locks := slices.Clone(p.locks)
+	for _, t := range p.Tables {
+		if q := only(t.Schema, t.Name); t.ToFull && !slices.Contains(locks, q) {
+			locks = append(locks, q)
+		}
+	}
+	return locks
+}
+
+// prepare carries out a plan's SQL. While somebody else's locks are in the way it is tried again: what the application may have to wait for is never locked for
+// longer than lockTry.
+func (c Config) prepare(ctx context.Context, conn *pgx.Conn, p *Plan, before []eventlog.Captured, known []uint32, empty map[uint32]bool, waiting func([]string)) error {
+	return c.patiently(ctx, conn, p, waiting, func(ctx context.Context) error {
+		if err := awaitLocks(ctx, conn, p.toLock()); err != nil {
+			return err
+		}
+		clear(empty)
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			var until time.Time
+			for _, q := range p.SQL {
+				wait := lockTry
+				if strings.HasPrefix(q, alterTable) {
+					if until.IsZero() {
+						until = time.Now().Add(lockTry)
+					}
+					wait = time.Until(until)
+				}
+				if _, err := tx.Exec(ctx, limitLock(wait)+q); err != nil {
+					return err
+				}
+			}
+			if p.NewSlot || p.Server.lossy() {
+				return nil
+			}
+			return emptyTables(ctx, tx, p.Tables, before, known, empty, until)
+		})
+	})
+}
+
+// patiently tries something again while somebody's locks are in the way, up to a limit, and tells for whom it waits.
+func (c Config) patiently(ctx context.Context, conn *pgx.Conn, p *Plan, waiting func([]string), try func(context.Context) error) error {
+	watch, err := c.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer watch.Close(context.WithoutCancel(ctx))
+	limit := c.BlockedAfter
+	if p.Alters() {
+		limit = alterLimit
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	began := time.Now()
+	go func() {
+		err := try(ctx)
+		for eventlog.SQLState(err) == "55P03" && time.Since(began) < limit && ctx.Err() == nil { // lock_not_available
+			pass(ctx, 2*lockTry)
+			err = try(ctx)
+		}
+		done <- err
+	}()
+	tick := time.NewTicker(lockTry / 2)
+	defer tick.Stop()
+	var blockers []string
+	var told, asked time.Time
+	for {
+		select {
+		case <-tick.C:
+			if len(blockers) > 0 && time.Since(asked) < time.Second {
+				continue
+			}
+			asked = time.Now()
+			if b, err := blocking(ctx, watch, conn.PgConn().PID()); err == nil && len(b) > 0 {
+				if blockers = b; waiting != nil && time.Since(told) >= time.Second {
+					told = time.Now()
+					waiting(b)
+				}
+			}
+			continue
+		case err = <-done:
+		}
+		break
+	}
+	switch eventlog.SQLState(err) {
+	case "55P03":
+		what := "a table that is to be published"
+		if p.Alters() {
+			what = "a table that is to be published, or to have REPLICA IDENTITY FULL,"
+		}
+		by := ""
+		if len(blockers) > 0 {
+			by = ": " + strings.Join(blockers, "; ")
+		}
+		return &eventlog.Problem{Err: fmt.Errorf("prepare the source: %s was in use for %s%s", what, limit, by),
+			Hint: "Nothing of the source was changed. Run it again when that has ended: a long transaction, VACUUM, CREATE INDEX or ALTER TABLE."}
+	case "42501":
+		return &eventlog.Problem{Err: fmt.Errorf("prepare the publications: %w", err),
+			Hint: "The role must own the tables (or be a member of their owner) and may CREATE in the database. Let their owner run what backstory init --print-sql prints, then run backstory init again."}
+	}
+	if err != nil {
+		return fmt.Errorf("prepare the publications: %w", err)
+	}
+	return nil
+}
+
+// awaitLocks waits until nobody has a lock on tables that keeps them from being published, for one after the other and with nothing locked, so that
+// nobody has to wait meanwhile; long enough for an autovacuum to make room (PostgreSQL manual, deadlock_timeout).
+func awaitLocks(ctx context.Context, conn *pgx.Conn, tables []string) error {
+	for _, t := range tables {
+		_, err := conn.Exec(ctx, "SELECT set_config('lock_timeout', (setting::int + 500)::text, true) FROM pg_settings WHERE name = 'deadlock_timeout'; LOCK TABLE "+t+" IN SHARE UPDATE EXCLUSIVE MODE")
+		if code := eventlog.SQLState(err); err != nil && code != "42501" && code != "42P01" { // without the right to lock it, or without the table, the attempt will tell
+			return err
+		}
+	}
+	return nil
+}
+
+// limitLock bounds the wait for each lock of a transaction.
+func limitLock(wait time.Duration) string {
+	return fmt.Sprintf("SET LOCAL lock_timeout = %d; ", max(wait.Milliseconds(), 1))
+}
+
 // isEmpty tells whether a table is known to be empty: without the right to look, and at all rows, it is not. Neither is one that was
 // truncated or rewritten after the transaction's snapshot, in which it looks empty whatever it held (PostgreSQL manual, Caveats of
 // concurrency control): its file is another one by now than in the snapshot.
@@ -446,14 +614,16 @@ func isEmpty(ctx context.Context, tx pgx.Tx, t *Table) (bool, error) {
 }
 
 // emptyTables finds the tables that are empty at the moment from which they are published, of those that the log knows nothing of: tx
-// publishes them, and until it ends nobody can write to them. One that is in use is not waited for.
-func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []eventlog.Captured, known []uint32, empty map[uint32]bool) (err error) {
-	defer func() {
-		if err == nil {
-			_, err = tx.Exec(ctx, "SET LOCAL lock_timeout = DEFAULT")
-		}
-	}()
+// publishes them, and until it ends nobody can write to them. One that is in use is not waited for, nor for all of them together longer than lockTry.
+func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []eventlog.Captured, known []uint32, empty map[uint32]bool, until time.Time) error {
+	if until.IsZero() {
+		until = time.Now().Add(lockTry)
+	}
+	var seem []*Table
 	for _, t := range tables {
+		if time.Now().After(until) {
+			break
+		}
 		if t.InsertOnly || slices.Contains(known, t.OID) || slices.ContainsFunc(before, func(b eventlog.Captured) bool { return b.OID == t.OID }) {
 			continue
 		}
@@ -461,14 +631,19 @@ func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []event
 		if err != nil {
 			return err
 		}
-		if !is {
-			continue
+		if is {
+			seem = append(seem, t)
+		}
+	}
+	for _, t := range seem {
+		if time.Now().After(until) {
+			break
 		}
 		sp, err := tx.Begin(ctx)
 		if err != nil {
 			return err
 		}
-		_, err = sp.Exec(ctx, "SET LOCAL lock_timeout = '300ms'; LOCK TABLE ONLY "+eventlog.QuoteQualified(t.Schema, t.Name)+" IN SHARE MODE")
+		_, err = sp.Exec(ctx, limitLock(time.Until(until))+"LOCK TABLE ONLY "+eventlog.QuoteQualified(t.Schema, t.Name)+" IN SHARE MODE")
 		if err != nil {
 			if e := sp.Rollback(ctx); e != nil {
 				return err

@@ -349,7 +349,7 @@ func (c Config) createSlot(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgC
 				cancel()
 				<-done
 				return &eventlog.Problem{Err: fmt.Errorf("create the replication slot: waited %s for open transactions: %s", c.BlockedAfter, strings.Join(blockers, "; ")),
-					Hint: "End them (SELECT pg_terminate_backend(pid), or COMMIT/ROLLBACK PREPARED 'gid'), then run backstory init again."}
+					Hint: "End them (SELECT pg_terminate_backend(pid), or COMMIT/ROLLBACK PREPARED 'gid'), then run it again."}
 			}
 		}
 	}
@@ -358,7 +358,7 @@ func (c Config) createSlot(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgC
 // blocking tells which transactions a backend waits for, prepared ones too.
 func blocking(ctx context.Context, conn *pgx.Conn, pid uint32) ([]string, error) {
 	rows, err := conn.Query(ctx, `
-		SELECT format('pid %s, %s, open for %s', a.pid, coalesce(nullif(a.application_name, ''), a.usename), date_trunc('second', now() - a.xact_start))
+		SELECT format('pid %s, %s, open for %s', a.pid, coalesce(nullif(a.application_name, ''), a.usename, a.backend_type), date_trunc('second', now() - a.xact_start))
 		FROM unnest(pg_blocking_pids($1)) b(pid) JOIN pg_stat_activity a ON a.pid = b.pid AND b.pid <> 0
 		UNION ALL
 		SELECT format('prepared transaction %L, open for %s', p.gid, date_trunc('second', now() - p.prepared)) FROM pg_prepared_xacts p

@@ -121,7 +121,8 @@ func (s *Stream) PauseAt(l eventlog.LSN) {
 	s.first = &stop{fmt.Errorf("%w: a table is captured again from here on", ErrTablesChanged), l}
 }
 
-// Doubt says that changes of a table may be missing before those that are received: of it, no more is promised than of one of which only inserts are captured.
+// Doubt says that changes of a table may be missing among those that are received: of it, no more is promised than of one of which only inserts are captured. They are missing
+// from where it was taken out of its publication to where it was put back, and before its first row of after that the source describes it again.
 // It is called before Run.
 func (s *Stream) Doubt(oid uint32) {
 	if s.doubted == nil {

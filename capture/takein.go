@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -80,7 +81,7 @@ func (c Config) takeIn(ctx context.Context, conn *pgx.Conn, sv *Server, t *Table
 		}
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			if !sv.lossy() {
-				if err := emptyTables(ctx, tx, []*Table{t}, nil, known, empty); err != nil {
+				if err := emptyTables(ctx, tx, []*Table{t}, nil, known, empty, time.Time{}); err != nil {
 					return err
 				}
 			}

@@ -32,12 +32,12 @@ func Upgraded(ctx context.Context, c Config, head eventlog.Head, captured []even
 		return nil, nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	var system string
-	if err := conn.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&system); err != nil {
+	var system, database string
+	if err := conn.QueryRow(ctx, `SELECT system_identifier::text, current_database()::text FROM pg_control_system()`).Scan(&system, &database); err != nil {
 		return nil, nil, fmt.Errorf("identify the source: %w", err)
 	}
 	if system == head.SystemID {
-		return nil, nil, nil
+		return nil, nil, checkDatabase(database, &head)
 	}
 	at, done, err := c.connectSlot(ctx, conn)
 	if err != nil {

@@ -191,7 +191,7 @@ func (w *Writer) insert(t *table, it *Item, op Op, p part) error {
 		e.rowID, e.rowText = w.rowIdentity(t, it.New)
 	}
 	w.event(t, &e)
-	if t.rel.ReplicaIdentity != 'f' && !t.rel.InsertOnly {
+	if t.rel.ReplicaIdentity != 'f' && t.rel.followed() {
 		key := w.stateKey(t, it.New)
 		if w.importing && !w.state.has(&key) { // a million of them would drive out what is needed
 			w.uncached = w.pos
@@ -457,7 +457,7 @@ func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error 
 		}
 	}
 	w.event(t, e)
-	if t.rel.InsertOnly {
+	if !t.rel.followed() {
 		return nil
 	}
 	newKey := w.stateKey(t, it.New)

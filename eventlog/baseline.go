@@ -89,13 +89,13 @@ type Chunk struct {
 	Done func(Baseline)
 	// Snapshot is what it was read in, as pg_current_snapshot prints it.
 	Snapshot string
-	// Begins, Since and Known are of a table without a key (contents.go): the empty chunk that reading begins with; what Baseline.At was
-	// behind it, for the others; and whether the log knew rows of it by then.
+	// Begins is of a table that is read in one snapshot: the empty chunk that reading begins with, from the first row on.
 	Begins bool
-	Since  Position
-	Known  bool
-	data   []byte
-	last   int // where its last row begins
+	// Since and Known are of a table without a key (contents.go): what Baseline.At was behind that chunk, and whether the log knew rows of it by then.
+	Since Position
+	Known bool
+	data  []byte
+	last  int // where its last row begins
 }
 
 // Add appends a row: its values as the source prints them, nil for NULL. They are copied.
@@ -381,16 +381,16 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	differs := heals || was.Heal // otherwise there was nothing that the log could have known wrongly
 	switch {
 	case was.Pass == PassShape:
-		// Nobody knows which of the log's rows are still there: since a gap, or since the stream, which names them by an index, may have given them
-		// other keys without a word of those of before.
-		lost := heals && !w.log.dict.healed(rel.OID, w.head.Incarnation) || t.byRow
-		if was.Heal && lost && w.head.Baseline && !keyless && !rel.Dropped && !w.log.Healable(t.rel) {
+		if was.Heal && w.head.Baseline && w.log.lost(t.rel, w.head.Incarnation) {
 			w.discard(t)
 		}
-		err = w.altered(t, before, ids, &alteration{}, was.Heal)
+		// Where the event trigger has told of it already, that the rows are to be compared is in the log, too.
+		told := len(before) > 0 && !before[0].Complete && !before[0].InsertOnly
+		err = w.altered(t, before, ids, &alteration{}, was.Heal && !told)
 	case keyless && c.Begins:
 		w.note(t, "BaselineBegan", []byte(`{}`))
 		made = w.pos
+	case c.Begins:
 	case keyless && was.Pass == PassGone:
 		err = w.surplusContents(ctx, t, c)
 	case keyless && differs:
@@ -415,6 +415,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	b.first = c.Begins || c.Number == 1
 	if c.Begins {
 		b.Pass, b.Rows, b.Bytes = PassRows, 0, 0
+		b.Heal = b.Heal || !keyless && was.Rows > 0 // what was imported in another snapshot may have gone since
 	}
 	if was.Pass != PassGone {
 		b.Rows += int64(c.Rows)
@@ -552,25 +553,37 @@ func (w *Writer) actual(r *Relation) *Relation {
 			out.Complete, out.Generation, changed = last.Complete, last.Generation, true
 		}
 		if !w.rooted && (r.RootSchema != last.RootSchema || r.RootName != last.RootName) { // whether it was attached or detached by then the stream does not tell
-			out.RootSchema, out.RootName, changed = last.RootSchema, last.RootName, true
+			out.RootOID, out.RootSchema, out.RootName, changed = last.RootOID, last.RootSchema, last.RootName, true
 		}
 		out.Columns = slices.Clone(r.Columns)
-		out.Lately = nil
+		out.Lately, out.Beside = nil, slices.Clone(r.Beside)
 		for _, num := range r.Lately {
 			i := slices.IndexFunc(out.Columns, func(c Column) bool { return c.Num == num })
 			if i < 0 {
 				continue
 			}
-			// Another one had its name before: that is the one which the first row changes are of.
+			// Another one had its name before: that is the one which the first row changes are of, or, if this one is new, perhaps are not.
 			c := &out.Columns[i]
+			out.Beside = append(out.Beside, *c)
 			if o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 && o.Num != num }); o >= 0 {
-				c.Num, c.Missing, changed = 0, "", true
+				c.Num, c.Root, c.Missing, changed = 0, 0, "", true
+			}
+		}
+		unknown := 0
+		for i := range out.Columns {
+			if out.Columns[i].Num == 0 {
+				unknown++
 			}
 		}
 		for i := range out.Columns {
 			c := &out.Columns[i]
 			if c.Num == 0 {
 				o := slices.IndexFunc(last.Columns, func(o Column) bool { return o.Name == c.Name && o.Num != 0 })
+				// A column that is still there, under another name, is one of the stream's: this one, if no other may be it.
+				still := o >= 0 && unknown == 1 && slices.ContainsFunc(out.Beside, func(b Column) bool { return b.Num == last.Columns[o].Num })
+				if o >= 0 && !still && slices.ContainsFunc(out.Beside, func(b Column) bool { return b.Type.OID == c.Type.OID && last.column(&b) < 0 }) {
+					continue // or a newer one: which rows that have to be compared for it tells the catalogue (nameless)
+				}
 				if o >= 0 && !slices.ContainsFunc(out.Columns, func(c Column) bool { return c.Num == last.Columns[o].Num }) {
 					c.Num, c.NotNull, changed = last.Columns[o].Num, last.Columns[o].NotNull, true
 				}
@@ -580,11 +593,43 @@ func (w *Writer) actual(r *Relation) *Relation {
 			}
 		}
 		changed = inOrder(out.Columns, last) || changed
+		changed = inRoot(&out, r, last) || changed
 	}
 	if !changed {
 		return r
 	}
 	return &out
+}
+
+// inRoot fills in what nobody told of the places of a relation's columns in its partitioned table, which are as they were; all of them, if it is another
+// one's partition by now than described says. It tells whether that changed anything.
+func inRoot(r, described, last *Relation) (changed bool) {
+	if r.RootSchema != last.RootSchema || r.RootName != last.RootName || r.RootName == "" && described.RootName == "" {
+		return false
+	}
+	moved := r.RootSchema != described.RootSchema || r.RootName != described.RootName
+	for i := range r.Columns {
+		c := &r.Columns[i]
+		if was := c.Root; was == 0 || moved {
+			if c.Root = 0; last.column(c) >= 0 {
+				c.Root = last.Columns[last.column(c)].Root
+			}
+			changed = changed || c.Root != was
+		}
+	}
+	if moved {
+		r.Generated = slices.Clone(r.Generated)
+		for i := range r.Generated {
+			g := &r.Generated[i]
+			g.Root = 0
+			for _, o := range last.Generated {
+				if o.Num == g.Num {
+					g.Root = o.Root
+				}
+			}
+		}
+	}
+	return changed
 }
 
 // inOrder numbers the columns of a relation anew where they are not in the order of their numbers, in which the source always has them: they have swapped
@@ -606,7 +651,7 @@ func inOrder(columns []Column, last *Relation) (changed bool) {
 			continue
 		}
 		if num := nums[0]; num != c.Num {
-			c.Num, c.NotNull, c.Missing = num, false, ""
+			c.Num, c.Root, c.NotNull, c.Missing = num, 0, false, ""
 			if o := last.column(c); o >= 0 && last.Columns[o].Num == num {
 				was := &last.Columns[o]
 				if c.NotNull, c.Missing = was.NotNull, was.Missing; c.Type.OID == was.Type.OID {

@@ -24,6 +24,7 @@ type openTx struct {
 	chunk      *Chunk    // of existing rows, which the transaction marks the place of
 	baseline   *Baseline // how far they are then
 	progress   []byte    // SQL, for when it is whole
+	malformed  int64     // contexts that are not a JSON object
 }
 
 type ctxRow struct {
@@ -184,14 +185,20 @@ func (w *Writer) commitTx(it *Item) {
 	}
 	w.closeContext()
 	if w.pos >= t.first || t.chunk != nil {
-		if t.context == nil && t.chunk == nil {
-			w.made.Unattributed += int64(w.pos - t.first + 1)
+		if t.chunk == nil {
+			n := int64(w.pos - t.first + 1)
+			if w.made.ApplicationEvents += n; t.context == nil {
+				w.made.Unattributed += n
+			}
 		}
+		w.made.MalformedContext += t.malformed
 		w.contexts = append(w.contexts, t.ranges...)
 		w.commit, w.when = t.lsn, t.time
 		if t.chunk == nil {
 			w.made.Transactions++
 		}
+	} else { // nothing is written by which that would count
+		w.stats.MalformedContext.Add(t.malformed)
 	}
 	w.whole, w.wholeEnd, w.endLSN = w.pos, len(w.rows), it.EndLSN
 	if w.cur != nil {
@@ -225,8 +232,11 @@ func (w *Writer) reset(ctx context.Context) error {
 // message begins a range of context: the latest message before a row applies to it, and rows before any message take
 // the transaction's first.
 func (w *Writer) message(text []byte) {
-	meta := cleanContext(text, &w.made)
 	t := &w.tx
+	meta, ok := cleanContext(text)
+	if !ok {
+		t.malformed++
+	}
 	if bytes.Equal(t.context, meta) {
 		return
 	}
@@ -256,17 +266,16 @@ const maxContextDepth = 100
 
 // cleanContext makes sure that a context is a JSON object that Postgres can store; anything else is kept raw. A message is
 // bytes, not text: it need not be valid in any encoding.
-func cleanContext(text []byte, made *Counts) []byte {
+func cleanContext(text []byte) (meta []byte, ok bool) {
 	object := bytes.HasPrefix(bytes.TrimLeft(text, " \t\r\n"), []byte{'{'})
 	if object && utf8.Valid(text) && depth(text) <= maxContextDepth && json.Valid(text) && !hasNulEscape(text) {
-		return append([]byte(nil), text...)
+		return append([]byte(nil), text...), true
 	}
-	made.MalformedContext++
 	if len(text) > 8<<10 {
 		text = text[:8<<10]
 	}
 	text = bytes.ReplaceAll(validUTF8(text), []byte{0}, []byte("\ufffd")) // json takes \u0000, but nobody could read it
-	return append(AppendString([]byte(`{"malformed":`), text), '}')
+	return append(AppendString([]byte(`{"malformed":`), text), '}'), false
 }
 
 // depth tells how deep JSON is nested, at most.

@@ -257,7 +257,7 @@ func (l *Log) ChangeCaptured(ctx context.Context, was, tables []Captured) error 
 
 func overwriteCaptured(ctx context.Context, tx pgx.Tx, c Captured) error {
 	return putCaptured(ctx, tx, c, `DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
-		complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12, catalogue = $13, root_schema = $14, root_name = $15`)
+		complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12, catalogue = $13, root_schema = $14, root_name = $15, root_oid = $16::bigint::oid`)
 }
 
 func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
@@ -277,18 +277,23 @@ func putCaptured(ctx context.Context, tx pgx.Tx, c Captured, conflict string) er
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated, catalogue, root_schema, root_name)
-		VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (oid) `+conflict,
-		int64(c.OID), c.Schema, c.Name, columns, key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, generated, c.Catalogue, c.RootSchema, c.RootName)
+	_, err = tx.Exec(ctx, `INSERT INTO backstory.captured (oid, schema, name, columns, key, key_deferrable, identity, insert_only, complete, since_lsn, published, generated, catalogue, root_schema, root_name, root_oid)
+		VALUES ($1::bigint::oid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16::bigint::oid) ON CONFLICT (oid) `+conflict,
+		int64(c.OID), c.Schema, c.Name, columns, key, c.Deferrable, string(c.ReplicaIdentity), c.InsertOnly, c.Complete, c.SinceLSN.String(), c.Published, generated, c.Catalogue, c.RootSchema, c.RootName, int64(c.RootOID))
 	return err
 }
 
-// Begin ties a new log to its source: from start on, everything is in the log. It is an error if the log has a source.
+// Begin ties a new log to its source: from start on, everything is in the log. It is an error if the log has a source. Where h.BeganAt is zero, it is
+// the present by the clock of the log's server.
 func (l *Log) Begin(ctx context.Context, h Head, tables []Captured) error {
+	var began *time.Time
+	if !h.BeganAt.IsZero() {
+		began = &h.BeganAt
+	}
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO backstory.head (epoch, position, written, seal, system_id, database, incarnation, timeline, end_lsn, commit_lsn, slot, baseline, tables, exclude, server_version)
-			VALUES (0, 0, 0, $1, $2, $3, $4, $5, $6, '0/0', $7, $8, coalesce($9, '{}'::text[]), coalesce($10, '{}'::text[]), $11)`,
-			genesis(h.SystemID, h.Database), h.SystemID, h.Database, h.Incarnation, int64(h.Timeline), h.EndLSN.String(), h.Slot, h.Baseline, h.Tables, h.Exclude, h.Version)
+		_, err := tx.Exec(ctx, `INSERT INTO backstory.head (epoch, position, written, seal, system_id, database, incarnation, timeline, end_lsn, commit_lsn, slot, baseline, tables, exclude, server_version, began_at)
+			VALUES (0, 0, 0, $1, $2, $3, $4, $5, $6, '0/0', $7, $8, coalesce($9, '{}'::text[]), coalesce($10, '{}'::text[]), $11, coalesce($12, now()))`,
+			genesis(h.SystemID, h.Database), h.SystemID, h.Database, h.Incarnation, int64(h.Timeline), h.EndLSN.String(), h.Slot, h.Baseline, h.Tables, h.Exclude, h.Version, began)
 		if err != nil {
 			return err
 		}
@@ -404,8 +409,8 @@ func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 			if err != nil {
 				return err
 			}
-			if _, err := tx.Exec(ctx, `UPDATE backstory.captured SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, generated = $7, catalogue = $8, complete = complete AND NOT $9, root_schema = $10, root_name = $11, dropped = $12, identity = $13
-				WHERE oid = $1::bigint::oid`, int64(a.OID), a.Schema, a.Name, columns, key, a.Deferrable, generated, a.Catalogue, a.Heal, a.RootSchema, a.RootName, a.Dropped, string(a.ReplicaIdentity)); err != nil {
+			if _, err := tx.Exec(ctx, `UPDATE backstory.captured SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, generated = $7, catalogue = $8, complete = complete AND NOT $9, root_schema = $10, root_name = $11, dropped = $12, identity = $13, root_oid = $14::bigint::oid
+				WHERE oid = $1::bigint::oid`, int64(a.OID), a.Schema, a.Name, columns, key, a.Deferrable, generated, a.Catalogue, a.Heal, a.RootSchema, a.RootName, a.Dropped, string(a.ReplicaIdentity), int64(a.RootOID)); err != nil {
 				return err
 			}
 			if !a.Defined && !a.Heal {

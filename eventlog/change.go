@@ -35,6 +35,9 @@ const (
 	OpGap      Op = 'g' // the log may lack changes here
 )
 
+// OfRow tells whether an event is about one row, not about a table or the source.
+func (o Op) OfRow() bool { return o != OpTruncate && o != OpNote && o != OpGap }
+
 var opNames = [256]string{OpInsert: "insert", OpUpdate: "update", OpDelete: "delete", OpTruncate: "truncate",
 	OpImport: "import", OpNote: "note", OpGap: "gap"}
 

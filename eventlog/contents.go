@@ -12,10 +12,10 @@ import (
 
 // Existing rows of a table without a key. There is nothing by which they could be read in order, or told apart: a row is its content, and
 // what can be compared is how often a content is there. All of them are read in one snapshot of the source, chunk by chunk, from a first
-// chunk on, which is empty and holds the place before which everything that the snapshot sees is in the log, and nothing else (what a
-// standby holds back is waited for). For a content,
+// chunk on, which is empty and holds the place before which everything that the snapshot sees is in the log. For a content,
 //
-//   - seen is how many rows of the snapshot have been read so far, plus what the stream has added and taken away behind the first chunk;
+//   - seen is how many rows of the snapshot have been read so far, plus what transactions have added and taken away that the snapshot does not
+//     see: behind the first chunk, or before it, as they committed while the snapshot was taken or a standby holds them back;
 //   - rows is how many the log knows of, as a fold counts them: a row that is not there cannot be taken away.
 //
 // Once all are read, seen is the truth. A chunk imports what rows lacks of seen, and never more: where only some are read, what the
@@ -26,17 +26,18 @@ import (
 // Most contents are neither known before nor touched meanwhile, and are imported without a question. The counts of the others
 // are kept beside the log, each as of a position, and brought up to date from the index when they are needed.
 
-// ErrNotVisible means that the log has transactions of the source that the source does not show to anybody yet.
-var ErrNotVisible = errors.New("the source has committed more than it shows: a standby that it waits for (synchronous_standby_names) has not answered")
+// ErrNotVisible means that the log has changes of a table that a snapshot of the source does not show, and that nobody can subtract.
+var ErrNotVisible = errors.New("the table was altered or emptied, or much of it changed, at the moment in which its rows were to be read, or a standby (synchronous_standby_names) has not answered to that yet")
 
 // ContentID gives the entity's id of a row without a key from its JSON object, as the log files it.
 func ContentID(object []byte) string { return string(appendContentKey(nil, object)) }
 
 // PutContents records, before the existing rows of a table without a key are read, how often which content is there according to the log up to
-// a position: fill calls put with the ids of contents, each once. What was recorded before is forgotten.
+// a position, and how many of these, or how many more, the snapshot in which they are read does not see: fill calls put with the ids of contents, each
+// once. What was recorded before is forgotten.
 //
 // It is done for the writer of an epoch: if another one has taken over meanwhile, nothing is recorded, and the error is ErrFenced.
-func (l *Log) PutContents(ctx context.Context, epoch int64, oid uint32, at Position, fill func(put func(id string, rows int64) error) error) error {
+func (l *Log) PutContents(ctx context.Context, epoch int64, oid uint32, at Position, fill func(put func(id string, rows, pending int64) error) error) error {
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM backstory.content WHERE oid = $1::bigint::oid OR NOT oid IN (SELECT oid FROM backstory.baseline WHERE done_at IS NULL)`, int64(oid)); err != nil {
 			return err
@@ -45,10 +46,11 @@ func (l *Log) PutContents(ctx context.Context, epoch int64, oid uint32, at Posit
 		filled := make(chan error, 1)
 		go func() {
 			var line []byte
-			err := fill(func(id string, rows int64) error {
+			err := fill(func(id string, rows, pending int64) error {
 				line = append(strconv.AppendUint(line[:0], uint64(oid), 10), '\t')
 				line = append(append(line, id...), '\t')
 				line = append(strconv.AppendInt(line, rows, 10), '\t')
+				line = append(strconv.AppendInt(line, pending, 10), '\t')
 				line = append(strconv.AppendInt(line, int64(at), 10), '\n')
 				_, err := w.Write(line)
 				return err
@@ -56,7 +58,7 @@ func (l *Log) PutContents(ctx context.Context, epoch int64, oid uint32, at Posit
 			w.CloseWithError(err)
 			filled <- err
 		}()
-		_, err := tx.Conn().PgConn().CopyFrom(ctx, r, `COPY backstory.content (oid, id, rows, position) FROM STDIN`)
+		_, err := tx.Conn().PgConn().CopyFrom(ctx, r, `COPY backstory.content (oid, id, rows, seen, position) FROM STDIN`)
 		_ = r.CloseWithError(err)
 		if e := <-filled; e != nil && err != nil {
 			return e

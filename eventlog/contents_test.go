@@ -40,8 +40,8 @@ func TestChunkOfContentsComesAgain(t *testing.T) {
 		}
 		var at eventlog.Position
 		appendAll(t, w, s.tx(eventlog.Item{Kind: eventlog.ItemChunk, Chunk: &eventlog.Chunk{Relation: r, Number: 1, Begins: true, Done: func(b eventlog.Baseline) { at = b.At }}}))
-		if err := l.PutContents(t.Context(), w.Head().Epoch, r.OID, at, func(put func(string, int64) error) error {
-			return put(eventlog.ContentID([]byte(`{"v":"x"}`)), 3)
+		if err := l.PutContents(t.Context(), w.Head().Epoch, r.OID, at, func(put func(string, int64, int64) error) error {
+			return put(eventlog.ContentID([]byte(`{"v":"x"}`)), 3, 0)
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +79,9 @@ func TestCountsOfAFormerWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	put := func(epoch, rows int64) error {
-		return l.PutContents(t.Context(), epoch, r.OID, 1, func(put func(string, int64) error) error { return put(eventlog.ContentID([]byte(`{"v":"x"}`)), rows) })
+		return l.PutContents(t.Context(), epoch, r.OID, 1, func(put func(string, int64, int64) error) error {
+			return put(eventlog.ContentID([]byte(`{"v":"x"}`)), rows, 0)
+		})
 	}
 	rows := func() (n int64) {
 		if err := l.Pool().QueryRow(t.Context(), `SELECT sum(rows) FROM backstory.content`).Scan(&n); err != nil {

@@ -96,9 +96,9 @@ func (w *Writer) redefined(ctx context.Context, r *Relation) (*table, error) {
 
 // alteration is what an event says of an altered table.
 type alteration struct {
-	Exactly   bool   `json:"exactly,omitempty"`   // at this place, not somewhere before
-	Rewritten bool   `json:"rewritten,omitempty"` // rows may have got other values; told only if exactly
-	Table     string `json:"renamed_from,omitempty"`
+	Exactly   bool   `json:"exactly,omitempty"`      // at this place, not somewhere before
+	Rewritten bool   `json:"rewritten,omitempty"`    // rows may have got other values; told only if exactly
+	Table     string `json:"renamed_from,omitempty"` // the table's own name before, or that of the partitioned table that it is a partition of
 	// Partition is the table's own name, where it became a partition of the one that the event is of, or was one of Detached.
 	Partition string            `json:"partition,omitempty"`
 	Detached  string            `json:"detached_from,omitempty"`
@@ -123,13 +123,17 @@ func (w *Writer) altered(t *table, before []*Relation, ids []int, what *alterati
 	}
 	if i >= 0 && !said {
 		old := before[i]
-		if old.Own() != t.rel.Own() {
+		moved := old.RootOID != t.rel.RootOID
+		switch {
+		case old.Own() != t.rel.Own():
 			what.Table = old.Own()
+		case !moved && old.String() != t.rel.String():
+			what.Table = old.String()
 		}
-		if old.String() != t.rel.String() && t.rel.RootName != "" {
+		if moved && t.rel.RootName != "" {
 			what.Partition = t.rel.Own()
 		}
-		if old.String() != t.rel.String() && old.RootName != "" {
+		if moved && old.RootName != "" {
 			what.Detached = old.String()
 		}
 		what.Renamed, what.Retyped = map[string]string{}, map[string]string{}

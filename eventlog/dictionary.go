@@ -111,6 +111,19 @@ func (d *dictionary) aggregateNamed(name string) *aggregate {
 	return nil
 }
 
+// aggregateOf gives the name of a table's aggregate, and the aggregate if the table has it already: owned tells whether one is the table's.
+// A table whose key has got another type, so that its ids are no longer what they were, gets another one.
+func (d *dictionary) aggregateOf(r *Relation, owned func(*aggregate) bool) (name string, a *aggregate) {
+	for n := 0; ; n++ {
+		if name = aggregateName(r, n); name == sourceAggregate {
+			continue
+		}
+		if a = d.aggregateNamed(name); a == nil || owned(a) && a.idType == idType(r) {
+			return name, a
+		}
+	}
+}
+
 // newestVersion finds the newest version of a table in the schema history, nil if there is none.
 func (d *dictionary) newestVersion(oid uint32) (id int, r *Relation) {
 	d.mu.Lock()

@@ -55,6 +55,9 @@
 // going on where a kill interrupted it (a row that moved within the file would be counted twice, or never); the source sorting by
 // content (its temporary files).
 //
+// So are tables with a key of which only inserts are in the stream, in the order of that: nothing would tell of a row that goes to another key
+// between two chunks. Read anew, they are compared with what was imported before.
+//
 // Where the log has a history of the table that may be outdated (a gap, a time in which it was left out), the same chunks are compared with
 // the last state that it ever had of their rows, and then its own keys are looked for in the source (heal.go).
 //

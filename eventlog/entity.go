@@ -11,7 +11,8 @@ import (
 // Entity is what a person names: a kind of entity, or one of them.
 type Entity struct {
 	Aggregate string // Order
-	ID        string // 42; empty: all of them
+	ID        string // 42; empty: all of them, or, with EmptyID, the one whose key is the empty text
+	EmptyID   bool
 	Table     string // public.orders; empty for aggregates without a table
 	// Others are other aggregates under which its history lies: those of before its table was renamed, or attached as a partition, and those of
 	// partitions with keys of other types. Of these only the events of the tables OIDs count.
@@ -21,17 +22,20 @@ type Entity struct {
 
 // Selection selects the events of it.
 func (e Entity) Selection() Selection {
-	return Selection{Aggregates: append([]string{e.Aggregate}, e.Others...), OIDs: e.OIDs, EntityID: e.ID}
+	return Selection{Aggregates: append([]string{e.Aggregate}, e.Others...), OIDs: e.OIDs, EntityID: e.ID, EmptyID: e.EmptyID}
 }
+
+// One tells whether it is one entity, not all of them.
+func (e Entity) One() bool { return e.ID != "" || e.EmptyID }
 
 // ErrNoEntity means that the log knows nothing of that name.
 var ErrNoEntity = errors.New("the log knows nothing of that name")
 
-// Entity finds what a person means by Order/42, orders/42, public.orders/42, or the same without an id. Names are
-// compared without regard to case where that is not ambiguous.
+// Entity finds what a person means by Order/42, orders/42, public.orders/42, or the same without an id; orders/ is the one whose key is
+// the empty text. Names are compared without regard to case where that is not ambiguous.
 func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	name, id, hasID := strings.Cut(text, "/")
-	if name == "" || hasID && id == "" {
+	if name == "" {
 		return Entity{}, &Problem{fmt.Errorf("%q %w", text, ErrBadEntity), "Use the form Order/42 or orders/42, or Order for all orders."}
 	}
 	if err := l.dict.load(ctx); err != nil {
@@ -74,11 +78,12 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	}
 	l.dict.mu.Unlock()
 	for _, c := range captured {
-		if known[c.Relation.String()] { // its aggregate may have another name than the convention says
+		if known[c.Relation.String()] {
 			continue
 		}
-		add(AggregateName(c.Relation), AggregateName(c.Relation))
-		addTable(c.Relation, AggregateName(c.Relation))
+		aggregate, _ := l.dict.aggregateOf(c.Relation, func(a *aggregate) bool { return l.dict.ownedBy(a, c.Relation) }) // what it will be
+		add(aggregate, aggregate)
+		addTable(c.Relation, aggregate)
 	}
 	found := names[strings.ToLower(name)]
 	if len(found) > 1 { // what is spelt like that counts first
@@ -92,7 +97,7 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	switch {
 	case len(found) == 1 || one:
 		slices.Sort(found)
-		e := Entity{Aggregate: found[0], ID: id, Table: table[found[0]]}
+		e := Entity{Aggregate: found[0], ID: id, EmptyID: hasID && id == "", Table: table[found[0]]}
 		e.Others, e.OIDs = l.dict.others(e.Aggregate, e.Table)
 		return e, nil
 	case len(found) == 0:

@@ -85,8 +85,8 @@ type Event struct {
 	Before      []byte // JSON object: their values before, or the whole row of a delete; nil where there were none
 	// Rest is a JSON object of the unchanged attributes, on some updates: Data and Rest together are the whole row.
 	Rest       []byte
-	Metadata   []byte // JSON object: who and why, and what is known of this event alone; nil if nothing
-	OccurredAt time.Time
+	Metadata   []byte    // JSON object: who and why, and what is known of this event alone; nil if nothing
+	OccurredAt time.Time // when its transaction was committed, by the source's clock; of a gap, the transaction before it
 	Relation   *Relation // nil for notes and gaps
 	// PreviousID is the entity's id before, where this event changed its key; otherwise empty.
 	PreviousID    string

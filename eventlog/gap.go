@@ -22,7 +22,7 @@ func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
 			return err
 		}
 	}
-	if err := w.gap(ctx, w.noteTable("Source"), "SourceGap", []byte(w.head.Slot), reason, from, to); err != nil {
+	if err := w.gap(ctx, w.noteTable(sourceAggregate), "SourceGap", []byte(w.head.Slot), reason, from, to); err != nil {
 		return err
 	}
 	db, err := w.db(ctx)
@@ -80,7 +80,7 @@ func (w *Writer) Doubted(oid uint32) bool {
 
 func (w *Writer) tableGap(ctx context.Context, last *Relation, reason string, from, to LSN) error {
 	less := *last
-	less.InsertOnly, less.Complete = true, false
+	less.InsertOnly, less.Complete, less.Doubted = true, false, false
 	t, err := w.tableFor(ctx, &less, w.commit+1) // which no event before the gap has
 	if err != nil {
 		return err
@@ -102,12 +102,12 @@ func (w *Writer) Retaken(ctx context.Context, c Captured) error {
 	// A version that is InsertOnly is where looking back ends (dictionary.places). Where the last one is, the new one only notes that
 	// this is recorded.
 	less := *last
-	less.InsertOnly, less.Complete = !last.InsertOnly, false
+	less.InsertOnly, less.Complete, less.Doubted = !last.InsertOnly, false, false
 	t, err := w.tableFor(ctx, &less, max(w.commit+1, c.SinceLSN))
 	if err != nil {
 		return err
 	}
-	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, w.commit, c.SinceLSN)
+	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, min(w.commit, c.SinceLSN), c.SinceLSN) // which may be noticed late
 }
 
 func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reason string, from, to LSN) error {
@@ -117,13 +117,17 @@ func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reas
 	if err := w.setSource(w.head.Timeline); err != nil {
 		return err
 	}
-	data, err := json.Marshal(map[string]string{"reason": reason, "from_lsn": from.String(), "to_lsn": to.String()})
+	data, err := json.Marshal(map[string]string{"reason": reason, "from_lsn": from.String(), "to_lsn": to.String(), "found_at": time.Now().UTC().Format(time.RFC3339Nano)})
 	if err != nil {
 		return err
 	}
-	// A gap has no commit of its own: it lies after the last one, and its place in the log keeps its id apart, among
-	// ordinals that no row change has.
-	w.tx = openTx{lsn: w.commit, at: time.Now().UnixMicro() - pgEpoch, change: 1<<34 - 1 - int64(w.pos)&0xfffff, first: w.pos + 1}
+	// A gap has no commit of its own: it lies after the last one, whose time it has, since commits that follow may be older than this moment (see
+	// lastUntil). Its place in the log keeps its id apart, among ordinals that no row change has.
+	at := w.when
+	if at.IsZero() {
+		at = w.head.BeganAt
+	}
+	w.tx = openTx{lsn: w.commit, at: at.UnixMicro() - pgEpoch, change: 1<<34 - 1 - int64(w.pos)&0xfffff, first: w.pos + 1}
 	w.event(t, &eventRow{op: OpGap, part: part{typ: typ}, text: key, data: data})
 	w.whole, w.wholeEnd = w.pos, len(w.rows)
 	if err := w.flush(ctx, 0, false); err != nil {

@@ -71,8 +71,8 @@ func (l *Log) Histories(ctx context.Context, captured []Captured) (map[uint32]bo
 	return has, nil
 }
 
-// Healed tells whether the log has had all rows of a table since the last gap, and since it was left out last.
-func (l *Log) Healed(ctx context.Context, oid uint32) (bool, error) {
+// Lost tells whether the log may have rows of a table that the source does not have any more, and that cannot be found by the key that it has now.
+func (l *Log) Lost(ctx context.Context, r *Relation) (bool, error) {
 	h, err := l.Head(ctx)
 	if err != nil {
 		return false, err
@@ -80,9 +80,17 @@ func (l *Log) Healed(ctx context.Context, oid uint32) (bool, error) {
 	if err := l.dict.load(ctx); err != nil {
 		return false, err
 	}
-	return l.dict.healed(oid, h.Incarnation), nil
+	return l.lost(r, h.Incarnation), nil
 }
 
+// lost does so: since a gap, since only inserts of the table were captured, or since the stream, which names its rows by an index, may have given them
+// other keys without a word of those of before.
+func (l *Log) lost(r *Relation, incarnation int) bool {
+	missed := r.InsertOnly || r.byRow() || l.dict.before(r.OID, incarnation) && !l.dict.healed(r.OID, incarnation)
+	return missed && len(r.Key) > 0 && !r.Dropped && !l.Healable(r)
+}
+
+// healed tells whether the log has had all rows of a table since the last gap, and since it was left out last.
 func (d *dictionary) healed(oid uint32, incarnation int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -240,7 +248,11 @@ func (c *Chunk) AddKey(k *Key) {
 // oldStates gives the last states that the log has of rows, whatever has been missed since: nil where it has none, or knows the row's end. Where every
 // is set it gives the last events of all of them, too, and otherwise of those.
 func (w *Writer) oldStates(ctx context.Context, t *table, keys []stateKey, every bool) ([]rowState, []lastEvent, error) {
-	all := w.log.dict.keyed(t.rel)
+	return w.statesIn(ctx, t, keys, every, w.log.dict.keyed(t.rel))
+}
+
+// statesIn does so by what is in some places.
+func (w *Writer) statesIn(ctx context.Context, t *table, keys []stateKey, every bool, all []place) ([]rowState, []lastEvent, error) {
 	found := make([]building, len(keys))
 	for i := range found {
 		found[i] = building{t: t, last: 1<<63 - 1, places: all}
@@ -547,7 +559,11 @@ func (w *Writer) toldOf(ctx context.Context, t *table, k *stateKey, c *Chunk, b 
 
 // unseen tells whether the last change of a row is one that a chunk's snapshot does not see. Those of before the comparison began it sees all.
 func unseen(l *lastEvent, c *Chunk, b *Baseline) bool {
-	return l.old > l.id && l.old > b.Began || l.id > b.Began && !Sees(c.Snapshot, uint32(l.xid))
+	at, xid := l.id, l.xid
+	if l.old > at {
+		at, xid = l.old, l.oldXID
+	}
+	return at > b.Began && !Sees(c.Snapshot, uint32(xid))
 }
 
 // minToast is the shortest value that Postgres stores out of line (toast_tuple_target is 128 bytes at least, for the whole row).
@@ -653,6 +669,7 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk, b *Baseline) 
 	if err != nil {
 		return err
 	}
+	var gone []stateKey
 	for i, st := range states {
 		if b.Heal && unseen(&ends[i], c, b) {
 			told[keys[i]] = true
@@ -661,33 +678,144 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk, b *Baseline) 
 		if st == nil || told[keys[i]] {
 			continue
 		}
-		s := &w.scratch
-		s.before = append(s.before[:0], '{')
-		var unknown []byte
-		for j := range t.rel.Columns {
-			f := st.frag(j)
-			if isBig(f) {
-				if f, err = w.load(ctx, t, j, f); err != nil {
-					return err
-				}
+		gone = append(gone, keys[i])
+		e := eventRow{op: OpDelete}
+		if e.before, e.meta, err = w.wholeRow(ctx, t, st); err != nil {
+			return err
+		}
+		if err := w.healed(ctx, t, &keys[i], &e); err != nil {
+			return err
+		}
+	}
+	return w.elsewhere(ctx, t, gone)
+}
+
+// wholeRow gives all that is known of a row, and metadata that tell what is not; nil if nothing is missing.
+func (w *Writer) wholeRow(ctx context.Context, t *table, st rowState) (row, meta []byte, err error) {
+	s := &w.scratch
+	s.before = append(s.before[:0], '{')
+	var unknown []byte
+	for i := range t.rel.Columns {
+		f := st.frag(i)
+		if isBig(f) {
+			if f, err = w.load(ctx, t, i, f); err != nil {
+				return nil, nil, err
 			}
-			if len(f) == 0 {
-				unknown = appendName(unknown, t.keys[j])
+		}
+		if len(f) == 0 {
+			unknown = appendName(unknown, t.keys[i])
+			continue
+		}
+		s.before = memberRaw(s.before, t.keys[i], f)
+	}
+	s.before = append(s.before, '}')
+	if unknown != nil {
+		meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
+	}
+	return s.before, meta, nil
+}
+
+// healed makes an event of a row.
+func (w *Writer) healed(ctx context.Context, t *table, k *stateKey, e *eventRow) error {
+	if e.part, e.id = t.rules.healed, k.id; k.isText {
+		e.text = []byte(k.text)
+	}
+	w.event(t, e)
+	return w.relieve(ctx)
+}
+
+// elsewhere tells once more of the rows that other partitions have under keys of rows that are gone from this one: they may have moved there while nobody
+// looked, and have been told of already, but the last event of an entity has to tell that it is there.
+func (w *Writer) elsewhere(ctx context.Context, t *table, gone []stateKey) error {
+	if t.rel.RootName == "" || len(gone) == 0 {
+		return nil
+	}
+	var others []int32 // kinds of events of rows: notes have the empty text for a key, which a row may have, too
+	d := w.log.dict
+	d.mu.Lock()
+	for id, k := range d.kinds {
+		if k.aggregate == t.agg && k.relation != nil && k.relation.OID != t.rel.OID && k.op.OfRow() {
+			others = append(others, id)
+		}
+	}
+	d.mu.Unlock()
+	if len(others) == 0 {
+		return nil
+	}
+	reads, err := w.reader(ctx)
+	if err != nil {
+		return err
+	}
+	ids, texts := make([]int64, len(gone)), make([]*string, len(gone))
+	for i := range gone {
+		if ids[i] = gone[i].id; gone[i].isText {
+			texts[i] = &gone[i].text
+		}
+	}
+	rows, err := reads.Query(ctx, `SELECT k.i, e.kind FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
+		CROSS JOIN LATERAL (SELECT e.kind FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ORDER BY k.i`,
+		ids, texts, t.agg.id, others)
+	if err != nil {
+		return fmt.Errorf("look for rows in other partitions: %w", err)
+	}
+	there := map[*Relation][]stateKey{}
+	var order []*Relation
+	var i int64
+	var kind int32
+	if _, err := pgx.ForEachRow(rows, []any{&i, &kind}, func() error {
+		k := w.log.dict.cached(kind)
+		if k.op == OpDelete {
+			return nil
+		}
+		_, r := w.log.dict.newestVersion(k.relation.OID)
+		if r.RootSchema != t.rel.RootSchema || r.RootName != t.rel.RootName || r.Dropped {
+			return nil
+		}
+		if there[r] == nil {
+			order = append(order, r)
+		}
+		key := gone[i-1]
+		key.oid = r.OID
+		there[r] = append(there[r], key)
+		return nil
+	}); err != nil {
+		return fmt.Errorf("look for rows in other partitions: %w", err)
+	}
+	for _, r := range order {
+		o, keys := w.latest[r.OID], there[r]
+		if o == nil {
+			if o, err = w.tableFor(ctx, r, w.tx.lsn); err != nil {
+				return err
+			}
+		}
+		states, _, err := w.statesIn(ctx, o, keys, false, w.log.dict.events(r.OID, w.head.Incarnation))
+		if err != nil {
+			return err
+		}
+		for i, st := range states {
+			if w.tx.change++; st == nil {
 				continue
 			}
-			s.before = memberRaw(s.before, t.keys[j], f)
-		}
-		s.before = append(s.before, '}')
-		e := eventRow{op: OpDelete, part: t.rules.healed, id: keys[i].id, before: s.before}
-		if keys[i].isText {
-			e.text = []byte(keys[i].text)
-		}
-		if unknown != nil {
-			e.meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
-		}
-		w.event(t, &e)
-		if err := w.relieve(ctx); err != nil {
-			return err
+			e := eventRow{op: OpImport}
+			if e.data, e.meta, err = w.wholeRow(ctx, o, st); err != nil {
+				return err
+			}
+			if o.byRow {
+				row := make([]Value, len(r.Columns))
+				for _, c := range o.identity {
+					if row[c], err = w.stateValue(ctx, o, st, c); err != nil {
+						return err
+					}
+				}
+				e.hasRow = true
+				e.rowID, e.rowText = w.rowIdentity(o, row)
+			}
+			if b := w.baselines[r.OID]; b != nil && b.Heal { // its chunks that are on their way take this for a change that they do not see
+				b.again = true
+			}
+			if err := w.healed(ctx, o, &keys[i], &e); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -696,12 +824,12 @@ func (w *Writer) goneRows(ctx context.Context, t *table, c *Chunk, b *Baseline) 
 // lastEvent is what the log has last of an entity: the positions of its last event and of the last one that took it to another key, 0 for
 // none, and the identity of the row in the former.
 type lastEvent struct {
-	id, old Position
-	xid     int64 // of the former
-	kind    int32
-	hasRow  bool
-	rowID   int64
-	rowText *string
+	id, old     Position
+	xid, oldXID int64 // of their transactions
+	kind        int32 // of the former
+	hasRow      bool
+	rowID       int64
+	rowText     *string
 }
 
 // lastOf looks for the last events of entities, in some places.
@@ -724,10 +852,10 @@ func (w *Writer) lastOf(ctx context.Context, keys []stateKey, places []place) ([
 		}
 	}
 	for _, p := range places {
-		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), coalesce(e.xid, 0), coalesce(e.kind, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
+		rows, err := reads.Query(ctx, `SELECT k.i, coalesce(e.position, 0), coalesce(o.position, 0), coalesce(e.xid, 0), coalesce(o.xid, 0), coalesce(e.kind, 0), e.row_id, e.row_text FROM unnest($1::int8[], $2::text[]) WITH ORDINALITY AS k(id, txt, i)
 			LEFT JOIN LATERAL (SELECT e.position, e.xid, e.kind, e.row_id, e.row_text FROM backstory.event e WHERE e.stream = $3 AND e.id = k.id AND e.id_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) e ON true
-			LEFT JOIN LATERAL (SELECT e.position FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
+			LEFT JOIN LATERAL (SELECT e.position, e.xid FROM backstory.event e WHERE e.stream = $3 AND e.old_id = k.id AND e.old_text IS NOT DISTINCT FROM k.txt
 				AND e.kind = ANY ($4::int4[]) ORDER BY e.position DESC LIMIT 1) o ON true
 			WHERE e.position IS NOT NULL OR o.position IS NOT NULL`, ids, texts, p.stream, p.kinds)
 		if err != nil {
@@ -737,11 +865,14 @@ func (w *Writer) lastOf(ctx context.Context, keys []stateKey, places []place) ([
 			var i int64
 			var e lastEvent
 			var rowID *int64
-			if err := rows.Scan(&i, &e.id, &e.old, &e.xid, &e.kind, &rowID, &e.rowText); err != nil {
+			if err := rows.Scan(&i, &e.id, &e.old, &e.xid, &e.oldXID, &e.kind, &rowID, &e.rowText); err != nil {
 				return nil, fmt.Errorf("look for the last events of rows: %w", err)
 			}
 			l := &last[i-1]
-			if l.old = max(l.old, e.old); e.id > l.id {
+			if e.old > l.old {
+				l.old, l.oldXID = e.old, e.oldXID
+			}
+			if e.id > l.id {
 				l.id, l.xid, l.kind, l.rowText, l.rowID, l.hasRow = e.id, e.xid, e.kind, e.rowText, 0, rowID != nil
 				if rowID != nil {
 					l.rowID = *rowID

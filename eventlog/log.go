@@ -215,17 +215,18 @@ type Head struct {
 	CommitLSN   LSN       // of the last transaction in the log
 	OccurredAt  time.Time // its commit time; zero if there was none
 	Slot        string
-	Version     int      // of the source, as server_version_num, when the log was tied to it; 0: not known
-	Closed      bool     // the source was shut down when all of it was in the log, and was not streamed from since
-	Gap         string   // why the log must not go on without a person's word; normally empty
-	Baseline    bool     // rows that existed before their table was captured are taken over
-	Tables      []string // patterns by which init selected the tables, and …
-	Exclude     []string // … those that it left out: what is made later is taken in by them
+	Version     int       // of the source, as server_version_num, when the log was tied to it; 0: not known
+	Closed      bool      // the source was shut down when all of it was in the log, and was not streamed from since
+	Gap         string    // why the log must not go on without a person's word; normally empty
+	Baseline    bool      // rows that existed before their table was captured are taken over
+	Tables      []string  // patterns by which init selected the tables, and …
+	Exclude     []string  // … those that it left out: what is made later is taken in by them
+	BeganAt     time.Time // from then on everything is in the log, by the source's clock
 	UpdatedAt   time.Time
 }
 
 const headColumns = `epoch, position, written, seal, system_id, database, incarnation, timeline, (end_lsn - '0/0')::bigint, (commit_lsn - '0/0')::bigint,
-	occurred_at, slot, server_version, closed, coalesce(gap, ''), baseline, tables, exclude, updated_at`
+	occurred_at, slot, server_version, closed, coalesce(gap, ''), baseline, tables, exclude, began_at, updated_at`
 
 // Head reads the end of the log. It is pgx.ErrNoRows while init has not finished.
 func (l *Log) Head(ctx context.Context) (*Head, error) { return readHead(ctx, l.pool) }
@@ -239,7 +240,7 @@ func readHead(ctx context.Context, q querier) (*Head, error) {
 	var at *time.Time
 	var tl, end, commit int64
 	err := q.QueryRow(ctx, `SELECT `+headColumns+` FROM backstory.head`).Scan(&h.Epoch, &h.Position, &h.Written, &h.Seal, &h.SystemID,
-		&h.Database, &h.Incarnation, &tl, &end, &commit, &at, &h.Slot, &h.Version, &h.Closed, &h.Gap, &h.Baseline, &h.Tables, &h.Exclude, &h.UpdatedAt)
+		&h.Database, &h.Incarnation, &tl, &end, &commit, &at, &h.Slot, &h.Version, &h.Closed, &h.Gap, &h.Baseline, &h.Tables, &h.Exclude, &h.BeganAt, &h.UpdatedAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, noSource
 	}

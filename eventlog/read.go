@@ -19,6 +19,7 @@ type Selection struct {
 	Aggregates []string // only these
 	OIDs       []uint32 // of all aggregates but the first, only events of these tables
 	EntityID   string   // with aggregates: only this entity, by its id; events that moved it away count too
+	EmptyID    bool     // with aggregates: only the entity whose id is the empty text
 	Types      []string // only these
 	Relations  []string // only row changes of these tables, public.orders
 	Ops        []Op     // only these
@@ -59,7 +60,7 @@ func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) err
 		left--
 		return f(e)
 	}
-	if sel.EntityID != "" {
+	if sel.EntityID != "" || sel.EmptyID {
 		return l.scan(ctx, conn.Conn(), sel, sel.After, sel.Until, sel.Limit, nil, f)
 	}
 	// Where most events are wanted, who and why is merged in here; otherwise each event is joined with its range.
@@ -119,7 +120,7 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 	d := l.dict
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(sel.Aggregates) > 0 || len(sel.Types) > 0 || len(sel.Relations) > 0 || len(sel.Ops) > 0 || !sel.Quiet {
+	if len(sel.Aggregates) > 0 || len(sel.Types) > 0 || len(sel.Relations) > 0 || len(sel.Ops) > 0 || sel.EmptyID || !sel.Quiet {
 		var ids []string
 		for id, k := range d.kinds {
 			if len(sel.Aggregates) > 0 && !slices.Contains(sel.Aggregates, k.aggregate.name) ||
@@ -127,6 +128,7 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 				len(sel.Types) > 0 && !slices.Contains(sel.Types, k.typ) ||
 				len(sel.Relations) > 0 && (k.relation == nil || !slices.Contains(sel.Relations, k.relation.String()) && !slices.Contains(sel.Relations, k.relation.Own())) ||
 				len(sel.Ops) > 0 && !slices.Contains(sel.Ops, k.op) ||
+				sel.EmptyID && !k.op.OfRow() ||
 				k.quiet && !sel.Quiet {
 				continue
 			}
@@ -140,7 +142,7 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 			fmt.Fprintf(&w, " AND e.kind = ANY ('{%s}')", strings.Join(ids, ","))
 		}
 	}
-	if sel.EntityID != "" {
+	if sel.EntityID != "" || sel.EmptyID {
 		var or []string
 		for _, a := range d.aggregates {
 			if !slices.Contains(sel.Aggregates, a.name) {

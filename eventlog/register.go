@@ -110,14 +110,14 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 	if last != nil && last.SameShape(r) {
 		t.id = newest
 	}
-	if t.id == 0 {
-		if last != nil {
-			// What the cache holds is in the shape, or under the identity, of before; from now on it is looked up in the log.
-			if err := w.arrive(ctx); err != nil {
-				return nil, err
-			}
-			w.state.clear()
+	if last != nil && (t.id == 0 || r.Doubted) {
+		// What the cache holds is in the shape, or under the identity, of before, or changes of since are missing; from now on it is looked up in the log.
+		if err := w.arrive(ctx); err != nil {
+			return nil, err
 		}
+		w.state.clear()
+	}
+	if t.id == 0 {
 		w.nextIDs.relation++
 		t.id = w.nextIDs.relation
 		columns, generated, key, err := r.marshal()
@@ -125,7 +125,7 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 			return nil, err
 		}
 		w.news = append(w.news, newRow{relationTable,
-			[]any{t.id, r.OID, r.Schema, r.Name, r.RootSchema, r.RootName, columns, key, r.Deferrable, generated, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, r.Dropped, w.lastDML.String(), at.String(), int64(w.pos + 1)}})
+			[]any{t.id, r.OID, r.Schema, r.Name, r.RootOID, r.RootSchema, r.RootName, columns, key, r.Deferrable, generated, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, r.Dropped, w.lastDML.String(), at.String(), int64(w.pos + 1)}})
 		d.mu.Lock()
 		d.relations[t.id] = r
 		d.mu.Unlock()
@@ -133,36 +133,18 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 			w.compareLater(r.OID)
 		}
 	}
-	if t.agg = w.aggregateOf(r); t.agg == nil {
-		t.agg = w.newAggregate(w.freeAggregate(r), idType(r))
+	var name string
+	if name, t.agg = w.aggregateOf(r); t.agg == nil {
+		t.agg = w.newAggregate(name, idType(r))
 	}
 	t.rules = defaultRules(r, t.agg.name)
 	w.tables[r], w.latest[r.OID] = t, t
 	return t, nil
 }
 
-// aggregateOf finds the aggregate that a table has already, nil if it has none. A table whose key has got another type, so
-// that its ids are no longer what they were, gets another one.
-func (w *Writer) aggregateOf(r *Relation) *aggregate {
-	d := w.log.dict
-	for n := 0; ; n++ {
-		a := d.aggregateNamed(aggregateName(r, n))
-		if a == nil {
-			return nil
-		}
-		if w.ownedBy(a, r) && a.idType == idType(r) {
-			return a
-		}
-	}
-}
-
-// freeAggregate finds a name for a new aggregate.
-func (w *Writer) freeAggregate(r *Relation) string {
-	for n := 0; ; n++ {
-		if name := aggregateName(r, n); w.log.dict.aggregateNamed(name) == nil {
-			return name
-		}
-	}
+// aggregateOf finds the aggregate that a table has already, nil if it has none, and its name.
+func (w *Writer) aggregateOf(r *Relation) (name string, a *aggregate) {
+	return w.log.dict.aggregateOf(r, func(a *aggregate) bool { return w.ownedBy(a, r) })
 }
 
 // ownedBy tells whether an aggregate's events are those of a table of this name, and of no other one.
@@ -180,7 +162,10 @@ func (w *Writer) known(r *Relation) *table {
 	if t := w.tables[r]; t != nil && w.latest[r.OID] == t {
 		return t
 	}
-	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(w.actual(r)) || w.aggregateOf(r) == nil {
+	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(w.actual(r)) {
+		return nil
+	}
+	if _, a := w.aggregateOf(r); a == nil {
 		return nil
 	}
 	t, err := w.tableFor(context.Background(), r, 0) // asks the log for nothing, as it is all known

@@ -39,6 +39,8 @@ type Column struct {
 	Name string `json:"name"`
 	// Num is pg_attribute.attnum, by which a column is the same under another name; 0 where nobody knows.
 	Num int16 `json:"num,omitempty"`
+	// Root is the number that it has in the partitioned table of which this is a partition, whose order is another one; 0: in none, or nobody knows.
+	Root int16 `json:"root,omitempty"`
 	// Missing is the value, as JSON, of the column in rows that were there before it was (pg_attribute.attmissingval, or null); empty where
 	// nobody knows, or where it always was there.
 	Missing   string `json:"missing,omitempty"`
@@ -65,10 +67,11 @@ func (r *Relation) column(c *Column) int {
 // Generated is a column that Postgres computes from the other columns of its row (PostgreSQL manual, "Generated Columns").
 type Generated struct {
 	Name       string `json:"name"`
-	Type       string `json:"type"`          // as format_type prints it
-	Expression string `json:"expression"`    // as pg_get_expr prints it; names outside pg_catalog have their schema
-	Num        int16  `json:"num,omitempty"` // pg_attribute.attnum
-	Before     int    `json:"before"`        // the index in Columns of the column that follows it; len(Columns) at the end
+	Type       string `json:"type"`           // as format_type prints it
+	Expression string `json:"expression"`     // as pg_get_expr prints it; names outside pg_catalog have their schema
+	Num        int16  `json:"num,omitempty"`  // pg_attribute.attnum
+	Root       int16  `json:"root,omitempty"` // as Column.Root
+	Before     int    `json:"before"`         // the index in Columns of the column that follows it; len(Columns) at the end
 }
 
 // Relation is one version of a captured table: its shape from some position on. It is immutable once built.
@@ -77,6 +80,8 @@ type Relation struct {
 	Schema, Name string // its own, as the source has it (see String)
 	// RootSchema and RootName are those of the partitioned table that it is a partition of, at whatever depth; empty: of none.
 	RootSchema, RootName string
+	// RootOID is that of this table, by which it is the same under another name.
+	RootOID uint32
 	// Dropped says that the table is gone: it has no rows and no shape from here on.
 	Dropped         bool
 	ReplicaIdentity byte // 'd' default (the primary key), 'i' using index, 'f' full, 'n' nothing: pg_class.relreplident
@@ -95,8 +100,14 @@ type Relation struct {
 	// Lately are the numbers of the columns that the catalogue has as the very transaction left them whose row changes this describes: some of
 	// these may be from before. It is no part of the version.
 	Lately []int16
+	// Beside are columns that the catalogue has and the stream, which this describes, does not: one that is newer may have had the name of another one that
+	// is gone. It is no part of the version.
+	Beside []Column
 	// InsertOnly says that updates and deletes of this table are not in the stream (it has no usable identity).
 	InsertOnly bool
+	// Doubted says that updates and deletes of the table are in the stream all the same, since the source described it in this way last: what it says of a row
+	// from there on holds until it describes the table again. Changes of before may be missing. It is no part of the version.
+	Doubted bool
 	// Generated are the columns that the source computes from the others and does not send; they are not among Columns.
 	Generated []Generated
 }
@@ -154,6 +165,9 @@ func sameRow(a, b *Relation) bool {
 	return n == 0
 }
 
+// followed tells whether the log's state of a row can be brought up to date from the stream.
+func (r *Relation) followed() bool { return !r.InsertOnly || r.Doubted }
+
 // NamedAnew tells whether the source names a table's rows by columns under which the log does not find those that it has from when the table was as it
 // was: they are neither its key nor what it named them by then.
 func (r *Relation) NamedAnew(was *Relation) bool {
@@ -207,18 +221,18 @@ func (r *Relation) marshal() (columns, generated string, key []int32, err error)
 }
 
 // relationColumns are the columns of a relation in backstory.relation and backstory.captured, in the order of storedRelation.scan.
-const relationColumns = "oid::bigint, schema, name, root_schema, root_name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, dropped"
+const relationColumns = "oid::bigint, schema, name, root_oid::bigint, root_schema, root_name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, dropped"
 
 // storedRelation is a relation on its way from one of these tables.
 type storedRelation struct {
 	r                         Relation
-	oid                       int64
+	oid, root                 int64
 	columns, generated, ident string
 	key                       []int32
 }
 
 func (s *storedRelation) scan() []any {
-	return []any{&s.oid, &s.r.Schema, &s.r.Name, &s.r.RootSchema, &s.r.RootName, &s.columns, &s.key, &s.r.Deferrable, &s.generated, &s.ident, &s.r.InsertOnly, &s.r.Complete, &s.r.Dropped}
+	return []any{&s.oid, &s.r.Schema, &s.r.Name, &s.root, &s.r.RootSchema, &s.r.RootName, &s.columns, &s.key, &s.r.Deferrable, &s.generated, &s.ident, &s.r.InsertOnly, &s.r.Complete, &s.r.Dropped}
 }
 
 // relation is what was scanned.
@@ -233,7 +247,7 @@ func (s *storedRelation) relation() (*Relation, error) {
 	for _, k := range s.key {
 		r.Key = append(r.Key, int(k))
 	}
-	r.OID, r.ReplicaIdentity = uint32(s.oid), s.ident[0]
+	r.OID, r.RootOID, r.ReplicaIdentity = uint32(s.oid), uint32(s.root), s.ident[0]
 	return &r, nil
 }
 

@@ -17,6 +17,8 @@ type Revision struct {
 	Position Position // of the last event that belongs to it; 0 is before the first
 	Text     string   // what was asked
 	How      string   // one line for people: what it was taken for
+	// Until is the moment that was meant, where the log has nothing of after it. Whether it has everything of before, only the source can tell.
+	Until time.Time
 }
 
 func (r Revision) String() string { return r.How }
@@ -67,7 +69,9 @@ func (l *Log) Resolve(ctx context.Context, text string, opt RevisionOptions) (Re
 	case formMoment:
 		r.Position = head.Position
 		if !spec.at.After(opt.Now) {
-			r.Position, err = l.lastUntil(ctx, spec.at, head.Position)
+			if r.Position, err = l.lastUntil(ctx, spec.at, head.Position); r.Position == head.Position {
+				r.Until = spec.at
+			}
 		}
 	}
 	if err != nil {
@@ -90,7 +94,7 @@ func (l *Log) Resolve(ctx context.Context, text string, opt RevisionOptions) (Re
 			r.How = "position 0, where the history began, before the first event"
 			return r, nil
 		}
-		if first.Before(began) { // the clocks of source and log differ, or the slot was made a moment before
+		if first.Before(began) { // the slot was made a moment before
 			began = first
 		}
 		return r, &Problem{fmt.Errorf("revision %q lies %w", text, ErrBeforeHistory),

@@ -180,10 +180,13 @@ func (w *Writer) prefetch(ctx context.Context, b *Batch) error {
 
 // lookup finds a row's last state, nil if the log has no such row, or may lack what happened to it since.
 func (w *Writer) lookup(ctx context.Context, t *table, k *stateKey) (rowState, error) {
-	if t.rel.InsertOnly {
+	if !t.rel.followed() {
 		return nil, nil
 	}
 	s, ok := w.state.get(k)
+	if !ok && t.rel.Doubted {
+		return nil, nil // what is in the log may be from before changes that are missing
+	}
 	if !ok {
 		if err := w.fetch(ctx, k.byRow, []stateKey{*k}); err != nil {
 			return nil, err

@@ -5,8 +5,8 @@ import "sync/atomic"
 // Stats counts what a writer has done since it began.
 type Stats struct {
 	Events, Transactions, Flushes atomic.Int64
-	// Unattributed counts the events without who and why.
-	Unattributed atomic.Int64
+	// ApplicationEvents counts the events of the application's transactions, and Unattributed those of them without who and why.
+	ApplicationEvents, Unattributed atomic.Int64
 	// FirstSeen counts rows that existed before the log first saw them.
 	FirstSeen atomic.Int64
 	// MalformedContext counts context messages that are not a JSON object.
@@ -23,6 +23,7 @@ type Stats struct {
 func (s *Stats) add(c *Counts) {
 	s.Events.Add(c.Events)
 	s.Transactions.Add(c.Transactions)
+	s.ApplicationEvents.Add(c.ApplicationEvents)
 	s.Unattributed.Add(c.Unattributed)
 	s.FirstSeen.Add(c.FirstSeen)
 	s.MalformedContext.Add(c.MalformedContext)
@@ -31,12 +32,12 @@ func (s *Stats) add(c *Counts) {
 
 // Counts is what Stats stood at.
 type Counts struct {
-	Events, Transactions, Flushes, Unattributed, FirstSeen, MalformedContext, IgnoredContext, Bytes, Lookups int64
+	Events, Transactions, Flushes, ApplicationEvents, Unattributed, FirstSeen, MalformedContext, IgnoredContext, Bytes, Lookups int64
 }
 
 // Counts reads the counters.
 func (s *Stats) Counts() Counts {
-	return Counts{s.Events.Load(), s.Transactions.Load(), s.Flushes.Load(), s.Unattributed.Load(), s.FirstSeen.Load(), s.MalformedContext.Load(), s.IgnoredContext.Load(), s.Bytes.Load(), s.Lookups.Load()}
+	return Counts{s.Events.Load(), s.Transactions.Load(), s.Flushes.Load(), s.ApplicationEvents.Load(), s.Unattributed.Load(), s.FirstSeen.Load(), s.MalformedContext.Load(), s.IgnoredContext.Load(), s.Bytes.Load(), s.Lookups.Load()}
 }
 
 // Add adds what another writer counted.
@@ -44,6 +45,7 @@ func (c *Counts) Add(o Counts) {
 	c.Events += o.Events
 	c.Transactions += o.Transactions
 	c.Flushes += o.Flushes
+	c.ApplicationEvents += o.ApplicationEvents
 	c.Unattributed += o.Unattributed
 	c.FirstSeen += o.FirstSeen
 	c.MalformedContext += o.MalformedContext

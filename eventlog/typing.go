@@ -52,8 +52,12 @@ func idType(r *Relation) string {
 	return "text"
 }
 
+// sourceAggregate is that of events about the source as a whole. No table has it.
+const sourceAggregate = "Source"
+
 // aggregateName gives the nth choice of a name for a table's aggregate. An aggregate belongs to one table, so where the
-// convention gives two tables the same one (item and items), the later one gets its table's name as it is, or a number.
+// convention gives two tables the same one (item and items), the later one gets its table's name as it is, or a number, behind an
+// underscore: no name by the convention has one, so that Order_2 never is what another table's would be.
 func aggregateName(r *Relation, n int) string {
 	name := AggregateName(r)
 	schema, table := r.Table()
@@ -66,7 +70,7 @@ func aggregateName(r *Relation, n int) string {
 	if n == 0 {
 		return name
 	}
-	return name + strconv.Itoa(n+1)
+	return name + "_" + strconv.Itoa(n+1)
 }
 
 // AggregateName gives the aggregate of a table by Rails' convention: order_items becomes OrderItem. Tables outside the

@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -135,6 +136,41 @@ func parts(tables []*Table) (whole []*Table, of [][]int) {
 func targets(tables []*Table) []*Table {
 	whole, _ := parts(tables)
 	return whole
+}
+
+// inOrder puts the columns of a partition in the order in which its partitioned table has them. One of which that is not known stays behind the one before.
+func (t *Table) inOrder() {
+	rank, order := make([]int16, len(t.Columns)), make([]int, len(t.Columns))
+	for i, c := range t.Columns {
+		if order[i], rank[i] = i, c.Root; c.Root == 0 && i > 0 {
+			rank[i] = rank[i-1]
+		}
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(rank[a], rank[b]) })
+	columns := t.Columns
+	t.Columns, t.Key, t.Generated = make([]eventlog.Column, len(columns)), slices.Clone(t.Key), slices.Clone(t.Generated)
+	for i, n := range order {
+		t.Columns[i] = columns[n]
+	}
+	for i, k := range t.Key {
+		t.Key[i] = slices.Index(order, k)
+	}
+	slices.SortStableFunc(t.Generated, func(a, b eventlog.Generated) int { return cmp.Compare(a.Root, b.Root) })
+	for i := range t.Generated {
+		g := &t.Generated[i]
+		if g.Root == 0 { // behind the column that it was behind
+			if g.Before > 0 {
+				g.Before = slices.Index(order, g.Before-1) + 1
+			}
+			continue
+		}
+		if n := slices.IndexFunc(order, func(n int) bool { return rank[n] > g.Root }); n >= 0 {
+			g.Before = n
+		} else {
+			g.Before = len(order)
+		}
+	}
+	slices.SortStableFunc(t.Generated, func(a, b eventlog.Generated) int { return cmp.Compare(a.Before, b.Before) })
 }
 
 // columnsOf gives the place of each column of a table in one of its parts; nil if all are in the same place.

@@ -19,7 +19,8 @@ type Config struct {
 	Log *eventlog.Log
 	// Revision is the moment; Log.Resolve makes it of what a person says.
 	Revision eventlog.Revision
-	// Tables are names or patterns: orders, public.orders, billing.*, public.order_*. Empty: all tables that there are at the revision.
+	// Tables are names or patterns: orders, public.orders, billing.*, public.order_*. Empty: all tables that there are at the revision. Of tables that
+	// several schemas have, a name without one means that of public.
 	Tables []string
 	// ShapeOfNow gives the tables the names, columns and keys that they have now, instead of those of the revision. A column that came later
 	// has the value that it gave to the rows of before, or NULL.
@@ -358,7 +359,11 @@ func choose(all []*history, names []string, rev eventlog.Revision) ([]*history, 
 			}
 		}
 	}
-	for _, n := range names {
+	for _, asked := range names {
+		n, err := theTable(all, asked)
+		if err != nil {
+			return nil, err
+		}
 		found, later, gone := false, "", ""
 		for _, h := range all {
 			r := h.relation()
@@ -402,7 +407,29 @@ func choose(all []*history, names []string, rev eventlog.Revision) ([]*history, 
 	return chosen, nil
 }
 
-// matches tells whether a name or pattern means a table. A name without a schema means tables of any.
+// theTable adds the schema to a name that has none, and that tables of several schemas have: it means that of public, as for log and show.
+func theTable(all []*history, name string) (string, error) {
+	var schemas []string
+	for _, h := range all {
+		r := h.relation()
+		schema, table := r.Table()
+		if table != name {
+			schema, table = r.Schema, r.Name
+		}
+		if table == name && h.shape >= 0 && !h.gone && !slices.Contains(schemas, schema) {
+			schemas = append(schemas, schema)
+		}
+	}
+	switch {
+	case len(schemas) < 2:
+		return name, nil
+	case slices.Contains(schemas, "public"):
+		return "public." + name, nil
+	}
+	return "", &eventlog.Problem{Err: fmt.Errorf("%s can mean %s.%[1]s", name, strings.Join(schemas, "."+name+" or ")), Hint: "Use one of these names, or several."}
+}
+
+// matches tells whether a name or pattern means a table. A pattern without a schema means tables of any.
 func matches(pattern string, of func() (schema, name string)) bool {
 	inSchema, table := of()
 	if pattern == table || pattern == inSchema+"."+table {
@@ -453,8 +480,16 @@ func (c Config) checkComplete(ctx context.Context, tables []*history, out []even
 	if c.Partial {
 		return nil
 	}
-	var names, inserts []string
+	var names, inserts, others, why []string
 	var gaps []*eventlog.Gap
+	var recorded []eventlog.Gap // until the revision
+	var ofTable *eventlog.Gap   // the first of them by which a table lacks something
+	if slices.ContainsFunc(tables, func(t *history) bool { r := t.relation(); return r.InsertOnly || !r.Complete }) {
+		var err error
+		if recorded, err = c.Log.Gaps(ctx, 0, c.Revision.Position); err != nil {
+			return err
+		}
+	}
 	lacking := map[eventlog.Position][]string{} // by gap
 	add := func(list *[]string, name string) {  // partitions have the name of their partitioned table
 		if !slices.Contains(*list, name) {
@@ -462,7 +497,16 @@ func (c Config) checkComplete(ctx context.Context, tables []*history, out []even
 		}
 	}
 	for _, t := range tables {
-		switch r := t.relation(); {
+		r := t.relation()
+		complete, last := completeUntil(t.versions, c.Revision.Position)
+		own := slices.IndexFunc(recorded, func(g eventlog.Gap) bool { return !complete && g.OID == r.OID && g.Position > last })
+		switch {
+		case own >= 0:
+			g := &recorded[own]
+			add(&why, fmt.Sprintf("%s: its history has a gap at position %d (%s), which is not healed at this revision", r, g.Position, g.Reason))
+			if ofTable == nil || g.Position < ofTable.Position {
+				ofTable = g
+			}
 		case r.InsertOnly:
 			add(&inserts, r.String())
 		case !r.Complete:
@@ -474,9 +518,10 @@ func (c Config) checkComplete(ctx context.Context, tables []*history, out []even
 			}
 			add(&list, r.String())
 			lacking[t.gap.Position] = list
+		default:
+			add(&others, r.String())
 		}
 	}
-	var why []string
 	if len(names) > 0 {
 		h, err := c.Log.Head(ctx)
 		if err != nil {
@@ -507,7 +552,20 @@ func (c Config) checkComplete(ctx context.Context, tables []*history, out []even
 	}
 	err := fmt.Errorf("%w of %s", ErrIncomplete, strings.Join(why, "; of "))
 	if !later {
-		return &eventlog.Problem{Err: err, Hint: "Use --partial for the rows that the log knows of, or name other tables."}
+		hint := "Use --partial for the rows that the log knows of, or name other tables."
+		others = slices.DeleteFunc(others, func(name string) bool {
+			return slices.ContainsFunc(out, func(p eventlog.LeftOut) bool { return name == p.RootSchema+"."+p.RootName })
+		})
+		if n := len(others); n > 0 && n <= 12 {
+			hint = fmt.Sprintf("Use --partial for the rows that the log knows of, or name the others (%s).", strings.Join(others, " "))
+		}
+		if before := c; ofTable != nil {
+			before.Revision.Position = ofTable.Position - 1
+			if Complete(ctx, before) == nil {
+				hint += fmt.Sprintf(" A revision of before the gap is --at %d.", before.Revision.Position)
+			}
+		}
+		return &eventlog.Problem{Err: err, Hint: hint}
 	}
 	return &eventlog.Problem{Err: &laterGapError{err}, Hint: fmt.Sprintf("Use --partial for what the log knows, or a revision of before the gap begins: --at %s.", from)}
 }

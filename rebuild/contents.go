@@ -10,9 +10,11 @@ import (
 )
 
 // Contents tells what the log knows at a position of a table whose version then has no key: put is called once with each content's id
-// (eventlog.ContentID) and how many rows of it there are, never by two goroutines at once. It is eventlog.ErrNotVisible if the log has
-// transactions, after since, that a snapshot of the source, as pg_current_snapshot prints it, does not see.
-func Contents(ctx context.Context, log *eventlog.Log, oid uint32, since, at eventlog.Position, snapshot string, put func(id string, rows int64) error) error {
+// (eventlog.ContentID) and how many rows of it there are, never by two goroutines at once. pending is what of that, after since, a snapshot of
+// the source, as pg_current_snapshot prints it, does not see: how many rows more, or fewer, there are of the content than it shows. It is
+// eventlog.ErrNotVisible where that cannot be said in numbers: the table was emptied or altered by a transaction that the snapshot does not see,
+// or too much was changed.
+func Contents(ctx context.Context, log *eventlog.Log, oid uint32, since, at eventlog.Position, snapshot string, put func(id string, rows, pending int64) error) error {
 	versions, err := log.Relations(ctx)
 	if err != nil {
 		return err
@@ -29,27 +31,54 @@ func Contents(ctx context.Context, log *eventlog.Log, oid uint32, since, at even
 	}
 	rows := RowsOf([][]eventlog.RelationVersion{versions}, []int{len(versions) - 1})
 	sel.NoBefore = !rows.needsBefore()
-	source := &seenEvents{Source: log, oid: oid, since: since, snapshot: snapshot}
-	c := &contents{Rows: rows, put: put}
+	source := &pendingEvents{Source: log, oid: oid, version: versions[len(versions)-1].ID, since: since, snapshot: snapshot, pending: map[string]int64{}}
+	c := &contents{Rows: rows, put: func(id string, rows int64) error {
+		n := source.pending[id]
+		delete(source.pending, id)
+		return put(id, rows, n)
+	}}
 	// A sidecar is at work in this process: what does not fit into little memory goes to files.
 	if _, err := (&Fold{Source: source, Selection: sel, Calculator: c, Target: noTarget{}, MaxMemoryBytes: 16 << 20}).Run(ctx); err != nil {
 		return fmt.Errorf("count the rows of %s in the log: %w", versions[len(versions)-1].Relation, err)
 	}
+	for id, n := range source.pending { // of which the log knows no row
+		if err := put(id, 0, n); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-// seenEvents are those of a log, of which a snapshot has to see the transactions.
-type seenEvents struct {
+// maxPending is of how many contents it is kept in mind what a snapshot does not see.
+const maxPending = 100000
+
+// pendingEvents are those of a log; what of them a snapshot does not see is counted on the way.
+type pendingEvents struct {
 	Source
 	oid      uint32
+	version  int // of the table, in the schema history
 	since    eventlog.Position
 	snapshot string
+	pending  map[string]int64 // by content: rows added less those taken away
 }
 
-func (s *seenEvents) Read(ctx context.Context, sel eventlog.Selection, f func(*eventlog.Event) error) error {
+func (s *pendingEvents) Read(ctx context.Context, sel eventlog.Selection, f func(*eventlog.Event) error) error {
 	return s.Source.Read(ctx, sel, func(e *eventlog.Event) error {
 		if e.Position > s.since && e.Op != eventlog.OpNote && e.Relation != nil && e.Relation.OID == s.oid && !eventlog.Sees(s.snapshot, e.XID) {
-			return eventlog.ErrNotVisible
+			if e.SchemaVersion != s.version || len(s.pending) > maxPending {
+				return eventlog.ErrNotVisible
+			}
+			switch e.Op {
+			case eventlog.OpInsert:
+				s.pending[e.AggregateID]++
+			case eventlog.OpUpdate:
+				s.pending[e.AggregateID]++
+				s.pending[e.PreviousID]--
+			case eventlog.OpDelete:
+				s.pending[e.AggregateID]--
+			default:
+				return eventlog.ErrNotVisible
+			}
 		}
 		return f(e)
 	})

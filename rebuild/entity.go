@@ -19,8 +19,8 @@ type EntityState struct {
 	// Rekeyed is the key that the table had by then, and From where on in the log, if that is another one than the row is known by: perhaps none.
 	Rekeyed *eventlog.Relation
 	From    eventlog.Position
-	// Gap says why the row may be outdated, or gone: changes may be missing since a gap that is not healed by then, or since one that is recorded later and
-	// begins before. Nil where the row is known for sure, and where there is none.
+	// Gap says why the row may be outdated, gone, or there all the same: changes may be missing since a gap that is not healed by then, or since one that
+	// is recorded later and begins before. Nil where it is known for sure.
 	Gap *eventlog.Gap
 }
 
@@ -62,11 +62,22 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 		}
 		sel.Until = oldest - 1
 	}
+	versions, err := log.Relations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var mine []eventlog.RelationVersion
+	for _, v := range versions {
+		if st.Last != nil && v.OID == st.Relation.OID {
+			mine = append(mine, v)
+		}
+	}
 	if st.Last == nil {
-		return st, nil
+		st.Gap, err = gapOfAny(ctx, log, versions, e.Table, until)
+		return st, err
 	}
 	// TRUNCATE and DROP are about no row in particular.
-	err := log.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, Ops: []eventlog.Op{eventlog.OpTruncate, eventlog.OpNote}, After: st.Last.Position, Until: until}, func(ev *eventlog.Event) error {
+	err = log.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, Ops: []eventlog.Op{eventlog.OpTruncate, eventlog.OpNote}, After: st.Last.Position, Until: until}, func(ev *eventlog.Event) error {
 		if ev.Relation == nil || ev.Relation.OID != st.Relation.OID || ev.Op == eventlog.OpNote && !ev.Relation.Dropped { // perhaps of another partition
 			return nil
 		}
@@ -76,30 +87,27 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 	if errors.Is(err, errWhole) {
 		err = nil
 	}
-	if err != nil || st.Last.Op == eventlog.OpTruncate || st.Last.Op == eventlog.OpNote {
+	if err != nil || st.Last.Op == eventlog.OpNote {
 		return st, err
 	}
-	versions, err := log.Relations(ctx)
-	if err != nil {
-		return nil, err
+	if st.Last.Op == eventlog.OpTruncate && len(mine) > 0 {
+		st.Gap, err = gapOf(ctx, log, mine, until)
+		return st, err
 	}
-	var mine []eventlog.RelationVersion
 	shape := 0
-	for _, v := range versions {
-		if v.OID == st.Relation.OID {
-			mine = append(mine, v)
-			if v.AtPosition <= until {
-				shape = len(mine) - 1
-				if st.Became = ""; e.Table != "" && v.String() != e.Table {
-					st.Became = v.String()
-				}
-				switch same := slices.EqualFunc(v.Key, st.Relation.Key, func(a, b int) bool { return eventlog.SameColumn(&v.Columns[a], &st.Relation.Columns[b]) }); {
-				case same:
-					st.Rekeyed = nil
-				case st.Rekeyed == nil && v.AtPosition > st.Last.Position && st.Last.Op != eventlog.OpDelete && st.Last.PreviousID != e.ID:
-					st.Rekeyed, st.From = v.Relation, v.AtPosition
-				}
-			}
+	for i, v := range mine {
+		if v.AtPosition > until {
+			continue
+		}
+		shape = i
+		if st.Became = ""; e.Table != "" && v.String() != e.Table {
+			st.Became = v.String()
+		}
+		switch same := slices.EqualFunc(v.Key, st.Relation.Key, func(a, b int) bool { return eventlog.SameColumn(&v.Columns[a], &st.Relation.Columns[b]) }); {
+		case same:
+			st.Rekeyed = nil
+		case st.Rekeyed == nil && v.AtPosition > st.Last.Position && st.Last.Op != eventlog.OpDelete && (st.Last.PreviousID != e.ID || st.Last.AggregateID == e.ID):
+			st.Rekeyed, st.From = v.Relation, v.AtPosition
 		}
 	}
 	if st.Became != "" || st.Rekeyed != nil {
@@ -132,15 +140,38 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 			}
 		}
 	}
-	if st.Row != nil {
-		st.Gap, err = gapOf(ctx, log, mine, until)
+	if st.Gap, err = gapOf(ctx, log, mine, until); err == nil && st.Gap == nil && st.Row == nil { // it may have come to another partition
+		st.Gap, err = gapOfAny(ctx, log, versions, e.Table, until)
 	}
 	return st, err
 }
 
-// gapOf finds the gap by which a table is not complete at a position, nil if there is none. versions are the table's.
-func gapOf(ctx context.Context, log *eventlog.Log, versions []eventlog.RelationVersion, at eventlog.Position) (*eventlog.Gap, error) {
-	complete, last := false, max(versions[0].AtPosition-1, 0) // at the position, and where it was so last, or the log knew nothing of it
+// gapOfAny finds the first gap by which one of the tables that have a name at a position is not complete: a row of a partitioned table may be in any partition.
+func gapOfAny(ctx context.Context, log *eventlog.Log, versions []eventlog.RelationVersion, name string, at eventlog.Position) (*eventlog.Gap, error) {
+	of, last := map[uint32][]eventlog.RelationVersion{}, map[uint32]eventlog.RelationVersion{}
+	var oids []uint32
+	for _, v := range versions { // oldest first
+		if of[v.OID] == nil {
+			oids = append(oids, v.OID)
+		}
+		if of[v.OID] = append(of[v.OID], v); v.AtPosition <= at {
+			last[v.OID] = v
+		}
+	}
+	for _, oid := range oids {
+		if v := last[oid]; v.Relation == nil || v.Dropped || v.String() != name {
+			continue
+		}
+		if g, err := gapOf(ctx, log, of[oid], at); g != nil || err != nil {
+			return g, err
+		}
+	}
+	return nil, nil
+}
+
+// completeUntil tells whether a table is complete at a position, and where it was last, or the log knew nothing of it. versions are the table's.
+func completeUntil(versions []eventlog.RelationVersion, at eventlog.Position) (complete bool, last eventlog.Position) {
+	last = max(versions[0].AtPosition-1, 0)
 	for i, v := range versions {
 		if v.AtPosition > at {
 			break
@@ -151,6 +182,12 @@ func gapOf(ctx context.Context, log *eventlog.Log, versions []eventlog.RelationV
 			last = v.AtPosition - 1
 		}
 	}
+	return complete, last
+}
+
+// gapOf finds the gap by which a table is not complete at a position, nil if there is none. versions are the table's.
+func gapOf(ctx context.Context, log *eventlog.Log, versions []eventlog.RelationVersion, at eventlog.Position) (*eventlog.Gap, error) {
+	complete, last := completeUntil(versions, at)
 	gaps, err := log.GapsBefore(ctx, at)
 	if err == nil && !complete {
 		var since []eventlog.Gap

@@ -242,8 +242,8 @@ func (w *fileWriter) Close(err error) error {
 	return nil
 }
 
-// placeNames gives each table a name of its own: the table's, and where tables of several schemas share one, with the
-// schema's before it.
+// placeNames gives each table a name of its own: the table's, and where tables of several schemas share one, with the schema's before it. One of
+// schema public keeps its name, whatever else there is.
 func placeNames(tables []*Table, separator string) map[*Table]string {
 	count := map[string]int{}
 	for _, t := range tables {
@@ -251,13 +251,13 @@ func placeNames(tables []*Table, separator string) map[*Table]string {
 	}
 	names, used := map[*Table]string{}, map[string]bool{}
 	for _, t := range tables {
-		if count[t.Name] == 1 {
+		if count[t.Name] == 1 || t.Schema == "public" && !used[t.Name] { // a table may become a partition of one that gets its name, and the log know of that later
 			names[t] = t.Name
 			used[t.Name] = true
 		}
 	}
 	for _, t := range tables {
-		if count[t.Name] == 1 {
+		if names[t] != "" {
 			continue
 		}
 		base := t.Schema + separator + t.Name

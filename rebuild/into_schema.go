@@ -225,12 +225,11 @@ func (s *schemaTarget) findTypes(ctx context.Context, tables []*Table) error {
 // Table makes a table and begins to copy rows into it.
 func (s *schemaTarget) Table(ctx context.Context, t *Table) (TableWriter, error) {
 	p := s.place[t]
-	w := &schemaWriter{target: s, table: t, placed: p, ctx: ctx, done: make(chan struct{})}
-	schema := p.schema.name
+	w := &schemaWriter{target: s, table: t, placed: p, schema: p.schema.name, ctx: ctx, done: make(chan struct{})}
 	if s.stage != "" {
-		schema = s.stage
+		w.schema = s.stage
 	}
-	w.name = eventlog.QuoteQualified(schema, p.name)
+	w.name = eventlog.QuoteQualified(w.schema, p.name)
 	generated := t.Generated
 	if p.late {
 		generated = nil
@@ -304,7 +303,8 @@ type schemaWriter struct {
 	target *schemaTarget
 	table  *Table
 	placed *placed
-	name   string // quoted
+	schema string
+	name   string // quoted, with the schema
 	ctx    context.Context
 	tx     pgx.Tx // a savepoint
 	pipe   *io.PipeWriter
@@ -376,6 +376,9 @@ func (w *schemaWriter) finish() error {
 				w.target.warn("%s: the generated column %s is left out, since its expression fails here (%s): %s", w.table, g.Name, code, g.Expression)
 			}
 		}
+		if err := w.arrange(); err != nil {
+			return err
+		}
 	}
 	if w.placed.lenient {
 		for i, c := range w.table.Columns {
@@ -404,6 +407,33 @@ func (w *schemaWriter) finish() error {
 		return err
 	}
 	return w.tx.Commit(w.ctx)
+}
+
+// arrange makes the table anew where generated columns that were added to its end belong elsewhere.
+func (w *schemaWriter) arrange() error {
+	var order []string
+	generated := w.table.Generated
+	for i := range len(w.table.Columns) + 1 {
+		for ; len(generated) > 0 && generated[0].Before <= i; generated = generated[1:] {
+			order = append(order, generated[0].Name)
+		}
+		if i < len(w.table.Columns) {
+			order = append(order, w.table.Columns[i].Name)
+		}
+	}
+	var is bool
+	var columns, stored string
+	err := w.tx.QueryRow(w.ctx, `SELECT array_agg(a.attnum ORDER BY o.n) = array_agg(a.attnum ORDER BY a.attnum), coalesce(string_agg(quote_ident(a.attname), ', ') FILTER (WHERE a.attgenerated = ''), ''),
+			string_agg(format('%I %s%s%s', a.attname, format_type(a.atttypid, a.atttypmod), ' GENERATED ALWAYS AS (' || pg_get_expr(d.adbin, d.adrelid) || ') STORED', CASE WHEN a.attnotnull THEN ' NOT NULL' END), ', ' ORDER BY o.n)
+		FROM unnest($2::text[]) WITH ORDINALITY o(name, n) JOIN pg_attribute a ON a.attname = o.name LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+		WHERE a.attrelid = $1::text::regclass AND a.attnum > 0`, w.name, order).Scan(&is, &stored, &columns)
+	if err != nil || is {
+		return err
+	}
+	last := fmt.Sprintf("backstory_%d", w.target.conn.PgConn().PID())
+	moved := eventlog.QuoteQualified(w.schema, last)
+	_, err = w.tx.Exec(w.ctx, "ALTER TABLE "+w.name+" RENAME TO "+eventlog.QuoteIdent(last)+"; CREATE TABLE "+w.name+" ("+columns+"); INSERT INTO "+w.name+" ("+stored+") SELECT "+stored+" FROM "+moved+"; DROP TABLE "+moved, pgx.QueryExecModeSimpleProtocol)
+	return err
 }
 
 // convert gives columns that were loaded as text their types: first all together that are not likely to fail, which takes

@@ -3,6 +3,7 @@ package rebuild
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -284,6 +285,44 @@ func TestReadersSeeTheOldCheckoutOrTheNewOne(t *testing.T) {
 	}
 }
 
+// TestNameInPublic: what a name means, and what its table is called in a checkout, does not change when a table of that name is made in another schema.
+func TestNameInPublic(t *testing.T) {
+	a, b, c := relation("public.orders", []int{0}, "id bigint"), relation("other.orders", []int{0}, "id bigint"), relation("third.orders", []int{0}, "id bigint")
+	s := newSource(t, a, b, c)
+	s.tx(insert(a, 1))
+	first := s.flush()
+	s.tx(insert(b, 2), insert(c, 3))
+	for n, x := range []struct {
+		at     eventlog.Position
+		tables []string
+		want   string
+	}{
+		{first, nil, "orders 1, other_orders 0, third_orders 0"}, {0, nil, "orders 1, other_orders 2, third_orders 3"}, {0, []string{"orders"}, "orders 1"}, {0, []string{"other.orders"}, "orders 2"},
+		{0, []string{"public.orders", "other.orders"}, "orders 1, other_orders 2"}, {0, []string{"ord*"}, "orders 1, other_orders 2, third_orders 3"}, {0, []string{"other.*", "third.*"}, "other_orders 2, third_orders 3"},
+	} {
+		schema := fmt.Sprintf("then%d", n)
+		r := s.mustCheckout(x.at, Schema(SchemaConfig{URL: s.url, Schema: schema}), func(cfg *Config) { cfg.Tables = x.tables })
+		var got []string
+		for _, table := range r.Tables {
+			got = append(got, strings.TrimPrefix(table.Into, schema+".")+" "+query(t, s.conn, `SELECT coalesce(max(id), 0)::text FROM `+table.Into)[0])
+		}
+		slices.Sort(got)
+		if s := strings.Join(got, ", "); s != x.want {
+			t.Errorf("%v: %s, want %s", x.tables, s, x.want)
+		}
+	}
+}
+
+// TestNameInSeveralSchemas: a name that tables of several schemas have, none of them public, is refused.
+func TestNameInSeveralSchemas(t *testing.T) {
+	a, b := relation("sales.orders", []int{0}, "id bigint"), relation("shop.orders", []int{0}, "id bigint")
+	s := newSource(t, a, b)
+	s.tx(insert(a, 1), insert(b, 2))
+	if _, err := s.checkout(0, Schema(SchemaConfig{URL: s.url, Schema: "then"}), func(c *Config) { c.Tables = []string{"orders"} }); err == nil || !strings.Contains(err.Error(), "orders can mean sales.orders or shop.orders") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestTablesOfOneNameInSeveralSchemas(t *testing.T) {
 	a, b := relation("sales.orders", []int{0}, "id bigint"), relation("shop.orders", []int{0}, "id bigint")
 	c := relation("public.sales_orders", []int{0}, "id bigint")
@@ -380,7 +419,7 @@ func TestGeneratedColumns(t *testing.T) {
 
 	// A value that the expression refuses: the rest of the table is as it was.
 	rep = s.mustCheckout(fine+1, Schema(SchemaConfig{URL: s.url, Schema: "refused"}))
-	if got, want := query(t, s.conn, `SELECT id, n, v, double, "Up" FROM refused.things ORDER BY id`), []string{"1|5|a|10|A", "2|0|b|0|B"}; !slices.Equal(got, want) {
+	if got, want := query(t, s.conn, `SELECT * FROM refused.things ORDER BY id`), []string{"10|1|5|A|a", "0|2|0|B|b"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if want := append(lost, "public.things: the generated column inverse is left out, since its expression fails here (22012): (100 / n)"); !slices.Equal(rep.Warnings, want) {

@@ -92,7 +92,7 @@ func (c *Rows) join(wanted []bool) {
 	c.Tables()
 }
 
-// shapeRoots gives partitioned tables the shape of that part whose shape is the newest. All have the same columns, perhaps in another order; where
+// shapeRoots gives partitioned tables the shape of that part whose shape is the newest. All have the same columns, perhaps in another order than the partitioned table itself, which counts; where
 // ALTER TABLE is known of some of them only, the others' later versions tell which column is which.
 func (c *Rows) shapeRoots() {
 	lead := map[*Table]int{}
@@ -110,6 +110,7 @@ func (c *Rows) shapeRoots() {
 	for root, n := range lead {
 		*root = *c.tables[n]
 		root.Root, root.late, root.before = nil, nil, map[string][]string{}
+		root.inOrder()
 		for _, v := range c.versions {
 			if v == nil || v.table != n || v.id >= c.newest[n] {
 				continue

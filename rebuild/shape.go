@@ -72,7 +72,7 @@ func (v *version) keyWasEmpty(before []byte) bool {
 }
 
 // sameIdentity tells whether two versions of a table name its rows in the same way: by the same key or, without one, by
-// the same columns.
+// the same columns, under the same names.
 func sameIdentity(a, b *version) bool {
 	if len(a.rel.Key) != len(b.rel.Key) {
 		return false
@@ -82,7 +82,7 @@ func sameIdentity(a, b *version) bool {
 			return false
 		}
 	}
-	return len(a.rel.Key) > 0 || slices.EqualFunc(a.names, b.names, bytes.Equal)
+	return len(a.rel.Key) > 0 || slices.EqualFunc(a.rel.Columns, b.rel.Columns, func(a, b eventlog.Column) bool { return a.Name == b.Name && eventlog.SameColumn(&a, &b) })
 }
 
 // keyKnown tells whether a row has a value in each column of the key.

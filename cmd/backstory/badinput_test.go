@@ -231,6 +231,9 @@ var badInput = []row{
 	{wrong: "an unknown entity", reads: true, args: []string{"log", "ordres/17"}, exit: 1, says: "the log knows nothing of that name: ordres", remedy: "Did you mean Order? The log holds: Order."},
 	{wrong: "an entity without a name", reads: true, args: []string{"log", "/17"}, exit: 2, says: `"/17" does not name an entity`, remedy: "Use the form Order/42 or orders/42"},
 	{wrong: "an unknown type", reads: true, args: []string{"log", "--type", "OrderCreate"}, exit: 1, says: "the log has no event of type OrderCreate", remedy: "Did you mean OrderCreated?"},
+	{wrong: "a type without a name", reads: true, args: []string{"log", "--type", ""}, exit: 2, says: "--type is empty", remedy: "Leave it out, or give it a value."},
+	{wrong: "a revision without a value", reads: true, args: []string{"log", "--since", ""}, exit: 2, says: "--since is empty", remedy: "Leave it out, or give it a value."},
+	{wrong: "a moment without a value", reads: true, args: []string{"show", "orders/1", "--at", ""}, exit: 2, says: "--at is empty", remedy: "Leave it out, or give it a value."},
 	{wrong: "a row that the log does not know", reads: true, args: []string{"show", "orders/4711"}, exit: 1, says: "the log knows nothing of Order/4711", remedy: "backstory log Order shows what it knows of others."},
 	{wrong: "an event that there is not", reads: true, args: []string{"show", "4711"}, exit: 1, says: "no event at position 4711", remedy: "backstory log shows what there is"},
 	{wrong: "an id that there is not", reads: true, args: []string{"show", "12345678-1234-8234-9234-123456789abc"}, exit: 1, says: "no event with id 12345678-1234-8234-9234-123456789abc", remedy: "backstory log --json shows the ids"},
@@ -361,7 +364,7 @@ var badInput = []row{
 			})
 			s.t.Cleanup(func() { <-ended })
 		},
-		says: "waiting for open transactions to end: pid", mend: func(s *site) { s.begin() }},
+		says: "waiting for: pid", mend: func(s *site) { s.begin() }},
 	{wrong: "the source's server is away", exit: stays, server: own(nil),
 		set:    func(s *site) { s.logApart(shared(s.t)); s.begin() },
 		during: func(s *site, p *process) { s.caughtUp(p); s.write(2); s.kill() },
@@ -445,13 +448,17 @@ var badInput = []row{
 			if _, r := s.status(); !strings.Contains(r.out, "was moved") {
 				s.t.Errorf("status:\n%s", r.out)
 			}
-			st := s.must("status").out
+			r := s.run("status")
+			if _, asJSON := s.status(); r.code != exitFound || asJSON.code != exitFound {
+				s.t.Errorf("status at a gap: exit codes %d and %d", r.code, asJSON.code)
+			}
+			st := r.out
 			if !strings.Contains(st, "no sidecar runs, stopped at a gap") || strings.Contains(st, "caught up") || strings.Contains(st, "See backstory status") {
 				s.t.Errorf("status:\n%s", st)
 			}
 		},
 		mend: acceptedGap},
-	{wrong: "the slot is advanced: status", args: []string{"status"}, exit: 0,
+	{wrong: "the slot is advanced: status", args: []string{"status"}, exit: 3,
 		set: func(s *site) {
 			s.begin()
 			s.sql("SELECT pg_replication_slot_advance('%s', pg_current_wal_lsn())", s.slot())

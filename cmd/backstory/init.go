@@ -68,6 +68,9 @@ func newInit() *cobra.Command {
 			}
 			out := openScreen(cmd, false)
 			defer out.close()
+			if o.acceptGap && o.printSQL {
+				return usage("Leave one of them out.", "--accept-gap and --print-sql do not go together")
+			}
 			if o.acceptGap {
 				return acceptGap(ctx, out, cfg)
 			}
@@ -111,7 +114,7 @@ func mustAsk(p *backstory.Plan, year int64) bool {
 // enoughSpan is how long the server has to have counted changes for that to tell anything of a year.
 const enoughSpan = 24 * time.Hour
 
-// waiting tells for whom making the slot waits, whenever that changes.
+// waiting tells for whom init waits, whenever that changes.
 func waiting() func([]string) {
 	last := ""
 	return func(blockers []string) {
@@ -119,7 +122,7 @@ func waiting() func([]string) {
 		who := ages.ReplaceAllString(strings.Join(blockers, "; "), "")
 		if who != last {
 			last = who
-			fmt.Fprintf(os.Stderr, "waiting for open transactions to end: %s\n", strings.Join(blockers, "; "))
+			fmt.Fprintf(os.Stderr, "waiting for: %s\n", strings.Join(blockers, "; "))
 		}
 	}
 }
@@ -157,6 +160,8 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	for i, t := range largest {
 		how := ""
 		switch {
+		case slices.Contains(p.Left, t):
+			how = "  " + s.yellow("not captured: it belongs to "+t.Owner+", and "+p.Role+" may not publish it")
 		case t.InsertOnly:
 			how = "  " + s.yellow("inserts only: "+t.Why)
 		case t.ToFull:
@@ -170,7 +175,7 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		if t.Rows > 0 {
 			existing++
 		}
-		if i < 20 || t.InsertOnly || t.ToFull {
+		if i < 20 || t.InsertOnly || t.ToFull || slices.Contains(p.Left, t) {
 			fmt.Fprintf(s, indent+"%-32s %12s %-4s  %10s%s\n", t, countText(t.Rows), plural(t.Rows, "row"), bytesText(t.Bytes), how)
 		} else {
 			more++
@@ -268,6 +273,13 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 	if p.NewSlot {
 		say("made replication slot %s; history begins at %s, %s", c.Slot, d.Start, time.Now().Format("2006-01-02 15:04:05 MST"))
 	}
+	for _, t := range p.Left {
+		fmt.Fprintf(s, "%s  %s is not captured: it belongs to %s, and role %s may not publish it. Let a superuser run\n", s.yellow("warning"), t, t.Owner, p.Role)
+		for _, q := range c.PublishSQL(p.Plan, t) {
+			fmt.Fprintf(s, "         → %s\n", q)
+		}
+		fmt.Fprintf(s, "         and then run backstory init again; or make %s a member of %s (README, What Postgres needs).\n", p.Role, t.Owner)
+	}
 	if p.Head != nil && p.Head.Baseline == cfg.NoBaseline { // it is another choice than before
 		if cfg.NoBaseline {
 			say("existing rows that the log does not have yet are left out from now on (--no-baseline); a backstory init without it takes them over")
@@ -276,7 +288,7 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 		}
 	}
 	if !did {
-		fmt.Fprintf(s, "%s     everything was there already; nothing was changed\n", s.bold("done"))
+		fmt.Fprintf(s, "%s     everything was there already (%s captured); nothing was changed\n", s.bold("done"), counted(int64(len(d.Tables)), "table"))
 	}
 	fmt.Fprintf(s, "%s     backstory run    (and backstory doctor, to see what could be safer)\n", s.bold("next"))
 }

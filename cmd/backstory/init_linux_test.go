@@ -76,6 +76,38 @@ func TestProgressOnATerminal(t *testing.T) {
 	}
 }
 
+// On a terminal, and only there, log goes through a pager, which may be left before the end.
+func TestLogOnATerminal(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.must("init")
+	s.sql("INSERT INTO orders SELECT i, repeat('x', 100) FROM generate_series(1, 5000) i")
+	s.must("run", "--once")
+	for _, c := range []struct {
+		args  []string
+		lines int
+	}{{[]string{"log"}, 3}, {[]string{"log", "--no-pager"}, 5000}, {[]string{"log", "--json"}, 5000}} {
+		cmd := exec.Command(binary, c.args...)
+		var shown output
+		terminal(t, cmd, &shown)
+		cmd.Env = append(cmd.Env, "PAGER=head -3")
+		for k, v := range s.env {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+		cmd.Stdout, cmd.Stderr = cmd.Stdin.(*os.File), cmd.Stdin.(*os.File)
+		err := cmd.Run()
+		lines := func() int { return strings.Count(shown.String(), "OrderCreated") }
+		eventually(t, 5*time.Second, "all of it is shown", func() bool { return lines() >= c.lines })
+		if err != nil || lines() != c.lines || strings.Contains(shown.String(), "backstory:") {
+			t.Errorf("%v: %v, %d lines\n%.2000s", c.args, err, lines(), shown.String())
+		}
+	}
+	s.env["PAGER"] = "false"
+	if r := s.must("log"); strings.Count(r.out, "\n") != 5000 {
+		t.Errorf("off a terminal: %d lines", strings.Count(r.out, "\n"))
+	}
+}
+
 // On a terminal run shows how far the existing rows are, below what it logs; status tells the same, with how long it will still take.
 func TestExistingRowsOnATerminal(t *testing.T) {
 	t.Parallel()

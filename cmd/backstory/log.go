@@ -23,11 +23,11 @@ var errEnough = errors.New("enough")
 
 func newLog() *cobra.Command {
 	var o struct {
-		json, quiet, reverse bool
-		since, until, author string
-		date                 string
-		types                []string
-		limit                int
+		json, quiet, reverse, noPager bool
+		since, until, author          string
+		date                          string
+		types                         []string
+		limit                         int
 	}
 	c := &cobra.Command{
 		Use:   "log [ENTITY]",
@@ -41,6 +41,9 @@ func newLog() *cobra.Command {
 			if o.date != "relative" && o.date != "iso" {
 				return usage("Use relative or iso.", "--date cannot be %q", o.date)
 			}
+			if err := notEmpty(cmd, "since", "until", "author", "type"); err != nil {
+				return err
+			}
 			s, l, err := openLog(ctx)
 			if err != nil {
 				return err
@@ -53,11 +56,11 @@ func newLog() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if ent = &e; e.ID == "" {
+				if ent = &e; !e.One() {
 					ent = nil
 				}
 				of := e.Selection()
-				sel.Aggregates, sel.OIDs, sel.EntityID = of.Aggregates, of.OIDs, of.EntityID
+				sel.Aggregates, sel.OIDs, sel.EntityID, sel.EmptyID = of.Aggregates, of.OIDs, of.EntityID, of.EmptyID
 			}
 			if o.since != "" {
 				r, err := s.resolve(ctx, l, o.since, o.json)
@@ -84,7 +87,7 @@ func newLog() *cobra.Command {
 			if err := checkTypes(cmd, l, o.types); err != nil {
 				return err
 			}
-			out := openScreen(cmd, !o.json)
+			out := openScreen(cmd, !o.json && !o.noPager)
 			defer out.close()
 			now, n := time.Now(), 0
 			cols := columns{iso: o.date == "iso"}
@@ -133,6 +136,7 @@ func newLog() *cobra.Command {
 	f.StringVar(&o.date, "date", "relative", "how times are printed: relative, or iso (in UTC)")
 	f.IntVar(&o.limit, "limit", 0, "at most this many")
 	f.BoolVar(&o.quiet, "quiet", false, "also events that are no news, such as a change of updated_at alone (…Touched)")
+	f.BoolVar(&o.noPager, "no-pager", false, "on a terminal, not through $PAGER (or less)")
 	f.BoolVar(&o.reverse, "reverse", false, "oldest first")
 	return c
 }
@@ -159,7 +163,7 @@ func keyHint(ctx context.Context, l *eventlog.Log, ent eventlog.Entity) (string,
 
 // readEvents reads a selection. Among an entity's own events come the TRUNCATEs that ended it: they are about no row in particular.
 func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f func(*eventlog.Event) error) error {
-	if sel.EntityID == "" {
+	if sel.EntityID == "" && !sel.EmptyID {
 		return l.Read(ctx, sel, f)
 	}
 	var ends []*eventlog.Event // oldest first
@@ -206,7 +210,7 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 	}
 	var before moment // the row when the selection begins
 	if sel.After > 0 {
-		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, EntityID: id, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
+		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, EntityID: id, EmptyID: sel.EmptyID, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
 			func(e *eventlog.Event) error { before = after(e); return nil }); err != nil {
 			return err
 		}
@@ -301,6 +305,9 @@ func (c *columns) line(s *screen, e *eventlog.Event, when string, actorWidth, en
 	if e.Op == eventlog.OpDelete && !strings.HasSuffix(e.Type, "Deleted") { // found to be gone, by a comparison
 		b.WriteString("  " + s.red("[gone]"))
 	}
+	if e.Op == eventlog.OpTruncate && e.Relation != nil && e.Relation.RootName != "" {
+		b.WriteString("  " + s.red("[only the rows of "+e.Relation.Own()+"]"))
+	}
 	if d := changes(e, 100); d != "" {
 		b.WriteString("  " + d)
 	}
@@ -321,9 +328,9 @@ func cut(t string, n int) string {
 	return t
 }
 
-// entityName is Order/42, or Order where an event is about all of them: a TRUNCATE.
+// entityName is Order/42, or Order where an event is about all of them: a TRUNCATE. Order/ is the row whose key is the empty text.
 func entityName(e *eventlog.Event) string {
-	if e.AggregateID == "" {
+	if e.AggregateID == "" && !e.Op.OfRow() {
 		return e.Aggregate
 	}
 	return e.Entity()

@@ -49,7 +49,44 @@ func (s *settings) resolve(ctx context.Context, l *eventlog.Log, text string, qu
 	if !quiet && r.How != "position "+text { // which would tell nothing
 		fmt.Fprintf(os.Stderr, "%s is %s\n", text, r.How)
 	}
+	if !r.Until.IsZero() {
+		if lacks := s.lacks(ctx, r.Until); lacks != "" {
+			fmt.Fprintln(os.Stderr, "warning: "+lacks)
+		}
+	}
 	return r, nil
+}
+
+// lacks tells what the log may not have yet of before a moment, after which it has nothing; empty: it has everything. Where nobody streams it looks
+// into the slot, which it holds for up to three seconds.
+func (s *settings) lacks(ctx context.Context, until time.Time) string {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	st, err := s.status(ctx)
+	switch {
+	case err != nil || st.Source.State == "unreachable" || st.Source.State == "unknown":
+		return "whether the source had committed more by then only the source can tell, and it cannot be asked; the log's last event is its newest"
+	case st.CaughtUp:
+		return ""
+	case st.Log.Gap != "":
+		return "the log ends at a gap: what was committed after that is not part of this; see backstory status"
+	}
+	behind, how := time.Duration(st.Source.LagSeconds*float64(time.Second)), bytesText(st.Source.LagBytes)
+	if behind > 0 {
+		if until.Before(time.Now().Add(-behind - 2*time.Second)) { // to within which it is known
+			return ""
+		}
+		how = fmt.Sprintf("%.0f s, %s", behind.Seconds(), how)
+	}
+	is := "is"
+	switch {
+	case st.Running:
+	case st.Source.State == "streaming":
+		is, how = "may be", how+"; the sidecar that is at work cannot be asked from here"
+	default:
+		how += "; no sidecar runs"
+	}
+	return "the log " + is + " behind the source (" + how + "): what was committed meanwhile is not part of this"
 }
 
 // placeForm are the revisions that name a place in the log, not a moment: the time zone is nothing to them.

@@ -26,6 +26,9 @@ func newShow() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
+			if err := notEmpty(cmd, "at"); err != nil {
+				return err
+			}
 			s, l, err := openLog(ctx)
 			if err != nil {
 				return err
@@ -79,6 +82,17 @@ func newShow() *cobra.Command {
 				return err
 			}
 			name := ent.Aggregate + "/" + ent.ID
+			perhaps := "the row may be outdated, or gone"
+			if st.Row == nil {
+				perhaps = "the row may be there all the same"
+			}
+			if g := st.Gap; g != nil && g.Position > pos {
+				fmt.Fprintf(os.Stderr, "%s the history has a gap (event %d: %s) that begins before this position, at %s: %s\n",
+					out.yellow("warning:"), g.Position, printable(g.Reason), g.From, perhaps)
+			} else if g != nil {
+				fmt.Fprintf(os.Stderr, "%s the history has a gap at position %d (%s), which is not healed at this position: %s\n",
+					out.yellow("warning:"), g.Position, printable(g.Reason), perhaps)
+			}
 			if st.Row == nil {
 				if st.Last == nil {
 					hint := "backstory log " + ent.Aggregate + " shows what it knows of others."
@@ -110,7 +124,7 @@ func newShow() *cobra.Command {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its table had become %s, or a part of that", name, pos, st.Became),
 						Hint: "backstory show " + st.Became + "/" + ent.ID + " shows it."}
 				}
-				if st.Last.PreviousID == ent.ID {
+				if st.Last.PreviousID == ent.ID && st.Last.AggregateID != ent.ID {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s%s", name, pos, st.Last.AggregateID, byAndAt(st.Last)),
 						Hint: "backstory show " + st.Last.Entity() + " shows it."}
 				}
@@ -119,13 +133,6 @@ func newShow() *cobra.Command {
 					hint = fmt.Sprintf("backstory show %d shows what it was.", st.Last.Position)
 				}
 				return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: %s%s", name, pos, st.Last.Type, byAndAt(st.Last)), Hint: hint}
-			}
-			if g := st.Gap; g != nil && g.Position > pos {
-				fmt.Fprintf(os.Stderr, "%s the history has a gap (event %d: %s) that begins before this position, at %s: the row may be outdated, or gone\n",
-					out.yellow("warning:"), g.Position, printable(g.Reason), g.From)
-			} else if g != nil {
-				fmt.Fprintf(os.Stderr, "%s the history has a gap at position %d (%s), which is not healed at this position: the row may be outdated, or gone\n",
-					out.yellow("warning:"), g.Position, printable(g.Reason))
 			}
 			if o.json {
 				b := eventlog.AppendString([]byte(`{"aggregate":`), []byte(ent.Aggregate))

@@ -21,7 +21,7 @@ func newStatus() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "What each part is doing, and how far behind.",
+		Short: "What each part is doing, and how far behind (exit code 3 if capture is stopped at a gap).",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readSettings()
@@ -35,9 +35,15 @@ func newStatus() *cobra.Command {
 			out := openScreen(cmd, false)
 			defer out.close()
 			if asJSON {
-				return json.NewEncoder(out).Encode(st)
+				if err := json.NewEncoder(out).Encode(st); err != nil {
+					return err
+				}
+			} else {
+				printStatus(out, st)
 			}
-			printStatus(out, st)
+			if st.Log.Gap != "" || st.Source.Hint == eventlog.GapHint { // it does not go on by itself
+				return &exitError{code: exitFound}
+			}
 			return nil
 		},
 	}
@@ -178,6 +184,10 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintf(s, "         %s: %s\n", s.red("Postgres refuses the application's UPDATEs and DELETEs of published tables"), strings.Join(st.Source.Refused, "; "))
 		fmt.Fprint(s, "         → A sidecar that runs, and may, mends this by itself; backstory doctor has the SQL.\n")
 	}
+	if len(st.Source.KeyLost) > 0 {
+		fmt.Fprintf(s, "         %s: %s\n", s.yellow("only inserts are captured, since it has lost its key"), strings.Join(st.Source.KeyLost, ", "))
+		fmt.Fprint(s, "         → Once it has one again, backstory init has updates and deletes captured; init --replica-identity-full does without.\n")
+	}
 	without := slices.DeleteFunc(slices.Clone(st.Source.NotCaptured), func(t string) bool { return slices.Contains(st.Source.InsertsOnly, t) })
 	for _, l := range []struct {
 		what   string
@@ -221,7 +231,14 @@ func printStatus(s *screen, st *backstory.Status) {
 		fmt.Fprintf(s, "         %s\n         → %s\n", s.red("gap: "+st.Log.Gap), seen(eventlog.GapHint))
 	}
 	if st.Running && st.Log.Events > 0 {
-		fmt.Fprintf(s, "         since the start: %s, %.0f %% without who and why\n", counted(st.Log.Events, "event"), 100*st.Log.UnattributedShare)
+		fmt.Fprintf(s, "         since the start: %s", counted(st.Log.Events, "event"))
+		if n := st.Log.ApplicationEvents; n > 0 {
+			if n < st.Log.Events {
+				fmt.Fprintf(s, "; %s of the application", counted(n, "event"))
+			}
+			fmt.Fprintf(s, ", %.0f %% without who and why", 100*st.Log.UnattributedShare)
+		}
+		fmt.Fprintln(s)
 	}
 	for _, p := range backstory.ContextProblems(st.Log.MalformedContext, st.Log.IgnoredContext) {
 		fmt.Fprintf(s, "         %s\n         → %s\n", s.yellow("since the start: "+p.Error()), p.Hint)

@@ -105,11 +105,13 @@ func TestContextThatCannotBeRead(t *testing.T) {
 	s := newSite(t, shared(t))
 	s.begin()
 	p := s.sidecar()
+	s.sql(`SELECT pg_logical_emit_message(true, 'backstory', '{"actor": ')`)
+	s.until(20*time.Second, "the one without a change is counted", p, func(st *backstory.Status) bool { return st.Log.MalformedContext == 1 })
 	s.sql(`BEGIN; SELECT pg_logical_emit_message(true, 'backstory', 'ann'); INSERT INTO orders VALUES (901, 'a'); COMMIT`)
 	s.sql(`BEGIN; SELECT pg_logical_emit_message(false, 'backstory', '{"actor": "ann"}'); INSERT INTO orders VALUES (902, 'a'); COMMIT`)
-	want := []string{"1 context message was not a JSON object", `Emit {"actor"`, "1 context message was not transactional", "pg_logical_emit_message(true"}
+	want := []string{"2 context messages were not a JSON object", `Emit {"actor"`, "1 context message was not transactional", "pg_logical_emit_message(true"}
 	now := s.until(20*time.Second, "both are counted", p, func(st *backstory.Status) bool {
-		return st.Log.MalformedContext == 1 && st.Log.IgnoredContext == 1 && st.Log.Events == 5
+		return st.Log.MalformedContext == 2 && st.Log.IgnoredContext == 1 && st.Log.Events == 5
 	})
 	if now.Log.UnattributedShare != 0.8 { // three rows before, and the second of these
 		t.Errorf("%.2f of the events are without who and why", now.Log.UnattributedShare)
@@ -123,6 +125,58 @@ func TestContextThatCannotBeRead(t *testing.T) {
 		if !strings.Contains(strings.ReplaceAll(logged, `\"`, `"`), w) {
 			t.Errorf("run does not say %q:\n%s", w, logged)
 		}
+	}
+}
+
+// Who and why are missing only where the application could have said them: existing rows that are taken over, and what a comparison finds, do not count.
+func TestShareWithoutWhoAndWhy(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.write(20)
+	s.must("init")
+	p := s.sidecar()
+	s.until(20*time.Second, "existing rows are taken over", p, func(st *backstory.Status) bool { return st.Baseline.Done && st.Log.Events > 20 })
+	if st, r := s.status(); st.Log.UnattributedShare != 0 || st.Log.ApplicationEvents != 0 || strings.Contains(s.must("status").out, "without who and why") {
+		t.Errorf("before the application did anything: %s", r.out)
+	}
+	s.sql(`BEGIN; SELECT pg_logical_emit_message(true, 'backstory', '{"actor": "ann"}'); INSERT INTO orders VALUES (901, 'a'); COMMIT`)
+	s.sql(`INSERT INTO orders VALUES (902, 'a')`)
+	s.until(20*time.Second, "one of two events is without who and why", p, func(st *backstory.Status) bool {
+		return st.Log.ApplicationEvents == 2 && st.Log.UnattributedShare == 0.5
+	})
+	if st := s.must("status").out; !strings.Contains(st, "2 events of the application, 50 % without who and why") {
+		t.Errorf("status:\n%s", st)
+	}
+	p.stop()
+}
+
+// A table that has lost its key is named as long as it has none, not only until it is in the publication of inserts.
+func TestStatusOfATableThatHasLostItsKey(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.sql("CREATE TABLE keyless (v int)")
+	s.begin()
+	p := s.sidecar()
+	s.caughtUp(p)
+	lost := func(want string) func(*backstory.Status) bool {
+		return func(st *backstory.Status) bool {
+			return strings.Join(st.Source.KeyLost, " ") == want && len(st.Source.Refused) == 0
+		}
+	}
+	s.until(time.Second, "no key is lost", p, lost(""))
+	s.sql("ALTER TABLE orders DROP CONSTRAINT orders_pkey")
+	s.until(30*time.Second, "orders has lost its key", p, lost("public.orders"))
+	if st := s.must("status").out; !strings.Contains(st, "only inserts are captured, since it has lost its key: public.orders\n") {
+		t.Errorf("status:\n%s", st)
+	}
+	p.stop()
+	if st, r := s.status(); !lost("public.orders")(st) {
+		t.Errorf("without a sidecar: %s", r.out)
+	}
+	s.sql("ALTER TABLE orders ADD PRIMARY KEY (id)")
+	s.must("init")
+	if st, r := s.status(); !lost("")(st) {
+		t.Errorf("with a key again: %s", r.out)
 	}
 }
 

@@ -39,6 +39,16 @@ func strict(c *cobra.Command) {
 	}
 }
 
+// notEmpty refuses flags that were given without a value, such as --since "$SINCE" where there is no such variable: they would select everything.
+func notEmpty(c *cobra.Command, flags ...string) error {
+	for _, name := range flags {
+		if f := c.Flags().Lookup(name); f.Changed && (f.Value.String() == "" || f.Value.String() == "[]") {
+			return usage("Leave it out, or give it a value. "+seeHelp(c), "--%s is empty", name)
+		}
+	}
+	return nil
+}
+
 // name gives a command without the program's name, which stands before every message.
 func name(c *cobra.Command) string { return strings.TrimPrefix(c.CommandPath(), "backstory ") }
 

@@ -26,9 +26,10 @@ CREATE TABLE backstory.relation (
   oid         oid NOT NULL,
   schema      text NOT NULL,
   name        text NOT NULL,
-  root_schema text NOT NULL,     -- of a partition: the partitioned table that its rows belong to; empty: none
+  root_oid    oid NOT NULL,      -- of a partition: the partitioned table that its rows belong to; 0: none
+  root_schema text NOT NULL,     -- its name; empty: none
   root_name   text NOT NULL,
-  columns     json NOT NULL,
+  columns     json NOT NULL,     -- each with its number, and of a partition with that in its partitioned table, whose order checkouts have
   key         int[] NOT NULL,
   key_deferrable boolean NOT NULL,
   generated   json NOT NULL,     -- columns that the source computes and does not send, and how
@@ -72,7 +73,7 @@ CREATE TABLE backstory.event (
   row_text    text,
   old_id      bigint,            -- the entity's key before, where this event changed it
   old_text    text,
-  occurred_at timestamptz NOT NULL,
+  occurred_at timestamptz NOT NULL, -- commit time; a gap has that of the commit before it
   commit_lsn  pg_lsn NOT NULL,
   xid         bigint NOT NULL,
   change      bigint NOT NULL,
@@ -115,7 +116,7 @@ CREATE TABLE backstory.head (
   slot        text NOT NULL,
   server_version int NOT NULL DEFAULT 0, -- of the source, as server_version_num: its major version; 0: not known
   closed      boolean NOT NULL DEFAULT false, -- the source was shut down when all of it was in the log, and was not streamed from since
-  began_at    timestamptz NOT NULL DEFAULT now(), -- from then on everything is in the log
+  began_at    timestamptz NOT NULL DEFAULT now(), -- from then on everything is in the log; by the source's clock, as occurred_at
   gap         text,              -- why the log must not go on without a person's word
   baseline    boolean NOT NULL DEFAULT true, -- rows that existed before their table was captured are taken over
   tables      text[] NOT NULL DEFAULT '{}', -- patterns by which init selected what is captured, and
@@ -129,7 +130,8 @@ CREATE TABLE backstory.captured (
   oid         oid PRIMARY KEY,
   schema      text NOT NULL,
   name        text NOT NULL,
-  root_schema text NOT NULL DEFAULT '', -- of a partition: the partitioned table that its rows belong to
+  root_oid    oid NOT NULL DEFAULT 0,   -- of a partition: the partitioned table that its rows belong to
+  root_schema text NOT NULL DEFAULT '', -- its name
   root_name   text NOT NULL DEFAULT '',
   columns     json NOT NULL,
   key         int[] NOT NULL,

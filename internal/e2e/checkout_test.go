@@ -15,7 +15,7 @@ import (
 )
 
 // inserts matches a warning of a table of which only inserts are captured; here nothing else happens to such a table.
-var inserts = regexp.MustCompile(`public\.(keyless|nothing|visits|pgbench_history)\b`)
+var inserts = regexp.MustCompile(`public\.(keyless|nothing|visits|inserts|pgbench_history)\b`)
 
 // checkout has the program build the tables as they were at a position, in a schema of a database or, where that is empty,
 // each in the schema of its own name, and reads them there.

@@ -142,7 +142,7 @@ func TestTLSPasswordFileAndLeastRights(t *testing.T) {
 // use reserved connections (PostgreSQL 16, reserved_connections) gets in.
 func TestNoConnectionsLeft(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, where{own: true, apart: true, version: "16", settings: map[string]string{"max_connections": "20", "superuser_reserved_connections": "2", "reserved_connections": "6"}})
+	s := newSystem(t, where{own: true, apart: true, version: pgservertest.AtLeast("16"), settings: map[string]string{"max_connections": "20", "superuser_reserved_connections": "2", "reserved_connections": "6"}})
 	db := s.sql()
 	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); CREATE ROLE app LOGIN; CREATE ROLE plain LOGIN REPLICATION; CREATE ROLE managed LOGIN REPLICATION;
 		GRANT SELECT ON public.things TO plain, managed; GRANT pg_use_reserved_connections TO managed`)

@@ -444,7 +444,7 @@ func TestDoctorOfRoles(t *testing.T) {
 	}
 	db.do(`GRANT USAGE ON SCHEMA backstory TO weak; GRANT SELECT ON ALL TABLES IN SCHEMA backstory TO weak; GRANT SELECT ON public.secrets TO weak; GRANT SELECT ON public.things TO weak`)
 	p.with("danger: role weak does not own the log, which belongs to boss → GRANT", p.as("weak"), nil)
-	p.with("info: role weak may not alter the publications backstory, backstory_inserts and the tables of boss → GRANT", p.does(`REVOKE boss FROM weak`), nil)
+	p.with("warning: role weak may not alter the publications backstory, backstory_inserts and the tables of boss → GRANT", p.does(`REVOKE boss FROM weak`), nil)
 	db.do(`REVOKE boss FROM weak; ALTER TABLE public.things OWNER TO postgres; ALTER SCHEMA backstory OWNER TO postgres`)
 	if got := written(p.look()); strings.Contains(got, "GRANT \"postgres\"") || !strings.Contains(got, "may not alter") || !strings.Contains(got, "does not own the log") || strings.Contains(got, "danger: the log does not go on") {
 		t.Errorf("doctor gives away the rights of a superuser:\n%s", got)

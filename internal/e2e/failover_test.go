@@ -64,7 +64,7 @@ func (p *pair) write(ctx context.Context, done *int) {
 // itself, with nothing missing and nothing twice.
 func TestFailover(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, "17", map[string]string{"hot_standby_feedback": "on", "sync_replication_slots": "on"})
+	p := newPair(t, pgservertest.AtLeast("17"), map[string]string{"hot_standby_feedback": "on", "sync_replication_slots": "on"})
 	db := p.sql()
 	db.do(`ALTER SYSTEM SET synchronized_standby_slots = 'standby'`) // the log is never ahead of the standby
 	db.do(`SELECT pg_reload_conf()`)
@@ -121,7 +121,7 @@ func TestFailover(t *testing.T) {
 func TestFailoverThatLosesSomething(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ what, version, reason string }{
-		{"transactions", "17", "transactions that the log holds after that are lost there"},
+		{"transactions", pgservertest.AtLeast("17"), "transactions that the log holds after that are lost there"},
 		{"the slot", "", "is gone"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -184,7 +184,7 @@ func TestFailoverThatLosesSomething(t *testing.T) {
 // TestDoctorOfStandby: doctor looks at the standbys that the URL names, whether they have a copy of the slot, and says what that takes.
 func TestDoctorOfStandby(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, "17", map[string]string{"hot_standby_feedback": "off", "sync_replication_slots": "off"})
+	p := newPair(t, pgservertest.AtLeast("17"), map[string]string{"hot_standby_feedback": "off", "sync_replication_slots": "off"})
 	db := p.sql()
 	db.do(simple)
 	p.init()

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -78,5 +80,32 @@ func TestWhoHoldsWAL(t *testing.T) {
 		st, err := backstory.ReadStatus(t.Context(), s.cfg)
 		return err == nil && strings.Contains(strings.Join(st.Source.HeldBack, " "), "pid "+pid), err
 	})
+
+	// A role that may not see since when others' transactions are open is told of those only that stay so.
+	db.do(`CREATE ROLE weak LOGIN REPLICATION; GRANT CONNECT ON DATABASE %s TO weak`, databaseOf(t, s.cfg.Capture.URL))
+	own := s.cfg.Capture.URL
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	writer := s.sql()
+	brief := writer.one(`SELECT pg_backend_pid()`)
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = writer.Exec(t.Context(), `BEGIN; INSERT INTO public.noise VALUES ('x'); SELECT pg_sleep(0.3); COMMIT`)
+		}
+	})
+	s.cfg.Capture.URL = withUser(t, own, "weak")
+	for range 3 {
+		st, err := backstory.ReadStatus(t.Context(), s.cfg)
+		held := ""
+		if err == nil {
+			held = strings.Join(st.Source.HeldBack, " ")
+		}
+		if !strings.Contains(held, "pid "+pid) || strings.Contains(held, "pid "+brief) {
+			t.Errorf("held back by %q, %v; want pid %s, and not %s", held, err, pid, brief)
+		}
+	}
+	stop()
+	wg.Wait()
+	s.cfg.Capture.URL = own
 	other.do(`COMMIT`)
 }

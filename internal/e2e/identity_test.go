@@ -54,7 +54,7 @@ func TestReplicaIdentityFull(t *testing.T) {
 			reader := s.sql()
 			reader.do(`BEGIN; SELECT FROM public.things LIMIT 1`)
 			began := time.Now()
-			said(1, "was in use for 2 s", "--yes", "--replica-identity-full", "public.things")
+			said(1, "was in use for 2s", "--yes", "--replica-identity-full", "public.things")
 			if took := time.Since(began); took > 20*time.Second {
 				t.Errorf("init kept the application waiting for up to %v", took)
 			}

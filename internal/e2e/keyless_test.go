@@ -124,6 +124,63 @@ func TestRowsWithoutAKey(t *testing.T) {
 	verify(t, s.openLog())
 }
 
+// TestRowsWithoutAKeyOfABusyTable: somebody always commits between the snapshot in which the rows are read and its place in the log. What the
+// snapshot does not show of that is subtracted; the reading does not wait for a quiet moment, which may never come.
+func TestRowsWithoutAKeyOfABusyTable(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true})
+	db := s.sql()
+	db.do(`CREATE TABLE public.busy (v text, n int); ALTER TABLE public.busy REPLICA IDENTITY FULL; CREATE TABLE public.inserts (v text, n int);
+		INSERT INTO public.busy SELECT 'a' || i %% 50, i %% 7 FROM generate_series(1, 5000) i; INSERT INTO public.inserts SELECT * FROM public.busy`)
+	s.init()
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(5, uint64(w)))
+			conn, err := dial(context.Background(), s.cfg.Capture.URL)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close(context.Background())
+			if _, err := conn.Exec(context.Background(), `SET synchronous_commit = off`); err != nil {
+				t.Error(err)
+			}
+			for ctx.Err() == nil {
+				v, n, block := fmt.Sprintf("'a%d'", r.IntN(50)), r.IntN(7), r.IntN(30)
+				some := fmt.Sprintf("ctid = '(%d,%d)'", block, 1+r.IntN(100))
+				q := []string{
+					fmt.Sprintf(`INSERT INTO public.busy VALUES (%s, %d); INSERT INTO public.inserts VALUES (%[1]s, %[2]d)`, v, n),
+					fmt.Sprintf(`UPDATE public.busy SET v = %s WHERE %s`, v, some),
+					fmt.Sprintf(`DELETE FROM public.busy WHERE %s`, some),
+				}[r.IntN(3)]
+				if _, err := conn.Exec(context.Background(), q); err != nil {
+					t.Errorf("%s: %v", q, err)
+					return
+				}
+			}
+		})
+	}
+	s.env = []string{"BACKSTORY_BASELINE_TABLES=2"}
+	p := s.command(true, "run")
+	l := s.logSQL()
+	eventually(t, time.Minute, "everything is taken over", func() (bool, error) {
+		left := l.rows(`SELECT c.name, b.chunks, b.rows, b.done_at FROM backstory.captured c LEFT JOIN backstory.baseline b USING (oid) WHERE b.done_at IS NULL`)
+		return len(left) == 0, fmt.Errorf("%v", left)
+	})
+	stop()
+	wg.Wait()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	if p.wait(time.Minute) != 0 || strings.Contains(p.out.String(), "not taken over") {
+		t.Fatalf("run:\n%s", p.out.tail(20))
+	}
+	s.says(0, "", "run", "--once")
+	s.sameRows("busy", "inserts")
+	verify(t, s.openLog())
+}
+
 // TestGapInTablesWithoutAKey: what differs after a gap is as many rows more, or fewer, of a content, also of one that was filed in another shape.
 func TestGapInTablesWithoutAKey(t *testing.T) {
 	t.Parallel()
@@ -153,6 +210,29 @@ func TestGapInTablesWithoutAKey(t *testing.T) {
 	db.do(`DELETE FROM public.loose WHERE v = 'c'; UPDATE public.reshaped SET c = 8 WHERE n = 4`)
 	s.once()
 	s.sameRows("loose", "reshaped")
+	verify(t, s.openLog())
+}
+
+// TestColumnThatTakesAnothersName: of a row without a key, what a column held that was dropped is not the value of one that has its name now, though both
+// have the same default, and VACUUM FULL has left nothing in the catalogue of what that is in rows of before.
+func TestColumnThatTakesAnothersName(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int, v text, w int); ALTER TABLE public.things REPLICA IDENTITY FULL`)
+	s.init()
+	db.do(`INSERT INTO public.things SELECT i, 'a' || i FROM generate_series(1, 5) i`)
+	const again = `ALTER TABLE public.things DROP w; ALTER TABLE public.things ADD w int DEFAULT 3`
+	s.once()
+	db.do(again)
+	s.once()
+	db.do(again + `; DELETE FROM public.things WHERE id = 2`)
+	db.do(`VACUUM FULL public.things`)
+	s.once()
+	s.sameRows("things")
+	db.do(`UPDATE public.things SET v = 'b' WHERE id = 4; DELETE FROM public.things WHERE id = 5`)
+	s.once()
+	s.sameRows("things")
 	verify(t, s.openLog())
 }
 
@@ -195,6 +275,199 @@ func TestTablesOfInsertsAreCompared(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.sameRows("quiet")
+	verify(t, s.openLog())
+}
+
+// TestEmptyKeyIsGone: a row whose key is the empty text, deleted from a partition of which only inserts are in the stream, stays gone, although notes have no
+// key either.
+func TestEmptyKeyIsGone(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.cfg.CompareInterval = time.Second
+	db := s.sql()
+	db.do(`CREATE TABLE public.codes (code text, v text) PARTITION BY LIST (code); CREATE TABLE public.codes_1 PARTITION OF public.codes (PRIMARY KEY (code)) DEFAULT;
+		ALTER TABLE public.codes_1 REPLICA IDENTITY NOTHING; INSERT INTO public.codes VALUES ('', 'x'), ('a', 'y'), ('b', 'z')`)
+	s.init()
+	r := s.start()
+	s.baselineDone()
+	l := s.logSQL()
+	db.do(`DELETE FROM public.codes WHERE code = ''; UPDATE public.codes SET v = 'q' WHERE code = 'a'`)
+	for range 2 { // what the first comparison finds, and one after that
+		before := l.one(`SELECT min(done_at) FROM backstory.baseline`)
+		eventually(t, time.Minute, "it is compared", func() (bool, error) {
+			l.do(`UPDATE backstory.baseline SET began_at = done_at, changes = '' WHERE done_at IS NOT NULL`)
+			return l.one(`SELECT count(*) FROM backstory.baseline WHERE done_at > '%s'`, before) == "1", nil
+		})
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	s.sameRows("codes")
+	if got := l.one(`SELECT string_agg(op || ' ' || aggregate_id, ', ' ORDER BY position) FROM backstory.events WHERE type = 'CodeHealed'`); got != "update a, delete " {
+		t.Errorf("healed: %s", got)
+	}
+	verify(t, s.openLog())
+}
+
+// TestStatisticsGoBack: a crash of the source throws its statistics away. What it counts of a table since may come to what it had counted before, and the table
+// is compared all the same. On those of the slot nothing depends.
+func TestStatisticsGoBack(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{own: true, apart: true})
+	s.cfg.CompareInterval = time.Second
+	db := s.sql()
+	db.do(`CREATE TABLE public.keyless (v text, n int); INSERT INTO public.keyless SELECT 'a', i FROM generate_series(1, 9) i`)
+	s.init()
+	r := s.start()
+	s.baselineDone()
+	l := s.logSQL()
+	counted := func() (string, error) {
+		conn, err := dial(within(t, 5*time.Second), s.cfg.Capture.URL)
+		if err != nil {
+			return "", err
+		}
+		defer conn.Close(context.Background())
+		var n string
+		err = conn.QueryRow(t.Context(), `SELECT n_tup_upd || ' ' || n_tup_del FROM pg_stat_user_tables WHERE relname = 'keyless'`).Scan(&n)
+		return n, err
+	}
+	counts := func(want string) {
+		t.Helper()
+		eventually(t, time.Minute, "the source has counted "+want, func() (bool, error) {
+			got, err := counted()
+			return got == want, fmt.Errorf("%s (%w)", got, err)
+		})
+	}
+	compared := func(healed int) {
+		t.Helper()
+		eventually(t, time.Minute, "the table is compared", func() (bool, error) {
+			got := l.one(`SELECT count(*) FROM backstory.events WHERE type = 'KeylessHealed' AND op = 'import'`)
+			return got == fmt.Sprint(healed), fmt.Errorf("%s rows were healed", got)
+		})
+		s.baselineDone()
+	}
+	db.do(`UPDATE public.keyless SET v = v || 'b' WHERE n BETWEEN 1 AND 2`)
+	compared(2)
+	counts("2 0")
+	eventually(t, time.Minute, "it is compared for no more than that", func() (bool, error) {
+		return strings.HasPrefix(l.one(`SELECT changes FROM backstory.baseline`), "2 0 "), nil
+	})
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(int(atoi(t, s.sql().one(`SELECT pg_backend_pid()`))), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	counts("0 0")
+	db = s.sql()
+	db.do(`SELECT pg_stat_reset_replication_slot('%s')`, s.cfg.Capture.Slot)
+	db.do(`UPDATE public.keyless SET v = v || 'b' WHERE n BETWEEN 4 AND 5`)
+	counts("2 0") // as before
+	r = s.start()
+	compared(4)
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	s.sameRows("keyless")
+	verify(t, s.openLog())
+	if got := l.one(`SELECT count(*) FROM backstory.events WHERE op = 'gap'`); got != "0" {
+		t.Errorf("there are %s gaps", got)
+	}
+}
+
+// TestTablesOfInsertsGetAnotherKey: where only inserts are in the stream, rows that were deleted before that, and not compared yet, cannot be found by the
+// key that the table has then: what the log has is discarded, once, and all rows come again.
+func TestTablesOfInsertsGetAnotherKey(t *testing.T) {
+	t.Parallel()
+	for _, running := range []bool{false, true} {
+		s := newSystem(t, where{})
+		db := s.sql()
+		db.do(`CREATE TABLE public.keyless (id int NOT NULL, k bigint NOT NULL, v text); CREATE TABLE public.nothing (id int PRIMARY KEY, k bigint NOT NULL, v text); ALTER TABLE public.nothing REPLICA IDENTITY NOTHING`)
+		s.init()
+		db.do(`INSERT INTO public.keyless SELECT i, 1000 + i, 'a' FROM generate_series(1, 5) i; INSERT INTO public.nothing SELECT * FROM public.keyless`)
+		s.once()
+		noticed := func() { s.once(); s.once() }
+		if running {
+			r := s.start()
+			noticed = func() { time.Sleep(takeInEvery + 4*time.Second); s.baselineDone() }
+			defer func() {
+				if err := r.end(); err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		for _, name := range []string{"keyless", "nothing"} {
+			db.do(`DELETE FROM public.%s WHERE id < 4; UPDATE public.%[1]s SET v = 'b' WHERE id = 4; INSERT INTO public.%[1]s VALUES (6, 6, 'a')`, name)
+		}
+		db.do(`ALTER TABLE public.keyless ADD PRIMARY KEY (id); ALTER TABLE public.nothing DROP CONSTRAINT nothing_pkey, ADD PRIMARY KEY (k)`)
+		noticed()
+		s.sameRows("keyless", "nothing")
+		for _, name := range []string{"keyless", "nothing"} {
+			db.do(`DELETE FROM public.%s WHERE id = 5; ALTER TABLE public.%[1]s ADD w float DEFAULT random()`, name)
+		}
+		noticed()
+		s.sameRows("keyless", "nothing")
+		if got := s.logSQL().one(`SELECT string_agg(relation, ' ' ORDER BY relation) FROM backstory.events WHERE type LIKE '%%Discarded'`); got != "public.keyless public.nothing" {
+			t.Errorf("discarded: %s", got)
+		}
+		verify(t, s.openLog())
+	}
+}
+
+// TestTablesOfInsertsAreOfOneMoment: rows that go to other keys without a word in the stream, while their table is read chunk by chunk, are in the log as they
+// all were at one moment.
+func TestTablesOfInsertsAreOfOneMoment(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.cfg.CompareInterval, s.cfg.Capture.BaselineChunkBytes = time.Second, 300
+	db := s.sql()
+	db.do(`CREATE TABLE public.moving (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v int); INSERT INTO public.moving SELECT i, 0 FROM generate_series(1, 100) i`)
+	s.init()
+	done, stop := make(chan error, 1), make(chan struct{})
+	mover := s.sql()
+	go func() {
+		for n := 1; ; n++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			if _, err := mover.Exec(context.Background(), `UPDATE public.moving SET id = 201 - id, v = $1`, n); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	const ended = `SELECT coalesce(string_agg(position::text, ' ' ORDER BY position), '') FROM backstory.events WHERE type = 'MovingBaselineEnded'`
+	wait := func(n int) {
+		eventually(t, time.Minute, "it is compared", func() (bool, error) {
+			db.do(`UPDATE backstory.baseline SET began_at = done_at WHERE done_at IS NOT NULL`) // however long it took, the next one may begin
+			return len(strings.Fields(db.one(ended))) >= n, nil
+		})
+	}
+	r := s.start()
+	wait(3)
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	r = s.start() // perhaps in the middle of a comparison
+	wait(5)
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range strings.Fields(db.one(ended)) {
+		s.says(0, "", "checkout", "--partial", "--at", at, "--schema", "past", "--replace", "moving")
+		if got := db.one(`SELECT concat_ws(' ', count(*), count(DISTINCT v), count(DISTINCT id <= 100)) FROM past.moving`); got != "100 1 1" {
+			t.Errorf("at %s there are so many rows, of so many moments, in so many places: %s, want 100 1 1", at, got)
+		}
+	}
 	verify(t, s.openLog())
 }
 

@@ -34,7 +34,7 @@ func (n *nemesis) operations() []failure {
 	}
 	slices.SortFunc(alterations, func(a, b failure) int { return strings.Compare(a.name, b.name) }) // maps have no order
 	some(2, 4, alterations...)
-	some(3, 1, failure{name: "make a table", do: n.makeAnother}, failure{name: "change a replica identity", do: n.identity}, failure{name: "attach or detach a partition", do: n.partition})
+	some(3, 1, failure{name: "make a table", do: n.makeAnother}, failure{name: "change a replica identity", do: n.identity}, failure{name: "another key of a table of inserts", do: n.rekey}, failure{name: "attach or detach a partition", do: n.partition})
 	some(2, 1, failure{name: "drop the slot", do: n.dropSlot}, failure{name: "drop the slot and make it again", do: n.slotAnew},
 		failure{name: "move the slot on", do: n.moveSlot}, failure{name: "let the slot be invalidated", do: n.invalidate},
 		failure{name: "put the log back to an earlier state", do: n.putLogBack}, failure{name: "put the source back to an earlier state", do: n.putSourceBack})
@@ -106,6 +106,8 @@ func (n *nemesis) ways(column string) map[string][]string {
 		"rename the table":           nil,
 		"drop it and make it again":  nil,
 		"another key":                nil,
+		"keys change hands":          nil,
+		"keys change hands at once":  nil,
 		"REPLICA IDENTITY FULL":      {table + "REPLICA IDENTITY FULL"},
 		"REPLICA IDENTITY DEFAULT":   {table + "REPLICA IDENTITY DEFAULT"},
 		"VACUUM FULL":                {"VACUUM FULL public." + n.things},
@@ -134,6 +136,15 @@ func (n *nemesis) alter(what string) {
 	case "drop it and make it again":
 		n.do("DROP TABLE public." + n.things)
 		n.make(db)
+	case "keys change hands at once", "keys change hands":
+		drop := fmt.Sprintf("ALTER TABLE public.%s REPLICA IDENTITY FULL, DROP CONSTRAINT things_key, DROP CONSTRAINT IF EXISTS things_%s_key", n.things, n.key)
+		back := fmt.Sprintf("ALTER TABLE public.%s ADD CONSTRAINT things_key PRIMARY KEY (%s)", n.things, n.key)
+		turn := fmt.Sprintf("UPDATE public.%s SET %s = (SELECT min(%[2]s) + max(%[2]s) FROM public.%[1]s) - %[2]s", n.things, n.key)
+		if what == "keys change hands" {
+			n.do(drop, turn, back)
+		} else {
+			n.do(drop + "; " + turn + "; " + back)
+		}
 	case "another key":
 		n.do(fmt.Sprintf("ALTER TABLE public.%s DROP CONSTRAINT things_key, ADD CONSTRAINT things_key PRIMARY KEY (%s)", n.things, other[n.key]))
 		n.key = other[n.key]
@@ -158,6 +169,18 @@ func (n *nemesis) makeAnother() {
 func (n *nemesis) identity() {
 	n.doubt["public.orders_changing"] = true
 	n.do("ALTER TABLE public.orders_changing REPLICA IDENTITY " + []string{"DEFAULT", "FULL", "USING INDEX changing_u", "USING INDEX changing_u"}[n.r.IntN(4)])
+}
+
+// rekey deletes and inserts rows of a table of which only inserts are captured, and gives it another key, or none.
+func (n *nemesis) rekey() {
+	n.doubt["public.inserts"] = true
+	db := n.direct.sql()
+	defer db.Close(context.Background())
+	key := "ALTER TABLE public.inserts DROP CONSTRAINT IF EXISTS inserts_key"
+	if k := n.r.IntN(3); k < 2 || db.one(`SELECT count(*) FROM pg_constraint WHERE conname = 'inserts_key'`) == "0" { // so that it is compared
+		key += ", ADD CONSTRAINT inserts_key PRIMARY KEY (" + []string{"id", "k"}[k%2] + ")"
+	}
+	n.do("DELETE FROM public.inserts WHERE id % 3 = 0", "UPDATE public.inserts SET v = 'changed' WHERE id % 3 = 1", "INSERT INTO public.inserts (v) SELECT 'new' FROM generate_series(1, 9)", key)
 }
 
 // partition attaches, detaches or drops a partition.

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/backstory-dev/backstory"
 )
 
 // without gives the words of one text that another does not have.
@@ -84,7 +86,7 @@ func TestPartitions(t *testing.T) {
 	s.says(0, "OrderDeleted", "log", "orders/2,2026-01-03")
 	// TRUNCATE of one partition ends its rows, and not those of others.
 	for row, ended := range map[string]bool{`orders/60,2026-03-02`: true, `orders/61,2026-03-03`: false, `orders/201,2026-06-01`: false} {
-		for verb, says := range map[string]string{"log": "OrderTruncated", "show": "was not there"} {
+		for verb, says := range map[string]string{"log": "[only the rows of public.orders_3_0]", "show": "was not there"} {
 			p := s.command(true, verb, row)
 			p.wait(time.Minute)
 			if strings.Contains(p.out.String(), says) != ended {
@@ -97,6 +99,44 @@ func TestPartitions(t *testing.T) {
 		t.Errorf("%s rows in one partition", got)
 	}
 	verify(t, s.openLog())
+}
+
+// TestRowsGivenBackToAPartitionedTable: a checkout of a partitioned table has its columns in its own order, not in that of a partition, whichever of these was
+// described last: INSERT … SELECT * gives the rows back as they were.
+func TestRowsGivenBackToAPartitionedTable(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.contact (gone int, id int PRIMARY KEY, first text, whole text GENERATED ALWAYS AS (first || ' ' || last) STORED, last text) PARTITION BY RANGE (id); ALTER TABLE public.contact DROP gone;
+		CREATE TABLE public.contact_1 (last text, id int NOT NULL, whole text GENERATED ALWAYS AS (first || ' ' || last) STORED, first text); ALTER TABLE public.contact ATTACH PARTITION public.contact_1 FOR VALUES FROM (0) TO (100);
+		INSERT INTO public.contact (id, first, last) VALUES (1, 'f', 'l')`)
+	s.init()
+	s.once()
+	contents := func(at, want string) {
+		t.Helper()
+		s.says(0, "", "checkout", "--at", at, "--schema", "past", "--replace", "contact")
+		if got := db.one(`SELECT (SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'past.contact'::regclass AND attnum > 0) || ' ' || string_agg(c::text, ' ' ORDER BY id) FROM past.contact c`); got != want {
+			t.Errorf("at %s: %s, want %s", at, got, want)
+		}
+	}
+	const first = "id,first,whole,last (1,f,\"f l\",l)"
+	contents("HEAD", first)
+	at := db.one(`SELECT position FROM backstory.head`)
+	db.do(`CREATE TABLE public.contact_2 (first text, whole text GENERATED ALWAYS AS (first || ' ' || last) STORED, last text, id int NOT NULL); ALTER TABLE public.contact ATTACH PARTITION public.contact_2 FOR VALUES FROM (100) TO (200);
+		INSERT INTO public.contact (id, first, last) VALUES (101, 'F', 'L')`)
+	s.init()
+	s.once()
+	contents("HEAD", first+" (101,F,\"F L\",L)")
+	db.do(`ALTER TABLE public.contact RENAME first TO given; ALTER TABLE public.contact RENAME last TO first; ALTER TABLE public.contact RENAME given TO last; ALTER TABLE public.contact ADD since int DEFAULT 5; UPDATE public.contact SET first = 'x' WHERE id = 101`)
+	s.once()
+	contents("HEAD", `id,last,whole,first,since (1,f,"f l",l,5) (101,F,"F x",x,5)`)
+	contents(at, first)
+	db.do(`DELETE FROM public.contact WHERE id = 1`)
+	s.says(0, "", "checkout", "--at", "HEAD", "--schema", "past", "--replace", "contact")
+	db.do(`ALTER TABLE past.contact DROP whole; INSERT INTO public.contact (id, last, first, since) SELECT * FROM past.contact WHERE id = 1`)
+	if got := db.one(`SELECT last || ' ' || first FROM public.contact WHERE id = 1`); got != "f l" {
+		t.Errorf("given back as %s", got)
+	}
 }
 
 const twoOrders = `CREATE TABLE public.orders (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
@@ -381,4 +421,37 @@ func TestHistoryOfARowAcrossNames(t *testing.T) {
 	s.says(0, "b", "show", "orders_1/2")
 	s.says(1, "its table had become public.orders_1", "show", "orders/1")
 	s.says(0, "a", "show", "orders/1", "--at", at)
+}
+
+// TestMovedToAnotherPartitionInAGap: where the partitions' keys do not tell them apart, a row that went from one to the other while nobody looked is the
+// same entity in both: the last event of it tells that it is there.
+func TestMovedToAnotherPartitionInAGap(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.orders (id int, state int, u text NOT NULL, v text) PARTITION BY LIST (state)`)
+	for i, identity := range []string{"DEFAULT", "FULL", "USING INDEX orders_3_u_key"} {
+		db.do(`CREATE TABLE public.orders_%d PARTITION OF public.orders (PRIMARY KEY (id), UNIQUE (u)) FOR VALUES IN (%[1]d); ALTER TABLE public.orders_%[1]d REPLICA IDENTITY %s`, i+1, identity)
+	}
+	s.init()
+	db.do(`INSERT INTO public.orders SELECT i, 1 + i %% 3, i, 'x' FROM generate_series(1, 12) i`)
+	s.once()
+	db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	db.do(`UPDATE public.orders SET state = 1 + state %% 3, v = 'moved' WHERE id <= 6; UPDATE public.orders SET state = 1 + (state + 1) %% 3 WHERE id = 7; DELETE FROM public.orders WHERE id = 8`)
+	s.gapFound("the slot was dropped", "gone")
+	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	s.sameRows("orders")
+	if got := db.one(`SELECT string_agg(aggregate_id, ' ') FROM (SELECT DISTINCT ON (aggregate_id) aggregate_id, op FROM backstory.events WHERE aggregate_id <> '' ORDER BY aggregate_id, position DESC) e WHERE op = 'delete'`); got != "8" {
+		t.Errorf("of these the last event is a delete: %s\n%v", got, db.rows(`SELECT position, type, op, partition, aggregate_id, data FROM backstory.events WHERE position > 12 ORDER BY position`))
+	}
+	s.says(0, "moved", "show", "orders/1")
+	s.says(0, "x", "show", "orders/7")
+	s.says(1, "was not there", "show", "orders/8")
+	db.do(`UPDATE public.orders SET v = 'after'; UPDATE public.orders SET state = 1 + state %% 3, id = id + 100`)
+	s.once()
+	s.sameRows("orders")
+	verify(t, s.openLog())
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/backstory-dev/backstory/internal/pgserver/pgservertest"
 )
 
 // TestValueTooLargeToSend: text of more than 1 GB, which a bytea of 600 MB is, cannot be decoded by any reader of the slot. The
@@ -89,7 +91,7 @@ func TestSettingsChangeNoValue(t *testing.T) {
 // longer to decode.
 func TestTransactionTimeout(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t, where{own: true, version: "17"})
+	s := newSystem(t, where{own: true, version: pgservertest.AtLeast("17")})
 	db := s.sql()
 	db.do(simple)
 	db.do(`ALTER DATABASE %s SET transaction_timeout = '100ms'`, databaseOf(t, s.cfg.Capture.URL))

@@ -432,3 +432,95 @@ func (s *system) allEvents() []*eventlog.Event {
 	}
 	return all
 }
+
+// TestLogOfAnotherDatabase: a sidecar whose log belongs to another database of the same server ends with what to do, also while that log's own sidecar is at
+// work, for which it waited as for one that it is to relieve.
+func TestLogOfAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{apart: true})
+	s.sql().do(simple)
+	s.init()
+	r := s.start()
+	eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
+	own := s.cfg.Capture.URL
+	s.cfg.Capture.URL = s.src.URL(s.src.NewDatabase(t))
+	s.says(1, "the log belongs to database "+databaseOf(t, own), "run")
+	s.says(1, "Check BACKSTORY_SOURCE_URL and BACKSTORY_LOG_URL", "run")
+	s.cfg.Capture.URL = own
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestInitGoesOnWithoutOthersTables: a table that somebody else owns, and that nobody has published, keeps init from none of the others. It says what has to be
+// run for that one, and after that it takes it in.
+func TestInitGoesOnWithoutOthersTables(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{tables: []string{"public.*"}})
+	super := s.sql()
+	name := databaseOf(t, s.cfg.Capture.URL)
+	app, boss := "app_"+name, "boss_"+name
+	super.do(`CREATE ROLE %s LOGIN REPLICATION; CREATE ROLE %s; GRANT CREATE, USAGE ON SCHEMA public TO %[1]s, %[2]s; GRANT CREATE ON DATABASE %[3]s TO %[1]s`, app, boss, name)
+	bosses := func(sql string) { super.do(`SET ROLE %s; %s; RESET ROLE`, boss, sql) }
+	bosses(`CREATE TABLE public.others (id int PRIMARY KEY, v text); CREATE TABLE public.keyless (v text); INSERT INTO public.others VALUES (1, 'a')`)
+	s.cfg.Capture.URL = withUser(t, s.cfg.Capture.URL, app)
+	// With nothing but others' tables there is nothing to go on with.
+	s.says(1, "role "+app+" may not publish public.others, public.keyless, which it does not own", "init")
+	s.sql().do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things VALUES (1, 'a')`)
+	if got := written(newPatient(t, s, "").look()); !strings.Contains(got, "warning: role "+app+" may not publish public.others, public.keyless, which it does not own → GRANT") {
+		t.Errorf("doctor finds %s", got)
+	}
+	captured := func(want string) {
+		t.Helper()
+		if got := super.one(`SELECT string_agg(name, ' ' ORDER BY name) FROM backstory.captured`); got != want {
+			t.Errorf("captured: %s, want %s", got, want)
+		}
+	}
+	// left runs init, and what it says has to be run for tables that it leaves out.
+	left := func(tables ...string) (sql []string) {
+		t.Helper()
+		p := s.command(true, "init", "--yes")
+		if code := p.wait(time.Minute); code != 0 {
+			t.Fatalf("init returned %d:\n%s", code, p.out)
+		}
+		for _, line := range strings.Split(p.out.String(), "\n") {
+			if q, ok := strings.CutPrefix(strings.TrimSpace(line), "→ "); ok && !strings.HasPrefix(q, "ALTER SYSTEM") {
+				sql = append(sql, q)
+			}
+		}
+		for _, table := range tables {
+			if !strings.Contains(p.out.String(), table+" is not captured: it belongs to "+boss+", and role "+app+" may not publish it") {
+				t.Errorf("init does not say that %s is left out:\n%s", table, p.out)
+			}
+		}
+		if len(tables) == 0 != (len(sql) == 0) {
+			t.Errorf("without %s init wants this to be run: %s", tables, sql)
+		}
+		return sql
+	}
+	sql := left("public.keyless", "public.others")
+	captured("things")
+	super.do(`UPDATE public.things SET v = 'b'; UPDATE public.others SET v = 'b'`)
+	s.once()
+	left("public.keyless", "public.others") // as they are still
+	captured("things")
+	super.do("%s", strings.Join(sql, " "))
+	left()
+	captured("keyless others things")
+	super.do(`UPDATE public.others SET v = 'c'; INSERT INTO public.keyless VALUES ('a')`)
+	s.once()
+	s.once()
+	if got := super.one(`SELECT string_agg(DISTINCT type, ' ') FROM backstory.events WHERE op IN ('import', 'insert', 'update')`); got != "KeylessCreated OtherImported ThingImported" {
+		t.Errorf("the log has %s", got)
+	}
+	// A gap is accepted without others' tables, too.
+	bosses(`CREATE TABLE public.more (id int PRIMARY KEY)`)
+	super.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	s.says(0, "the gap is accepted", "init", "--accept-gap")
+	captured("keyless others things")
+	s.once()
+	// A table that is captured is not left out in silence.
+	super.do(`ALTER PUBLICATION backstory DROP TABLE public.others`)
+	s.says(1, "may not publish public.more, public.others", "init")
+	captured("keyless others things")
+}

@@ -57,7 +57,7 @@ type where struct {
 	logs     map[string]string // more settings of the log's server, if that is its own
 	tables   []string
 	hba      []string
-	version  string // of servers of its own; empty: that of all tests
+	version  string // of the source; empty: that of all tests
 	bin, dir string // of the source's programs and of its data, if it is not for the server to find a place
 }
 
@@ -65,12 +65,12 @@ type where struct {
 func newSystem(t testing.TB, w where) *system {
 	t.Helper()
 	s := &system{t: t}
+	cfg := quick(w.settings)
+	cfg.Version, cfg.HBA, cfg.BinDir, cfg.DataDir = w.version, w.hba, w.bin, w.dir
 	if w.own {
-		cfg := quick(w.settings)
-		cfg.Version, cfg.HBA, cfg.BinDir, cfg.DataDir = w.version, w.hba, w.bin, w.dir
 		s.src = pgservertest.Start(t, cfg)
 	} else {
-		s.src = pgservertest.ForTest(t, quick(w.settings))
+		s.src = pgservertest.ForTest(t, cfg)
 	}
 	s.log = s.src
 	if w.apart {

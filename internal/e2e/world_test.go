@@ -234,7 +234,7 @@ func (w *world) table(r *eventlog.Relation) *worldTable {
 	if old != nil && old != r {
 		t.reshape(r)
 	}
-	if t.rel = r; old != nil && len(r.Key) > 0 && !slices.EqualFunc(old.Key, r.Key, func(a, b int) bool { return eventlog.SameColumn(&old.Columns[a], &r.Columns[b]) }) {
+	if t.rel = r; old != nil && !slices.EqualFunc(old.Key, r.Key, func(a, b int) bool { return eventlog.SameColumn(&old.Columns[a], &r.Columns[b]) }) {
 		t.rekeyed = t.rekeyed || w.unseen[name]
 		was := t.rows
 		t.rows = map[string][]worldRow{}
@@ -509,8 +509,15 @@ func (t *worldTable) whole(r worldRow) error {
 	return nil
 }
 
-// key makes the key of a row as an aggregate id.
+// key makes the key of a row as an aggregate id, or its content where there is no key.
 func (t *worldTable) key(r worldRow) (string, error) {
+	if len(t.rel.Key) == 0 {
+		var members []string
+		for _, c := range t.rel.Columns {
+			members = append(members, string(eventlog.AppendString(nil, []byte(c.Name)))+":"+r[c.Name])
+		}
+		return eventlog.ContentID([]byte("{" + strings.Join(members, ",") + "}")), nil
+	}
 	var parts []string
 	for _, i := range t.rel.Key {
 		c := &t.rel.Columns[i]

@@ -9,7 +9,8 @@
 //
 // Without it the servers end with the process all the same (on Linux), and the next Start removes their directories.
 //
-// The environment variable BACKSTORY_TEST_PG_VERSION ("14" to "18") chooses the version for tests that do not name one.
+// The environment variable BACKSTORY_TEST_PG_VERSION ("14" to "18") chooses the version for tests that do not name one,
+// or (AtLeast) an older one.
 // If no Postgres can be had, the test fails; it is never skipped.
 package pgservertest
 
@@ -131,6 +132,11 @@ func StopShared() {
 		}
 		delete(shared.servers, key)
 	}
+}
+
+// AtLeast gives the version for a test of something that Postgres has from a version on: that one, or the newer one that VersionEnv chooses.
+func AtLeast(version string) string {
+	return max(version, os.Getenv(VersionEnv)) // each begins with two digits
 }
 
 func withVersion(cfg pgserver.Config) pgserver.Config {

@@ -30,6 +30,15 @@ func TestLeakedGivesTheStacks(t *testing.T) {
 	}
 }
 
+func TestAtLeast(t *testing.T) {
+	for chosen, want := range map[string]string{"": "16", "14": "16", "16": "16", "18": "18"} {
+		t.Setenv(VersionEnv, chosen)
+		if got := AtLeast("16"); got != want {
+			t.Errorf("at least 16, where %q is chosen, is %s", chosen, got)
+		}
+	}
+}
+
 func TestForTestSharesOneServerForEachConfig(t *testing.T) {
 	var wg sync.WaitGroup
 	servers := make([]*Server, 3)
