@@ -389,7 +389,14 @@ func (c *compiler) unary(n *ast.UnaryNode) (Type, fn) {
 	if t.Kind == Null {
 		return t, constant(Value{})
 	}
-	return t, func(m *machine) Value { return m.arithmetic(n, "-", IntOf(0), f(m)) }
+	return t, func(m *machine) Value {
+		v := f(m)
+		if v.Kind == Float { // also of 0
+			v.Float = -v.Float
+			return v
+		}
+		return m.arithmetic(n, "-", IntOf(0), v)
+	}
 }
 
 func number1(k Kind) bool { return k == Int || k == Numeric || k == Float || k == Any || k == Null }

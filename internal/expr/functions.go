@@ -562,7 +562,7 @@ func round(m *machine, n ast.Node, v []Value) Value {
 		if _, err := rounding.Quantize(r, a.Num, int32(-digits)); err != nil {
 			m.fail(n, "numeric of more than %d digits", maxDigits)
 		}
-		return Value{Kind: Numeric, Num: r}
+		return decimal(r)
 	case Float:
 		if digits == 0 {
 			return Value{Kind: Float, Float: math.RoundToEven(a.Float)}
@@ -588,7 +588,7 @@ func whole(rounder apd.Rounder, float func(float64) float64) function {
 			if _, err := ctx.Quantize(r, a.Num, 0); err != nil {
 				m.fail(n, "numeric of more than %d digits", maxDigits)
 			}
-			return Value{Kind: Numeric, Num: r}
+			return decimal(r)
 		}
 		return v[0]
 	}}

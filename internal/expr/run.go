@@ -247,7 +247,15 @@ func (m *machine) numerics(n ast.Node, op string, a, b *apd.Decimal) Value {
 		m.fail(n, "numeric of more than %d digits", maxDigits)
 	}
 	m.grow(n, int(r.NumDigits())/2)
-	return Value{Kind: Numeric, Num: r}
+	return decimal(r)
+}
+
+// decimal makes a numeric, of which there is no -0.
+func decimal(d *apd.Decimal) Value {
+	if d.IsZero() {
+		d.Negative = false
+	}
+	return Value{Kind: Numeric, Num: d}
 }
 
 // equal is IS NOT DISTINCT FROM.

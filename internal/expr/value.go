@@ -145,7 +145,7 @@ func ParseNumeric(s string) (Value, error) {
 			return Value{}, errNumeric
 		}
 	}
-	return Value{Kind: Numeric, Num: d}, nil
+	return decimal(d), nil
 }
 
 func numericText(d *apd.Decimal) string {
@@ -156,10 +156,6 @@ func numericText(d *apd.Decimal) string {
 		return "Infinity"
 	case d.Form != apd.Finite:
 		return "NaN"
-	case d.Negative && d.IsZero(): // Postgres has no -0
-		z := *d
-		z.Negative = false
-		return z.Text('f')
 	}
 	return d.Text('f')
 }
