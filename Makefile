@@ -87,7 +87,7 @@ bench: build client ## speed, as ratios against limits taken in the same run; al
 # A number of inputs, not a time: when a time ends during an input, go test can fail with "context deadline exceeded".
 FUZZTIME ?= 100000x
 fuzz: ## each fuzz test with 100 000 inputs
-	@for p in ./eventlog ./capture; do for f in $$($(GO) test -list 'Fuzz.*' $$p 2>/dev/null | grep ^Fuzz); do $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$p || exit 1; done; done
+	@for p in ./eventlog ./capture ./internal/expr ./internal/yamlfile; do for f in $$($(GO) test -list 'Fuzz.*' $$p 2>/dev/null | grep ^Fuzz); do $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$p || exit 1; done; done
 
 lint: vet ## vet, format and staticcheck (staticcheck.conf gives the reason for what is off)
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run make fmt"; exit 1; }
