@@ -297,7 +297,7 @@ func TestResolveFindsTheFirstLaterEventHoweverTimesAreOrdered(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	var events []logEvent
-	lsn := LSN(0x1000)
+	lsn := LSN(0x100000)
 	for i := range 5000 {
 		if i == 3000 {
 			lsn -= 0x8000 // a lossy failover: LSNs are used again
