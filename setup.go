@@ -311,13 +311,14 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	if err != nil {
 		return nil, err
 	}
-	if !leavesCaptured(p, before) {
+	needed := leavesCaptured(p, before)
+	if !needed {
 		p.LeaveOut()
 	}
 	if head.Gap == "" && mayGoOn(ctx, cfg, &Plan{Plan: p}, head, before) == nil && capture.CheckStart(ctx, cfg.Capture, *head) == nil {
 		return nil, &eventlog.Problem{Err: errors.New("there is no gap: the slot, the publications and the log fit together"), Hint: "Nothing was changed. backstory run goes on where the log ends."}
 	}
-	if err := (&Plan{Plan: p, LogExists: true}).permitted(leavesCaptured(p, before), "backstory init --accept-gap"); err != nil {
+	if err := (&Plan{Plan: p, LogExists: true}).permitted(needed, "backstory init --accept-gap"); err != nil {
 		return nil, err
 	}
 	reason, dropped := whyAccepted(ctx, cfg, log, p), false

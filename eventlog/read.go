@@ -38,6 +38,9 @@ type Selection struct {
 // windowEvents is how many positions one statement reads, so that no statement on the log is a long one (G11).
 const windowEvents = 128 << 10
 
+// One tells whether only the events of one entity are selected.
+func (s *Selection) One() bool { return s.EntityID != "" || s.EmptyID }
+
 // Read calls f for each selected event. The event is valid until f returns. An error of f ends the reading and is returned.
 func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) error {
 	if sel.Until == 0 {
@@ -60,7 +63,7 @@ func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) err
 		left--
 		return f(e)
 	}
-	if sel.EntityID != "" || sel.EmptyID {
+	if sel.One() {
 		return l.scan(ctx, conn.Conn(), sel, sel.After, sel.Until, sel.Limit, nil, f)
 	}
 	// Where most events are wanted, who and why is merged in here; otherwise each event is joined with its range.
@@ -142,7 +145,7 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 			fmt.Fprintf(&w, " AND e.kind = ANY ('{%s}')", strings.Join(ids, ","))
 		}
 	}
-	if sel.EntityID != "" || sel.EmptyID {
+	if sel.One() {
 		var or []string
 		for _, a := range d.aggregates {
 			if !slices.Contains(sel.Aggregates, a.name) {

@@ -163,7 +163,7 @@ func keyHint(ctx context.Context, l *eventlog.Log, ent eventlog.Entity) (string,
 
 // readEvents reads a selection. Among an entity's own events come the TRUNCATEs that ended it: they are about no row in particular.
 func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f func(*eventlog.Event) error) error {
-	if sel.EntityID == "" && !sel.EmptyID {
+	if !sel.One() {
 		return l.Read(ctx, sel, f)
 	}
 	var ends []*eventlog.Event // oldest first

@@ -398,7 +398,8 @@ func (c *compiler) unary(n *ast.UnaryNode) (Type, fn) {
 	}
 }
 
-func number1(k Kind) bool { return k == Int || k == Numeric || k == Float || k == Any || k == Null }
+// number1 tells whether a part may be a number.
+func number1(k Kind) bool { return k.isNumber() || k == Any || k == Null }
 
 // joined is the type of what is one or the other.
 func joined(a, b Type) (Type, bool) {

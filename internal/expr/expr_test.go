@@ -138,6 +138,8 @@ func TestMeaning(t *testing.T) {
 		{`extra == {c: true, a: {b: [1, 2.5, "x"]}, n: nil}`, `true`},
 		{`numeric("NaN") == numeric("NaN") and numeric("NaN") > numeric("Infinity")`, `true`},
 		{`numeric("Infinity") - numeric("Infinity")`, `"NaN"`},
+		{`float("1.0300000000000001e+22")`, `1.0300000000000001e+22`},
+		{`float("1e+20")`, `1e+20`},
 		{`9223372036854775807 + 0.0`, `"9223372036854775807.0"`},
 	} {
 		if line.want == "" {

@@ -48,9 +48,14 @@ func (c *compiler) call(n ast.Node, name string, args []ast.Node) (Type, fn) {
 	}
 	c.arity(n, name, args, f.least, len(f.args))
 	fs := make([]fn, len(args))
+	gives := Type{Kind: f.gives}
 	for i, a := range args {
 		t, g := c.node(a)
-		fs[i] = g
+		if fs[i] = g; i == 0 && f.gives == Null { // what its first argument is, or an element of that
+			if gives = t; t.Kind == List {
+				gives = t.elem()
+			}
+		}
 		if t.Kind != Any && t.Kind != Null && !slices.Contains(f.args[i], t.Kind) {
 			c.fail(a, "%s in the place of %s", t.Kind, f.args[i][0])
 		}
@@ -63,13 +68,7 @@ func (c *compiler) call(n ast.Node, name string, args []ast.Node) (Type, fn) {
 			}
 		}
 	}
-	t := Type{Kind: f.gives}
-	if name == "first" || name == "last" || name == "abs" || name == "ceil" || name == "floor" || name == "round" {
-		if t, _ = c.node(args[0]); t.Kind == List {
-			t = t.elem()
-		}
-	}
-	return t, func(m *machine) Value {
+	return gives, func(m *machine) Value {
 		m.step(n)
 		var room [3]Value
 		vals := room[:0]
@@ -180,7 +179,7 @@ func (c *compiler) predicate(n ast.Node, name string, args []ast.Node) (Type, fn
 		}
 	}
 	if name == "sum" && !number1(bt.Kind) {
-		c.fail(args[0], "a list of %s has no sum", strings.TrimPrefix(strings.TrimPrefix(bt.Kind.String(), "an "), "a "))
+		c.fail(args[0], "a list of %s has no sum", bt.Kind.bare())
 	}
 	var gives Type
 	switch name {
@@ -283,7 +282,7 @@ func (c *compiler) extreme(n ast.Node, name string, args []ast.Node) (Type, fn) 
 		fs[i] = f
 		if len(args) == 1 {
 			if at.Kind != List && at.Kind != Any && at.Kind != Null {
-				c.fail(a, "%s of one %s", name, strings.TrimPrefix(strings.TrimPrefix(at.Kind.String(), "an "), "a "))
+				c.fail(a, "%s of one %s", name, at.Kind.bare())
 			}
 			at = at.elem()
 		}
@@ -327,7 +326,7 @@ func (c *compiler) extreme(n ast.Node, name string, args []ast.Node) (Type, fn) 
 type function struct {
 	args  [][]Kind // what each may be, what it should be first
 	least int
-	gives Kind
+	gives Kind // Null: what the first argument is
 	zoned bool // a moment needs a zone beside it
 	check func(i int, literal string) error
 	run   func(m *machine, n ast.Node, v []Value) Value
@@ -555,14 +554,7 @@ func round(m *machine, n ast.Node, v []Value) Value {
 	}
 	switch a := v[0]; a.Kind {
 	case Numeric:
-		if a.Num.Form != apd.Finite {
-			return a
-		}
-		r := new(apd.Decimal)
-		if _, err := rounding.Quantize(r, a.Num, int32(-digits)); err != nil {
-			m.fail(n, "numeric of more than %d digits", maxDigits)
-		}
-		return decimal(r)
+		return m.quantize(n, &rounding, a, int32(-digits))
 	case Float:
 		if digits == 0 {
 			return Value{Kind: Float, Float: math.RoundToEven(a.Float)}
@@ -570,6 +562,18 @@ func round(m *machine, n ast.Node, v []Value) Value {
 		m.fail(n, "a float rounded to places: make it a numeric first, as in round(numeric(x), 2)")
 	}
 	return v[0]
+}
+
+// quantize rounds a numeric to an exponent, in a context's way.
+func (m *machine) quantize(n ast.Node, ctx *apd.Context, a Value, exponent int32) Value {
+	if a.Num.Form != apd.Finite {
+		return a
+	}
+	r := new(apd.Decimal)
+	if _, err := ctx.Quantize(r, a.Num, exponent); err != nil {
+		m.fail(n, "numeric of more than %d digits", maxDigits)
+	}
+	return decimal(r)
 }
 
 // whole makes ceil and floor.
@@ -581,14 +585,7 @@ func whole(rounder apd.Rounder, float func(float64) float64) function {
 		case Float:
 			return Value{Kind: Float, Float: float(a.Float)}
 		case Numeric:
-			if a.Num.Form != apd.Finite {
-				return a
-			}
-			r := new(apd.Decimal)
-			if _, err := ctx.Quantize(r, a.Num, 0); err != nil {
-				m.fail(n, "numeric of more than %d digits", maxDigits)
-			}
-			return decimal(r)
+			return m.quantize(n, &ctx, a, 0)
 		}
 		return v[0]
 	}}

@@ -194,7 +194,7 @@ func (c *compiler) in(n *ast.BinaryNode) fn {
 	switch bt.Kind {
 	case List:
 		if !comparable(at.Kind, bt.elem().Kind) && at.Kind != Null {
-			c.fail(n, "a list of %s never has %s in it", strings.TrimPrefix(strings.TrimPrefix(bt.elem().Kind.String(), "an "), "a "), at.Kind)
+			c.fail(n, "a list of %s never has %s in it", bt.elem().Kind.bare(), at.Kind)
 		}
 	case Any, Object, Null:
 	default:

@@ -1,6 +1,7 @@
 package expr
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"strings"
@@ -119,7 +120,7 @@ func (m *machine) arithmetic(n ast.Node, op string, a, b Value) Value {
 		return Value{}
 	case a.Kind == Text && b.Kind == Text && op == "+":
 		return m.text(n, a.Text+b.Text)
-	case a.Kind != Int && a.Kind != Numeric && a.Kind != Float || b.Kind != Int && b.Kind != Numeric && b.Kind != Float:
+	case !a.Kind.isNumber() || !b.Kind.isNumber():
 		m.fail(n, "%s %s %s: there is no such operation", a.Kind, op, b.Kind)
 	case a.Kind == Float || b.Kind == Float:
 		return m.floats(n, op, toFloat(a), toFloat(b))
@@ -304,49 +305,36 @@ func compare(a, b *Value) (r int, ok bool) {
 	case a.Kind == Text && b.Kind == Text:
 		return strings.Compare(a.Text, b.Text), true
 	case a.Kind == b.Kind && (a.Kind == Int || a.Kind == Bool || a.Kind == Time || a.Kind == Stamp || a.Kind == Date):
-		return cmpInt(a.Int, b.Int), true
+		return cmp.Compare(a.Int, b.Int), true
 	case a.Kind == Date && b.Kind == Stamp:
-		return cmpInt(midnight(a.Int), b.Int), true
+		return cmp.Compare(midnight(a.Int), b.Int), true
 	case a.Kind == Stamp && b.Kind == Date:
-		return cmpInt(a.Int, midnight(b.Int)), true
-	case a.Kind != Int && a.Kind != Numeric && a.Kind != Float || b.Kind != Int && b.Kind != Numeric && b.Kind != Float:
+		return cmp.Compare(a.Int, midnight(b.Int)), true
+	case !a.Kind.isNumber() || !b.Kind.isNumber():
 		return 0, false
 	case a.Kind == Float || b.Kind == Float:
 		x, y := toFloat(*a), toFloat(*b)
-		switch xn, yn := math.IsNaN(x), math.IsNaN(y); {
-		case xn && yn:
-			return 0, true
-		case xn:
-			return 1, true
-		case yn:
-			return -1, true
-		case x < y:
-			return -1, true
-		case x > y:
-			return 1, true
+		if math.IsNaN(x) || math.IsNaN(y) {
+			return compareNaN(math.IsNaN(x), math.IsNaN(y)), true
 		}
-		return 0, true
+		return cmp.Compare(x, y), true
 	}
 	x, y := toNumeric(a), toNumeric(b)
-	switch xn, yn := x.Form > apd.Infinite, y.Form > apd.Infinite; { // NaN is equal to itself and greater than all else
-	case xn && yn:
-		return 0, true
-	case xn:
-		return 1, true
-	case yn:
-		return -1, true
+	if xn, yn := x.Form > apd.Infinite, y.Form > apd.Infinite; xn || yn {
+		return compareNaN(xn, yn), true
 	}
 	return x.Cmp(y), true
 }
 
-func cmpInt(a, b int64) int {
+// compareNaN orders two numbers of which one, or each, is NaN, which is equal to itself and greater than all else.
+func compareNaN(a, b bool) int {
 	switch {
-	case a < b:
-		return -1
-	case a > b:
+	case a && b:
+		return 0
+	case a:
 		return 1
 	}
-	return 0
+	return -1
 }
 
 func midnight(day int64) int64 {

@@ -3,6 +3,7 @@ package expr
 import (
 	"errors"
 	"math"
+	"math/big"
 	"strconv"
 	"strings"
 
@@ -34,6 +35,12 @@ const (
 var kindNames = [...]string{"nil", "anything", "a boolean", "an integer", "a numeric", "a float", "text", "a time", "a timestamp without time zone", "a date", "a list", "an object", "a row"}
 
 func (k Kind) String() string { return kindNames[k] }
+
+// bare is String without an article.
+func (k Kind) bare() string { return strings.TrimPrefix(strings.TrimPrefix(k.String(), "an "), "a ") }
+
+// isNumber tells whether values of the kind can be calculated with.
+func (k Kind) isNumber() bool { return k == Int || k == Numeric || k == Float }
 
 // Type is what is known of a value before there is one.
 type Type struct {
@@ -169,6 +176,9 @@ func floatText(f float64) string {
 	case math.IsNaN(f):
 		return "NaN"
 	}
+	if math.Abs(f) >= 1<<53 {
+		return largeText(f)
+	}
 	s := strconv.FormatFloat(f, 'g', -1, 64)
 	if e := strings.IndexByte(s, 'e'); e >= 0 { // as Postgres prints it: 'e' from 1e+15 on and below 1e-05
 		if x, _ := strconv.Atoi(s[e+1:]); x > -5 && x < 15 {
@@ -180,6 +190,39 @@ func floatText(f float64) string {
 		return strconv.FormatFloat(f, 'e', -1, 64)
 	}
 	return s
+}
+
+// largeText is floatText of a large one. The shortest text may stand for a number in the middle between two floats there, which reading gives to the even one;
+// Postgres prints one more digit then.
+func largeText(f float64) string {
+	for digits := -1; ; digits++ {
+		s := strconv.FormatFloat(f, 'e', digits, 64)
+		if digits < 0 {
+			digits = len(strings.TrimLeft(s[:strings.IndexByte(s, 'e')], "-")) - 2
+			digits = max(digits, 0)
+		}
+		back, err := strconv.ParseFloat(s, 64)
+		if err == nil && back == f && (digits >= 16 || !between(s, f)) {
+			return s
+		}
+	}
+}
+
+// between tells whether a decimal lies in the middle between a float and one of its neighbours.
+func between(s string, f float64) bool {
+	exact, ok := new(big.Rat).SetString(s)
+	if !ok {
+		return false
+	}
+	for _, to := range []float64{math.Inf(1), math.Inf(-1)} {
+		if next := math.Nextafter(f, to); !math.IsInf(next, 0) {
+			sum := new(big.Rat).Add(new(big.Rat).SetFloat64(f), new(big.Rat).SetFloat64(next))
+			if exact.Cmp(sum.Mul(sum, big.NewRat(1, 2))) == 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // String gives what Postgres would print for the value, JSON for a list or an object, and nothing for NULL.
