@@ -504,7 +504,7 @@ func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, 
 		} else if heals {
 			err = w.heal(ctx, t, row, old[i], nameless[i])
 		} else {
-			err = w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
+			err = w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
 		}
 		if err == nil {
 			err = w.relieve(ctx)

@@ -202,7 +202,7 @@ func (w *Writer) existingContents(ctx context.Context, t *table, c *Chunk, p par
 			n.lacks--
 			known[string(id)] = n
 		}
-		if err := w.insert(t, &Item{Op: OpImport, New: row}, OpImport, p); err != nil {
+		if err := w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, p); err != nil {
 			return err
 		}
 		if err := w.relieve(ctx); err != nil {

@@ -584,7 +584,7 @@ func nameless(before []*Relation, now *Relation) bool {
 // heal makes the event of a row that is not as the log has it, or that is nameless; st is nil if the log does not have it.
 func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState, nameless bool) error {
 	if st == nil {
-		return w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.healed)
+		return w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, t.rules.healed)
 	}
 	s := &w.scratch
 	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)

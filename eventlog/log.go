@@ -33,6 +33,8 @@ type Config struct {
 	// MaxCacheBytes bounds the memory for the last known state of rows, which tables with REPLICA IDENTITY DEFAULT need.
 	// Default 16 MiB.
 	MaxCacheBytes int
+	// Rules decide which events row changes become. Default: those of no file. Writer.SetRules gives others later.
+	Rules Rules
 	// Logger is told of changes of state. Default: none.
 	Logger *slog.Logger
 }

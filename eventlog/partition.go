@@ -213,7 +213,7 @@ func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) erro
 	name := viewName(a)
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE VIEW backstory.%[1]s AS
-			SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %[2]s AS aggregate_id, k.type, e.data::json AS data, e.before::json AS before,
+			SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %[2]s AS aggregate_id, k.type, backstory.merged(e.data::json, e.extra::json) AS data, e.before::json AS before,
 			       backstory.merged(c.metadata, e.meta::json) AS metadata,
 			       e.occurred_at AS created_at
 			FROM backstory.event e

@@ -108,10 +108,10 @@ func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) err
 
 // eventColumns are what a seal covers, in this order.
 const eventColumns = `e.position, e.kind, e.stream, e.id, e.id_text, e.row_id, e.row_text, e.old_id, e.old_text, e.occurred_at, e.commit_lsn, e.xid,
-	e.change, e.part, e.data, e.before, e.rest, e.meta`
+	e.change, e.part, e.data, e.before, e.rest, e.extra, e.meta`
 
 // scanColumns are what a scan reads: each column that is not NULL costs the server some 60 ns.
-const scanColumns = `e.position, e.kind, e.id, e.id_text, e.old_id, e.old_text, e.occurred_at, e.commit_lsn, e.xid, e.change, e.part, e.data, e.before, e.rest, e.meta`
+const scanColumns = `e.position, e.kind, e.id, e.id_text, e.old_id, e.old_text, e.occurred_at, e.commit_lsn, e.xid, e.change, e.part, e.data, e.before, e.rest, e.extra, e.meta`
 
 // leanColumns are those of Selection.Lean.
 const leanColumns = `e.position, e.kind, e.id, e.id_text, e.old_id, e.old_text, e.commit_lsn, e.data, e.before, e.rest, e.meta`
@@ -257,10 +257,10 @@ func (s *scanner) emit(_ []byte, f [][]byte) error {
 	e.XID = uint32(i64(f[8]))
 	e.Change, e.Part = i64(f[9]), int(i32(f[10]))
 	e.ID = makeID(k.source.tag, e.CommitLSN, e.Change, e.Part)
-	e.Data, e.Before, e.Rest, e.Metadata = f[11], f[12], f[13], f[14]
+	e.Data, e.Before, e.Rest, e.Extra, e.Metadata = f[11], f[12], f[13], f[14], f[15]
 	var who []byte
-	if s.contexts && len(f) > 15 {
-		who = f[15]
+	if s.contexts && len(f) > 16 {
+		who = f[16]
 	}
 	for len(s.ranges) > 1 && s.ranges[1].first <= e.Position {
 		s.ranges = s.ranges[1:]
@@ -304,7 +304,7 @@ func (s *scanner) begin(position, kindID []byte) error {
 		return err
 	}
 	s.kind, s.kindID = k, id
-	e.Aggregate, e.Type, e.Op, e.Quiet, e.Relation = k.aggregate.name, k.typ, k.op, k.quiet, k.relation
+	e.Aggregate, e.Type, e.Op, e.Quiet, e.Restates, e.Relation = k.aggregate.name, k.typ, k.op, k.quiet, k.restates, k.relation
 	e.Source, e.SchemaVersion, e.RulesVersion = k.source.id, k.relationID, k.rulesVersion
 	return nil
 }

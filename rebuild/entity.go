@@ -41,7 +41,7 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 		err := log.Read(ctx, sel, func(ev *eventlog.Event) error {
 			n++
 			oldest = ev.Position
-			if ev.Relation == nil {
+			if ev.Relation == nil || ev.Restates {
 				return nil
 			}
 			if st.Last == nil {

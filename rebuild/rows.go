@@ -176,7 +176,7 @@ const (
 
 // Route gives the steps of an event.
 func (c *Rows) Route(e *eventlog.Event, to *Router) error {
-	if e.Relation == nil || e.SchemaVersion < 0 {
+	if e.Relation == nil || e.Restates || e.SchemaVersion < 0 {
 		return nil
 	}
 	if e.SchemaVersion >= len(c.versions) || c.versions[e.SchemaVersion] == nil {
@@ -620,20 +620,24 @@ func (f *rowFolder) matches(r storedRow, s *rowStep) (bool, error) {
 	if err := f.valuesIn(v, r, now); err != nil {
 		return false, err
 	}
-	same := true
-	for _, o := range [2][]byte{s.before, s.rest} {
-		if len(o) == 0 {
-			continue
+	same, had := true, make([]bool, len(v.names))
+	each := func(object []byte, f func(column int, value []byte)) error {
+		if len(object) == 0 {
+			return nil
 		}
-		if err := v.each(o, func(column int, value []byte) {
-			if now[column] != nil && !bytes.Equal(now[column], value) {
-				same = false
-			}
-		}); err != nil {
-			return false, err
-		}
+		return v.each(object, f)
 	}
-	return same, nil
+	differs := func(column int, value []byte) bool { return now[column] != nil && !bytes.Equal(now[column], value) }
+	if err := each(s.before, func(column int, value []byte) {
+		had[column] = true
+		same = same && !differs(column, value)
+	}); err != nil {
+		return false, err
+	}
+	err := each(s.rest, func(column int, value []byte) {
+		same = same && (had[column] || !differs(column, value)) // what changed is as it is after the change there
+	})
+	return same, err
 }
 
 // patch appends a row with what an update changed. So that a row that changes often does not grow, its fragments are merged

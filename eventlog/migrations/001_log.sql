@@ -59,8 +59,17 @@ CREATE TABLE backstory.kind (
   type          text NOT NULL,
   op            text NOT NULL,
   quiet         boolean NOT NULL,
-  rules_version int NOT NULL,
+  restates      boolean NOT NULL, -- what it says of the row, another event of the same row change says too: no fold takes it for a change
+  rules_version int NOT NULL,     -- 1: those of no file
   sealed_at     bigint NOT NULL
+);
+
+-- The rules by which row changes became events, from a position on.
+CREATE TABLE backstory.rules (
+  id          int PRIMARY KEY,   -- kind.rules_version; 1, which has no row, are those of no file
+  text        text NOT NULL,     -- of the file, as far as it says what becomes of row changes
+  at_position bigint NOT NULL,
+  sealed_at   bigint NOT NULL
 );
 
 CREATE TABLE backstory.event (
@@ -78,9 +87,10 @@ CREATE TABLE backstory.event (
   xid         bigint NOT NULL,
   change      bigint NOT NULL,
   part        int NOT NULL,
-  data        text,              -- these four are JSON objects. They are text, since reading JSON once more costs a fifth of
+  data        text,              -- these five are JSON objects. They are text, since reading JSON once more costs a fifth of
   before      text,              -- an append, and a value whose nesting is too deep for this server would stop it for good
-  rest        text,              -- the unchanged attributes, on some updates: so no look-up folds a history
+  rest        text,              -- the other attributes, as they are after the change, on some updates: so no look-up folds a history
+  extra       text,              -- what the rules added to data: these attributes are no columns of the row
   meta        text,              -- what is known of this event alone: first_seen, unknown …
   seal        bytea              -- on the last event of each append: SHA-256 over what was appended and the seal before
 ) PARTITION BY RANGE (position);
@@ -227,6 +237,7 @@ END $$;
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON backstory.event FOR EACH ROW EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON backstory.event FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.context FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.rules FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.kind FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.relation FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.aggregate FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
@@ -273,7 +284,7 @@ SELECT e.position,
        k.type,
        CASE k.op WHEN 'i' THEN 'insert' WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' WHEN 't' THEN 'truncate'
                  WHEN 'b' THEN 'import' WHEN 'n' THEN 'note' WHEN 'g' THEN 'gap' END AS op,
-       e.data::json AS data, e.before::json AS before,
+       backstory.merged(e.data::json, e.extra::json) AS data, e.before::json AS before,
        backstory.merged(c.metadata, e.meta::json) AS metadata,
        e.occurred_at,
        CASE WHEN r.id IS NULL THEN NULL WHEN r.root_name <> '' THEN r.root_schema || '.' || r.root_name ELSE r.schema || '.' || r.name END AS relation,

@@ -26,11 +26,22 @@ const capturedSQL = `n.nspname IN ('public', 'Größe 1')`
 // any memory, make logs of the same WAL: they must be the same.
 func TestLogEqualsSource(t *testing.T) {
 	t.Parallel()
+	logEqualsSource(t, nil)
+}
+
+// TestLogEqualsSourceWithRules does the same with rules that make several events of a row change, as they come.
+func TestLogEqualsSourceWithRules(t *testing.T) {
+	t.Parallel()
+	logEqualsSource(t, splitting(seedOf(t)))
+}
+
+func logEqualsSource(t *testing.T, rules eventlog.Rules) {
 	seed := seedOf(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	lasts := time.Duration(setting(t, "BACKSTORY_ORACLE_SECONDS", 6)) * time.Second
 	s := newSystem(t, where{tables: captured, apart: r.IntN(2) == 0})
 	s.cfg.Log.PartitionEvents = int64(500 + r.IntN(1000))
+	s.cfg.Log.Rules = rules
 	db := s.sql()
 	list := subjects()
 	create(db, list)
@@ -68,9 +79,10 @@ func TestLogEqualsSource(t *testing.T) {
 
 	l := s.openLog()
 	w := newWorld()
+	w.rules = rules != nil
 	compared := 0
 	again := map[eventlog.Position]contents{} // moments that are checked out
-	var all []*eventlog.Event
+	var all []*eventlog.Event                 // one for each row change
 	w.replay(t, l, func(e *eventlog.Event) error {
 		all = append(all, e.Clone())
 		if e.Relation.String() != "public.marker" || e.Op != eventlog.OpInsert {
@@ -120,18 +132,20 @@ func TestLogEqualsSource(t *testing.T) {
 			again := s.another(t, "_"+string(rune('a'+i)), head, tables)
 			again.cfg.Capture.MaxBatchBytes, again.cfg.Log.MaxCacheBytes = c.batch, c.cache
 			again.cfg.Log.PartitionEvents = int64(500 + r.IntN(5000))
-			same(t, again, all)
+			same(t, again, s.allEvents(), rules != nil)
 		})
 	}
 }
 
 // same fills another log of the same WAL and compares its events.
-func same(t *testing.T, s *system, want []*eventlog.Event) {
+func same(t *testing.T, s *system, want []*eventlog.Event, rules bool) {
 	s.once()
 	made := s.openLog()
 	w := newWorld()
+	w.rules = rules
+	w.replay(t, made, nil)
 	n := 0
-	w.replay(t, made, func(e *eventlog.Event) error {
+	err := made.Read(whole(t, made), eventlog.Selection{Quiet: true}, func(e *eventlog.Event) error {
 		if n >= len(want) {
 			return fmt.Errorf("event %d: there are only %d", e.Position, len(want))
 		}
@@ -150,9 +164,14 @@ func same(t *testing.T, s *system, want []*eventlog.Event) {
 			return fmt.Errorf("event %d: metadata %s, was %s", e.Position, e.Metadata, o.Metadata)
 		case !e.OccurredAt.Equal(o.OccurredAt) || e.XID != o.XID || e.CommitLSN != o.CommitLSN || e.Change != o.Change || e.Part != o.Part:
 			return fmt.Errorf("event %d comes from elsewhere: %+v, was %+v", e.Position, e, o)
+		case e.Restates != o.Restates || !bytes.Equal(e.Extra, o.Extra):
+			return fmt.Errorf("event %d: %v %s, was %v %s", e.Position, e.Restates, e.Extra, o.Restates, o.Extra)
 		}
 		return nil
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if n != len(want) {
 		t.Fatalf("%d events, want %d", n, len(want))
 	}

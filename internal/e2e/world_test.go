@@ -35,6 +35,8 @@ type world struct {
 	unseen map[string]bool
 	// healing: what it has may be outdated.
 	healing bool
+	// rules: a row change can become several events.
+	rules bool
 }
 
 type worldTable struct {
@@ -142,7 +144,7 @@ func short(s string) string {
 
 // place checks what does not depend on rows: positions, order, identity.
 func (w *world) place(e *eventlog.Event) error {
-	if e.Position != w.position+1 {
+	if e.Position-eventlog.Position(e.Part) != w.position+1 { // a joined event has the place of its last part
 		return fmt.Errorf("position %d follows %d", e.Position, w.position)
 	}
 	w.position = e.Position
@@ -796,7 +798,7 @@ func whole(t testing.TB, l *eventlog.Log) context.Context {
 func (w *world) replay(t testing.TB, l *eventlog.Log, each func(e *eventlog.Event) error) {
 	t.Helper()
 	faults := 0
-	err := l.Read(whole(t, l), eventlog.Selection{After: w.position, Quiet: true}, func(e *eventlog.Event) error {
+	one := func(e *eventlog.Event) error {
 		err := w.apply(e)
 		if err == nil && each != nil {
 			err = each(e)
@@ -808,7 +810,17 @@ func (w *world) replay(t testing.TB, l *eventlog.Log, each func(e *eventlog.Even
 			t.Error(err)
 		}
 		return nil
+	}
+	var j joiner
+	err := l.Read(whole(t, l), eventlog.Selection{After: w.position, Quiet: true}, func(e *eventlog.Event) error {
+		if !w.rules {
+			return one(e)
+		}
+		return j.add(e, one)
 	})
+	if err == nil {
+		err = j.flush(one)
+	}
 	if err == nil {
 		err = w.commit()
 	}
