@@ -370,17 +370,26 @@ func (w *Writer) delete(c *RowChange, e *eventRow) (err error) {
 	return nil
 }
 
-// SetRules gives the rules that hold from the next transaction on; nil: the default ones. Any goroutine may call it.
-func (w *Writer) SetRules(r Rules) { w.newRules.Store(&r) }
+// SetRules gives the rules by which the writer makes events of the next transaction on; nil: the default ones.
+func (l *Log) SetRules(r Rules) { l.rules.Store(&r) }
+
+// RulesInForce gives the version and the text of the rules that the log ends with; 1 and no text are those of no file.
+func (l *Log) RulesInForce(ctx context.Context) (version int, text string, err error) {
+	if err := l.dict.load(ctx); err != nil {
+		return 0, "", err
+	}
+	version, text = l.dict.newestRules()
+	return version, text, nil
+}
 
 // takeRules puts new rules into force, between two transactions. Where they are not those that the log ended with, they become a version of their own, with the
 // position from which they hold.
 func (w *Writer) takeRules() {
-	next := w.newRules.Swap(nil)
-	if next == nil {
+	next := w.log.rules.Load()
+	if next == w.taken {
 		return
 	}
-	w.rules = *next
+	w.rules, w.taken = *next, next
 	text := ""
 	if w.rules != nil {
 		text = w.rules.Text()

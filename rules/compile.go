@@ -46,9 +46,8 @@ func (f *File) Table(r *eventlog.Relation) *eventlog.TableRules {
 // Finding is something about a file that is not wrong, but can hardly be meant.
 type Finding = yamlfile.Problem
 
-// Check compiles the file against tables. The error is yamlfile.Problems: all that is wrong, in the file's order. names are those of all tables that the source
-// has, captured or not, for better messages.
-func (f *File) Check(tables []*eventlog.Relation, names []string) (warnings []Finding, err error) {
+// Check compiles the file against the captured tables. The error is yamlfile.Problems: all that is wrong, in the file's order.
+func (f *File) Check(tables []*eventlog.Relation) (warnings []Finding, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	warn := func(p yamlfile.Place, text string) {
@@ -71,11 +70,7 @@ func (f *File) Check(tables []*eventlog.Relation, names []string) (warnings []Fi
 			}
 		}
 		if !found {
-			if slices.Contains(names, qualified(a.table.Value)) {
-				a.table.Place.Fail("the table %s is there, but not captured (BACKSTORY_TABLES, BACKSTORY_EXCLUDE)", a.table.Value)
-			} else {
-				a.table.Place.Fail("there is no table %s%s", a.table.Value, expr.Nearest(a.table.Value, known))
-			}
+			a.table.Place.Fail("no table %s is captured%s", a.table.Value, expr.Nearest(a.table.Value, known))
 		}
 	}
 	if p := f.file.Take(); p != nil {
@@ -170,7 +165,9 @@ func (r *rule) compile(scope *expr.Scope, rel *eventlog.Relation, names []string
 		}
 	}
 	if r.when != nil {
-		c.when = r.when.Compile(scope, expr.Condition, warn)
+		if c.when = r.when.Compile(scope, expr.Condition, warn); c.when != nil && warn != nil && r.never(c.when) {
+			warn(r.when.Place(0), "this is never so "+map[bool]string{true: "on insert, as there every column is NULL before", false: "on delete, as there every column is NULL after"}[r.ops[onInsert]])
+		}
 	}
 	for i := range r.with {
 		w := &r.with[i]
@@ -187,6 +184,26 @@ func (r *rule) compile(scope *expr.Scope, rel *eventlog.Relation, names []string
 	}
 	return c
 }
+
+// never tells whether a condition cannot hold in a rule of inserts alone, or of deletes alone, whatever the row is.
+func (r *rule) never(when *expr.Program) bool {
+	nothing, unknown := expr.Value{Kind: expr.Record, Record: blank{nil}}, expr.Value{Kind: expr.Record, Record: blank{errUnknown}}
+	vars := []expr.Value{nothing, unknown}
+	switch r.ops {
+	case [3]bool{onInsert: true}:
+	case [3]bool{onDelete: true}:
+		vars = []expr.Value{unknown, nothing}
+	default:
+		return false
+	}
+	v, err := when.Run(expr.Env{Vars: vars, Changed: func(int) bool { return true }})
+	return err == nil && !v.True()
+}
+
+// blank is a row of which every column is NULL, or gives an error.
+type blank struct{ err error }
+
+func (b blank) Column(int) (expr.Value, error) { return expr.Value{}, b.err }
 
 // typer decides which events row changes of one version of a table become.
 type typer struct {

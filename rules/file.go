@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/backstory-dev/backstory/internal/expr"
 	"github.com/backstory-dev/backstory/internal/yamlfile"
 )
 
@@ -72,6 +73,17 @@ func Parse(name string, src []byte) (*File, error) {
 // Text is what the rules were made of.
 func (f *File) Text() string { return f.text }
 
+// Aggregates and Events tell how many of them the file speaks of.
+func (f *File) Aggregates() int { return len(f.aggregates) }
+
+// Events tells how many events the file's rules make.
+func (f *File) Events() (n int) {
+	for _, a := range f.aggregates {
+		n += len(a.rules)
+	}
+	return n
+}
+
 func (f *File) parseAggregates(n *yamlfile.Node) {
 	types := map[string]string{}
 	for _, m := range n.Members("aggregates") {
@@ -137,7 +149,7 @@ func (a *aggregate) parseRule(m yamlfile.Member) {
 	for _, on := range r.on {
 		op := slices.Index(opNames[:], on.Value)
 		if op < 0 {
-			on.Place.Fail("on is insert, update or delete, not %s", on.Value)
+			on.Place.Fail("on is insert, update or delete, not %s%s", on.Value, expr.Nearest(on.Value, opNames[:]))
 			continue
 		}
 		r.ops[op] = true

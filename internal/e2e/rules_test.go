@@ -2,9 +2,14 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/rules"
@@ -17,7 +22,7 @@ func (s *system) withRules(yaml string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.cfg.Log.Rules = f
+	s.cfg.Rules = f
 }
 
 // story gives one line for each event since a position, and the log's end: Post/1 PostTitleChanged {"title":"b"} from {"title":"a"}.
@@ -140,4 +145,127 @@ aggregates:
 			verify(t, l)
 		})
 	}
+}
+
+// TestRulesCheck: what is wrong with a file has its place, and what was meant.
+func TestRulesCheck(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.sql().do(`CREATE TABLE public.posts (id int PRIMARY KEY, title text, published bool, price numeric, twice numeric GENERATED ALWAYS AS (price * 2) STORED, kind text, updated_at timestamp)`)
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	s.env = []string{"BACKSTORY_CONFIG=" + file}
+	s.says(2, "read the rules: open "+file, "rules", "check")
+	for _, c := range []struct {
+		code       int
+		yaml, want string
+	}{
+		{0, "", "0 aggregates, 0 events; they fit"},
+		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostPublished: {on: [insert, update], when: 'became(\"published\", true)', data: [published]}\n", "1 aggregate, 1 event; they fit"},
+		{3, "aggregates:\n  Post:\n    table: post\n", "rules.yaml:3:12: no table post is captured; did you mean posts?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    quit: [title]\n", "rules.yaml:4:5: an aggregate has no quit; did you mean quiet?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    quiet: [titel]\n", "rules.yaml:4:13: posts has no column titel; did you mean title?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: updte, data: [title]}\n", "rules.yaml:5:19: on is insert, update or delete, not updte; did you mean update?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {data: [title]}\n", "rules.yaml:5:7: PostX needs on"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, when: after.titel == nil}\n", "rules.yaml:5:39: after has no titel; did you mean title?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, when: 'became(\"publishd\", true)'}\n", "did you mean published?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX:\n        on: update\n        when: !after.published\n", "rules.yaml:7:15: !after.published is a YAML tag here: put the text in quotes"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, data: [twice]}\n", "twice is a generated column"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostUpdated: {on: update, data: [title]}\n", "PostUpdated is what an update becomes without a rule"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, data: [title], with: {title: after.kind}}\n", "rules.yaml:5:49: title is in data already"},
+		{3, "aggregates:\n  Post:\n    table: posts\n  Article:\n    table: public.posts\n", "rules.yaml:5:12: public.posts is the table of Post already"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update}\n  Other:\n    table: others\n    events:\n      PostX: {on: update}\n", "rules.yaml:9:7: PostX is an event of Post already"},
+		{3, "aggregate:\n  Post:\n    table: posts\n", "rules.yaml:1:1: backstory.yaml has no aggregate; did you mean aggregates?"},
+		{3, "aggregates: [\n", "rules.yaml:1:13: "},
+		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: delete, when: 'became(\"published\", true)'}\n", "rules.yaml:5:34: this is never so on delete"},
+		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: insert, when: before.published and after.kind == nil}\n", "rules.yaml:5:33: this is never so on insert"},
+	} {
+		if err := os.WriteFile(file, []byte(c.yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.says(c.code, c.want, "rules", "check")
+	}
+}
+
+// TestRulesAreReadAgain: other rules hold from a position on that the log has, never within a transaction; a file that is wrong changes nothing, and neither does a
+// table that goes away from under its rule.
+func TestRulesAreReadAgain(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db, other := s.sql(), s.sql()
+	db.do(`SET search_path = public; CREATE TABLE posts (id int PRIMARY KEY, title text, body text)`)
+	s.init()
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	s.env = []string{"BACKSTORY_CONFIG=" + file}
+	write := func(event, more string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte("aggregates:\n  Article:\n    table: posts\n    events:\n      "+event+": {on: update, data: [title]"+more+"}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	types := func(want string) {
+		t.Helper()
+		eventually(t, 20*time.Second, want, func() (bool, error) {
+			got := db.one(`SELECT coalesce(string_agg(type || ' ' || rules_version, ', ' ORDER BY position), '') FROM backstory.events WHERE op IN ('insert', 'update')`)
+			return got == want, errors.New(got)
+		})
+	}
+	write("TitleGiven", "")
+	p := s.command(false, "run")
+	db.do(`INSERT INTO posts VALUES (1, 'a', 'x'); UPDATE posts SET title = 'b'`)
+	types("ArticleCreated 2, TitleGiven 2")
+
+	said := func(what string) {
+		t.Helper()
+		eventually(t, 20*time.Second, what, func() (bool, error) { return strings.Contains(p.out.String(), what), errors.New(p.out.tail(5)) })
+	}
+	hangUp := func() {
+		t.Helper()
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("TitleTaken", ", when: after.nothing == 1")
+	hangUp()
+	said("the rules stay as they were")
+	db.do(`UPDATE posts SET title = 'c'`)
+	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2")
+
+	// A transaction that has begun to arrive ends by the rules with which it began: the source sends it when it is committed.
+	write("TitleTaken", "")
+	hangUp()
+	said("rules read again")
+	db.do(`UPDATE posts SET title = 'd'`)
+	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2, TitleTaken 3")
+	if got := db.one(`SELECT string_agg(concat_ws(' ', id, at_position, position('Taken' in text) > 0), ', ' ORDER BY id) FROM backstory.rules`); got != "2 1 f, 3 4 t" {
+		t.Errorf("the log has the rules %s", got)
+	}
+
+	// The same file once more is nothing new; one that was taken away under it stops nothing, and is said.
+	p.kill()
+	other.do(`SET search_path = public; ALTER TABLE posts DROP COLUMN title; ALTER TABLE posts ADD COLUMN headline text; UPDATE posts SET headline = 'e'`)
+	p = s.command(false, "run")
+	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2, TitleTaken 3, ArticleUpdated 3")
+	said("a rule does not fit its table any more")
+	s.says(3, "posts has no column title", "rules", "check")
+	p.kill()
+
+	// But one that is new has to fit, before anything is done by it.
+	write("TitleTakenAway", "")
+	p = s.command(false, "run")
+	if code := p.wait(20 * time.Second); code != 1 || !strings.Contains(p.out.String(), "the rules do not fit the tables") {
+		t.Errorf("run with rules that do not fit returned %d:\n%s", code, p.out)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	s.says(2, "read the rules", "run", "--once")
+	s.env = nil
+	db.do(`UPDATE posts SET headline = 'f'`)
+	s.says(0, "", "run", "--once")
+	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2, TitleTaken 3, ArticleUpdated 3, PostUpdated 4")
+	s.says(0, "", "checkout", "--at", "HEAD", "--schema", "now")
+	if have, want := db.one(`SELECT p::text FROM now.posts p`), db.one(`SELECT p::text FROM posts p`); have != want {
+		t.Errorf("the log has %s, the source %s", have, want)
+	}
+	verify(t, s.openLog())
 }
