@@ -314,6 +314,9 @@ func (c *columns) line(s *screen, e *eventlog.Event, when string, actorWidth, en
 	if member(e.Metadata, "first_seen") != nil {
 		b.WriteString("  " + s.dim("[first seen: what it was before is not known]"))
 	}
+	if rule := member(member(e.Metadata, "rule_error"), "rule"); rule != nil {
+		b.WriteString("  " + s.red("[the rule "+short(rule)+" failed]"))
+	}
 	if w.Reason != "" {
 		b.WriteString("  " + s.dim("("+printable(w.Reason)+")"))
 	}
@@ -374,6 +377,10 @@ func changes(e *eventlog.Event, width int) string {
 			return nil
 		})
 	}
+	_ = eventlog.EachMember(e.Extra, func(name, value []byte) error {
+		add(string(name) + ": " + short(value))
+		return nil
+	})
 	line := ""
 	for i, p := range parts {
 		if over := len(line) + len(p) - width; i > 0 && over > 0 && (i < len(parts)-1 || over > 20) { // saying that there is one more takes room, too

@@ -209,6 +209,18 @@ func printEvent(s *screen, e *eventlog.Event) {
 	if e.Op == eventlog.OpTruncate {
 		return
 	}
+	if rule := member(e.Metadata, "rule_error"); rule != nil {
+		line("rule failed", oneLine(rule))
+	}
+	if e.Restates {
+		line("note", "what it says of the row, another event of the same row change says too")
+	}
+	defer func() {
+		if len(e.Extra) > 0 {
+			fmt.Fprintln(s, s.dim("Added by the rules:"))
+			printObject(s, e.Extra, nil)
+		}
+	}()
 	fmt.Fprintln(s)
 	if e.Op == eventlog.OpUpdate {
 		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
