@@ -53,6 +53,7 @@ func (s *Sidecar) useRules(ctx context.Context, captured []eventlog.Captured) er
 	if f == nil || s.fit {
 		return nil
 	}
+	f.Know(relations(captured))
 	_, inForce, err := s.log.RulesInForce(ctx)
 	if err != nil {
 		return err

@@ -394,9 +394,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	case keyless && was.Pass == PassGone:
 		err = w.surplusContents(ctx, t, c)
 	case keyless && differs:
-		err = w.existingContents(ctx, t, c, t.rules.healed)
+		err = w.existingContents(ctx, t, c, asHealed)
 	case keyless:
-		err = w.existingContents(ctx, t, c, t.rules.imported)
+		err = w.existingContents(ctx, t, c, asImported)
 	case was.Pass == PassGone:
 		err = w.goneRows(ctx, t, c, was)
 	default:
@@ -504,7 +504,7 @@ func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, 
 		} else if heals {
 			err = w.heal(ctx, t, row, old[i], nameless[i])
 		} else {
-			err = w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
+			err = w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, asImported)
 		}
 		if err == nil {
 			err = w.relieve(ctx)
@@ -872,7 +872,10 @@ func (w *Writer) fill(ctx context.Context, t *table, row []Value, st rowState) e
 		s.off = append(s.off, len(s.frags))
 	}
 	s.data, s.rest = append(s.data, '}'), append(s.rest, '}')
-	e := eventRow{op: OpImport, part: t.rules.imported, data: s.data, rest: s.rest}
+	e := eventRow{op: OpImport, data: s.data, rest: s.rest}
+	if err := w.fileRow(ctx, t, &e, asImported); err != nil {
+		return err
+	}
 	// Under the key that the log knows it by: the chunk's may be one of before.
 	if t.namesRow(st) {
 		var err error

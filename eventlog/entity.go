@@ -71,6 +71,9 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	l.dict.mu.Lock()
 	for _, k := range l.dict.kinds {
 		add(k.aggregate.name, k.aggregate.name)
+		if k.owner != nil {
+			add(k.owner.name, k.owner.name)
+		}
 		if k.relation != nil {
 			addTable(k.relation, k.aggregate.name)
 			known[k.relation.String()] = true

@@ -194,7 +194,7 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 		table uint32
 	}
 	after := func(e *eventlog.Event) moment {
-		m := moment{at: e.Position, there: e.Op != eventlog.OpDelete && e.AggregateID == id}
+		m := moment{at: e.Position, there: e.Op != eventlog.OpDelete && e.Key == id}
 		if e.Relation != nil {
 			m.table = e.Relation.OID
 		}
@@ -210,13 +210,16 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 	}
 	var before moment // the row when the selection begins
 	if sel.After > 0 {
-		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, EntityID: id, EmptyID: sel.EmptyID, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
+		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, EntityID: id, EmptyID: sel.EmptyID, Rows: true, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
 			func(e *eventlog.Event) error { before = after(e); return nil }); err != nil {
 			return err
 		}
 	}
 	next := eventlog.Position(math.MaxInt64)
 	if err := l.Read(ctx, sel, func(e *eventlog.Event) error {
+		if e.Owned { // the row is another one, which belongs to it
+			return give(e)
+		}
 		m, until := before, e.Position // oldest first: what came before this event, and then it
 		if sel.Newest {
 			m, until, next = after(e), next, e.Position

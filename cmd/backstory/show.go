@@ -124,7 +124,7 @@ func newShow() *cobra.Command {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its table had become %s, or a part of that", name, pos, st.Became),
 						Hint: "backstory show " + st.Became + "/" + ent.ID + " shows it."}
 				}
-				if st.Last.PreviousID == ent.ID && st.Last.AggregateID != ent.ID {
+				if st.Last.PreviousKey == ent.ID && st.Last.Key != ent.ID {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s%s", name, pos, st.Last.AggregateID, byAndAt(st.Last)),
 						Hint: "backstory show " + st.Last.Entity() + " shows it."}
 				}
@@ -196,7 +196,7 @@ func printEvent(s *screen, e *eventlog.Event) {
 	case e.Op == eventlog.OpTruncate:
 		line("table", e.Relation.String()+", all rows")
 	default:
-		line("row", e.Relation.String()+" "+printable(e.AggregateID))
+		line("row", e.Relation.String()+" "+printable(e.Key))
 	}
 	line("was", e.PreviousID)
 	line("transaction", fmt.Sprintf("%d at %s, change %d", e.XID, e.CommitLSN, e.Change))
