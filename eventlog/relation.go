@@ -145,9 +145,6 @@ func (r *Relation) byRow() bool {
 	return r.ReplicaIdentity == 'i' && !sameColumns(identity, r.Key)
 }
 
-// NamedByAnother tells whether the source names a relation's rows by another index than its key.
-func (r *Relation) NamedByAnother() bool { return r.byRow() }
-
 // sameRow tells whether the source names the rows of two versions of a table by the same columns.
 func sameRow(a, b *Relation) bool {
 	n := 0

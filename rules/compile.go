@@ -131,9 +131,6 @@ func (f *File) compileTable(r *eventlog.Relation, warn func(yamlfile.Place, stri
 			if c.where != nil {
 				where, dynamic = c.where.Compile(&expr.Scope{Vars: []expr.Var{{Name: "row", Type: row.record}}, Bare: 0, Before: -1, After: -1}, expr.Condition, warn), true
 			}
-			if r.NamedByAnother() {
-				c.place.Fail("%s names its rows by another index than its key (REPLICA IDENTITY USING INDEX): as children they cannot be found again. ALTER TABLE %s REPLICA IDENTITY DEFAULT", short(r.String()), r)
-			}
 			if len(f.file.Noted()) > n {
 				continue
 			}
