@@ -115,6 +115,9 @@ func (x *logExamination) mayInit(ctx context.Context) error {
 	severity, risk := capture.Danger, "backstory init cannot set up"
 	if p.permitted(false, "") == nil && !leavesCaptured(p.Plan, x.captured) {
 		severity, risk = capture.Warning, "backstory init goes on without them: their changes are not in the log"
+		if !slices.ContainsFunc(p.Left, func(t *capture.Table) bool { return !t.Inserts }) {
+			risk = "backstory init goes on without them: only their inserts are in the log, through their schema"
+		}
 	}
 	f := capture.Finding{Check: "may-not-init", Severity: severity, What: err.Error(), Risk: risk, Remedy: eventlog.Hint(err), Cost: "the role may do what the tables' owner may"}
 	var sql []string

@@ -201,7 +201,7 @@ func printStatus(s *screen, st *backstory.Status) {
 		if n > 10 {
 			fmt.Fprintf(s, " and %d more", n-10)
 		}
-		fmt.Fprint(s, "\n         → backstory init takes them in; BACKSTORY_EXCLUDE leaves them out.\n")
+		fmt.Fprint(s, "\n         → backstory init takes them in, or says what has to be run for that; BACKSTORY_EXCLUDE leaves them out.\n")
 	}
 	if st.Log.Error != "" {
 		fmt.Fprintf(s, "%s      %s", s.bold("log"), s.red("cannot be read now"))
