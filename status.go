@@ -128,6 +128,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 		return nil, err
 	}
 	st.Baseline = newBaselineStatus(h, tables, begun, history, imp)
+	st.Baseline.Comparisons = comparisons(h, tables, begun, cfg.CompareInterval)
 	checkpoints, err := log.Checkpoints(ctx)
 	if err != nil {
 		return nil, err
@@ -153,6 +154,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 	if src == nil {
 		return st, nil
 	}
+	st.Baseline.changed(ctx, cfg.Capture, tables, begun)
 	st.CaughtUp = h.Gap == "" && src.Slot.Exists && (h.EndLSN >= src.WAL || src.Idle)
 	switch {
 	case st.CaughtUp:
