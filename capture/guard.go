@@ -37,7 +37,7 @@ type openTransaction struct {
 	what     string
 	end      string // the SQL that ends it
 	prepared bool
-	dated    bool // it is known to be as old as that, which of other roles' it takes pg_monitor to see; otherwise it was there at two looks
+	dated    bool // it is known to be as old as that, which of other roles' it takes pg_monitor to see; otherwise it was open for stillOpen
 	who      string
 }
 
