@@ -87,6 +87,7 @@ type Sidecar struct {
 	dropped    atomic.Pointer[int64] // how much WAL the slot kept when the guard dropped it
 	streamed   atomic.Bool           // this process has
 	baselineAt time.Time             // when it was last said how far existing rows are; zero: none are taken over
+	compared   bool                  // … and that they were being compared
 
 	rules    atomic.Pointer[rules.File] // nil: those of no file
 	fit      bool                       // they have been compared with the tables; owned by capture, as the next

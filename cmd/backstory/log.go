@@ -32,7 +32,9 @@ func newLog() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "log [ENTITY]",
 		Short: "What happened: one line per event, newest first. ENTITY is orders/17 or Order/17, or orders for the whole table.",
-		Args:  cobra.MaximumNArgs(1),
+		Long: "What happened: one line per event, newest first. ENTITY is orders/17 or Order/17, or orders for the whole table.\n" +
+			"Times are those of commits. A gap (…Gap) has that of the commit before it, also for --since and --until, and says when it was found.",
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			if o.limit < 0 {
@@ -280,7 +282,22 @@ func (c *columns) eventLine(s *screen, e *eventlog.Event, now time.Time) string 
 	if c.iso {
 		when = e.OccurredAt.UTC().Format("2006-01-02T15:04:05.000Z")
 	}
-	return c.line(s, e, s.dim(fmt.Sprintf("%-15s", when))+"  ", 32, 1<<10)
+	return c.line(s, e, s.dim(fmt.Sprintf("%-15s", when))+"  ", 32, 1<<10) + s.dim(c.found(e, now))
+}
+
+// found tells when a gap was found, whose time is that of the commit before it, where that is another one.
+func (c *columns) found(e *eventlog.Event, now time.Time) string {
+	if e.Op != eventlog.OpGap {
+		return ""
+	}
+	at, err := time.Parse(time.RFC3339Nano, plain(member(e.Data, "found_at")))
+	switch {
+	case err != nil || at.Sub(e.OccurredAt) < time.Minute:
+		return ""
+	case c.iso:
+		return "  [found at " + at.UTC().Format("2006-01-02T15:04:05.000Z") + "]"
+	}
+	return "  [found " + age(at, now) + "]"
 }
 
 // briefLine is for one that has just happened, where there is little room.
@@ -372,6 +389,15 @@ func changes(e *eventlog.Event, width int) string {
 			}
 			return nil
 		})
+	case eventlog.OpGap: // why comes first, and whole
+		if why := member(e.Data, "reason"); why != nil {
+			add("reason: " + plain(why))
+		}
+		for _, name := range []string{"from_lsn", "to_lsn"} {
+			if v := member(e.Data, name); v != nil {
+				add(name + ": " + short(v))
+			}
+		}
 	default:
 		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
 			if !dull(string(name), value) {

@@ -112,7 +112,12 @@ func showBaseline(sc *backstory.Sidecar) (stop func()) {
 			}
 			line := ""
 			if b := sc.Baseline(); b != nil {
-				line = barLine("existing rows", b.Share, b.RowsPerSecond, b.SecondsLeft)
+				p, comparing := b.Now()
+				what := "existing rows"
+				if comparing {
+					what = "comparing rows"
+				}
+				line = barLine(what, p.Share, p.RowsPerSecond, p.SecondsLeft)
 			}
 			stderr.show(line)
 		}

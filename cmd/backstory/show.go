@@ -195,6 +195,8 @@ func printEvent(s *screen, e *eventlog.Event) {
 	case e.Relation == nil:
 	case e.Op == eventlog.OpTruncate:
 		line("table", e.Relation.String()+", all rows")
+	case !e.Op.OfRow() && e.AggregateID == "":
+		line("table", e.Relation.String())
 	default:
 		line("row", e.Relation.String()+" "+printable(e.Key))
 	}
@@ -205,6 +207,9 @@ func printEvent(s *screen, e *eventlog.Event) {
 	}
 	if member(e.Metadata, "first_seen") != nil {
 		line("note", "the log had not seen this row before: what it was until then is not known")
+	}
+	if e.Op == eventlog.OpGap {
+		line("note", "its time is that of the commit before it, since what is missing may be as old; found_at is when it was found")
 	}
 	if e.Op == eventlog.OpTruncate {
 		return
