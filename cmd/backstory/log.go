@@ -376,12 +376,17 @@ func changes(e *eventlog.Event, width int) string {
 	add := func(p string) { parts = append(parts, p) }
 	switch e.Op {
 	case eventlog.OpUpdate:
-		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
-			if n := string(name); n != "updated_at" || len(parts) == 0 {
-				add(n + ": " + fromTo(member(e.Before, n), value))
+		for _, quiet := range []bool{false, true} { // what is no news where there is nothing else
+			_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
+				if n := string(name); eventlog.QuietByConvention(n) == quiet {
+					add(n + ": " + fromTo(member(e.Before, n), value))
+				}
+				return nil
+			})
+			if len(parts) > 0 {
+				break
 			}
-			return nil
-		})
+		}
 	case eventlog.OpDelete:
 		_ = eventlog.EachMember(e.Before, func(name, value []byte) error {
 			if !dull(string(name), value) {
