@@ -52,9 +52,12 @@ type Baseline struct {
 	// At is where the log ended behind its last chunk.
 	At    Position
 	again bool
-	first bool // this chunk is where reading began
-	gone  bool // the table was dropped, which is in the log now
-	doubt bool // that rows have to be compared has turned out with the last chunk
+	// altered: the table was altered, which no event says yet.
+	altered bool
+	shaped  bool // this chunk says it
+	first   bool // this chunk is where reading began
+	gone    bool // the table was dropped, which is in the log now
+	doubt   bool // that rows have to be compared has turned out with the last chunk
 }
 
 // Share is about how much of the table has been taken over, from 0 to 1.
@@ -191,14 +194,14 @@ func (f *touched) has(oid uint32, id int64) bool {
 // Baselines tells how far the existing rows of the captured tables have been taken over: of those that the log does not have whole
 // or did not have whole once. begun is false where nothing has been done yet.
 func (l *Log) Baselines(ctx context.Context) ([]Baseline, error) {
-	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at IS NOT NULL, b.heal, b.began_position, b.generation
+	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at IS NOT NULL, b.heal, b.altered, b.began_position, b.generation
 		FROM backstory.baseline b JOIN backstory.captured c USING (oid) WHERE b.since_lsn = c.since_lsn ORDER BY c.schema, c.name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read how far the existing rows are: %w", err))
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Baseline, err error) {
 		var oid int64
-		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done, &b.Heal, &b.Began, &b.Generation)
+		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done, &b.Heal, &b.altered, &b.Began, &b.Generation)
 		b.OID = uint32(oid)
 		return b, err
 	})
@@ -218,7 +221,7 @@ func (l *Log) BeginBaseline(ctx context.Context, b Baseline) error {
 		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes, began_position, changes, pass, heal)
 		SELECT oid, since_lsn, $2, $3, $4, $5, $6, $7, $8 FROM backstory.captured WHERE oid = $1::bigint::oid
 		ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = excluded.wait_for, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes, began_position = excluded.began_position, changes = excluded.changes,
-			chunks = 0, after_key = NULL, again = false, pass = excluded.pass, heal = excluded.heal, generation = excluded.generation, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
+			chunks = 0, after_key = NULL, again = false, pass = excluded.pass, heal = excluded.heal, altered = false, generation = excluded.generation, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
 		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes, b.Began, b.Changes, b.Pass, b.Heal)
 	}
 	if err != nil {
@@ -376,6 +379,11 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	}
 	w.importing = true
 	defer func() { w.importing = false }()
+	if was.Pass != PassShape && !rel.Dropped { // it was altered while its rows are being read, and goes on to be
+		if err := w.altered(t, before, ids, &alteration{passing: true}, false); err != nil {
+			return err
+		}
+	}
 	heals, made := w.heals[t.rel.OID], w.pos
 	keyless := len(t.rel.Key) == 0
 	differs := heals || was.Heal // otherwise there was nothing that the log could have known wrongly
@@ -384,9 +392,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		if was.Heal && w.head.Baseline && w.log.lost(t.rel, w.head.Incarnation) {
 			w.discard(t)
 		}
-		// Where the event trigger has told of it already, that the rows are to be compared is in the log, too.
-		told := len(before) > 0 && !before[0].Complete && !before[0].InsertOnly
-		err = w.altered(t, before, ids, &alteration{}, was.Heal && !told)
+		err = w.altered(t, before, ids, &alteration{}, was.Heal && was.altered)
 	case keyless && c.Begins:
 		w.note(t, "BaselineBegan", []byte(`{}`))
 		made = w.pos
@@ -412,7 +418,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	}
 	b.Heal, b.doubt = b.Heal || doubt, doubt
 	b.again = b.again || doubt && was.Pass != PassShape
-	b.first = c.Begins || c.Number == 1
+	b.first, b.shaped = c.Begins || c.Number == 1, was.Pass == PassShape
 	if c.Begins {
 		b.Pass, b.Rows, b.Bytes = PassRows, 0, 0
 		b.Heal = b.Heal || !keyless && was.Rows > 0 // what was imported in another snapshot may have gone since
@@ -685,16 +691,19 @@ func (b *Baseline) sql() string {
 		return fmt.Sprintf("DELETE FROM backstory.content WHERE oid = %d; DELETE FROM backstory.captured WHERE oid = %[1]d; ", b.OID)
 	}
 	if b.Done && b.Pass == PassShape { // nothing was read; whether there is something to read is as it was
-		return fmt.Sprintf("UPDATE backstory.baseline SET pass = 1, done_at = done_before, updated_at = clock_timestamp() WHERE oid = %d AND generation = %d AND done_before IS NOT NULL; "+
+		return fmt.Sprintf("UPDATE backstory.baseline SET pass = 1, altered = false, done_at = done_before, updated_at = clock_timestamp() WHERE oid = %d AND generation = %d AND done_before IS NOT NULL; "+
 			"DELETE FROM backstory.baseline WHERE oid = %[1]d AND generation = %[2]d AND done_before IS NULL; ", b.OID, b.Generation)
 	}
-	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, heal = %t, updated_at = clock_timestamp()%s WHERE oid = %d AND generation = %d; ",
-		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, b.Heal, done, b.OID, b.Generation)
+	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, heal = %t, altered = altered AND NOT %t, updated_at = clock_timestamp()%s WHERE oid = %d AND generation = %d; ",
+		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, b.Heal, b.shaped, done, b.OID, b.Generation)
 	if b.Done {
 		q += fmt.Sprintf("DELETE FROM backstory.content WHERE oid = %d; ", b.OID)
 	}
 	if b.Done || b.doubt {
 		q += fmt.Sprintf("UPDATE backstory.captured c SET complete = %t AND NOT insert_only FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND c.oid = %d AND b.generation = %d; ", b.Done, b.OID, b.Generation)
+	}
+	if b.Done { // altered after its last chunk was read, perhaps: its shape gets a place of its own
+		q += fmt.Sprintf("UPDATE backstory.baseline SET pass = 0, heal = false, altered = false, chunks = 0, after_key = NULL, done_before = done_at, done_at = NULL, generation = nextval('backstory.generation') WHERE oid = %d AND generation = %d AND altered; ", b.OID, b.Generation)
 	}
 	return q
 }
