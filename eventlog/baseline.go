@@ -285,7 +285,8 @@ func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
 	if w.head.Position-since > resumeEvents {
 		w.touched.all()
 		for _, b := range w.baselines {
-			b.again = b.again || b.Pass == PassRows
+			_, r := w.log.dict.newestVersion(b.OID)
+			b.again = b.again || b.Pass == PassRows && !(r != nil && r.InsertOnly) // of which no row lacks anything
 		}
 		return nil
 	}
@@ -428,6 +429,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		b.Bytes += c.Bytes
 	}
 	b.Imported += int64(w.pos - made)
+	if c.Last && b.Pass == PassRows && !keyless && t.rel.InsertOnly && w.log.dict.inserted(t.rel.OID, w.head.Incarnation) {
+		b.Heal = true // what has been inserted may have gone before the table was read
+	}
 	switch {
 	case !c.Last:
 	case t.rel.Dropped:
@@ -470,7 +474,7 @@ func (w *Writer) wholeNow(ctx context.Context, t *table, b *Baseline) (err error
 			return err
 		}
 	}
-	if t.rel.InsertOnly && b.Heal && b.Imported == 0 && len(t.rel.Key) > 0 { // it was compared, and nothing had happened; no event says that it began
+	if t.rel.InsertOnly && b.Heal && b.Imported == 0 && len(t.rel.Key) > 0 && w.log.dict.ended(t.rel.OID) { // it was compared, and nothing had happened; no event says that it began
 		return nil
 	}
 	w.note(t, "BaselineEnded", fmt.Appendf(nil, `{"rows":%d,"imported":%d}`, b.Rows, b.Imported))
@@ -487,13 +491,13 @@ func (w *Writer) note(t *table, what string, data []byte) {
 func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, heals bool) error {
 	pass := b.Pass
 	var hits, old map[int]rowState
-	var nameless map[int]bool
+	var nameless, seen map[int]bool
 	var err error
 	if b.Heal && pass == PassRows {
 		heals = true
 		hits, old, nameless, err = w.compareAll(ctx, t, c, b)
-	} else if hits, err = w.judge(ctx, t, c); err == nil && heals && pass == PassRows {
-		old, nameless, err = w.compare(ctx, t, c, hits)
+	} else if hits, seen, err = w.judge(ctx, t, c); err == nil && pass == PassRows && (heals || len(seen) > 0) {
+		old, nameless, err = w.compare(ctx, t, c, func(i int) bool { _, judged := hits[i]; return seen[i] || heals && !judged })
 	}
 	if err != nil {
 		return err
@@ -507,7 +511,7 @@ func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, 
 			err = w.fill(ctx, t, row, st)
 		} else if pass != PassRows {
 			continue // the first pass had it
-		} else if heals {
+		} else if heals || seen[i] {
 			err = w.heal(ctx, t, row, old[i], nameless[i])
 		} else {
 			err = w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
@@ -709,10 +713,10 @@ func (b *Baseline) sql() string {
 }
 
 // judge finds the rows of a chunk of which the log knows already, by their number in it: their last state, nil if the log knows that the
-// row is gone.
-func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowState, error) {
+// row is gone. seen are rows whose insert the chunk's snapshot sees, of a table of which only inserts are in the stream: what became of these the chunk alone tells.
+func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (hits map[int]rowState, seen map[int]bool, err error) {
 	if w.touched.bits == nil || c.Rows == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	row := make([]Value, len(t.rel.Columns))
 	var keys, named []stateKey // by identity, by entity
@@ -731,17 +735,17 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 		keys, named, numbers = append(keys, k), append(named, w.entityKey(t, id, text)), append(numbers, i)
 	}
 	if len(keys) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	// The log is asked for the last states of rows, and what is on its way has to be there.
 	if err := w.arrive(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	states, err := w.states(ctx, t, keys)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	hits := map[int]rowState{}
+	hits, seen = map[int]rowState{}, map[int]bool{}
 	var open []int // of which the log's entities have to be asked
 	for j, st := range states {
 		if st.gone() {
@@ -763,13 +767,15 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 	}
 	last, err := w.lastOf(ctx, entities, w.log.dict.events(t.rel.OID, w.head.Incarnation))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for i, l := range last {
 		k, n := &keys[open[i]], numbers[open[i]]
 		st, known := hits[n]
 		switch {
 		case l.id == 0 && l.old == 0 && !known: // nothing: the filter was wrong
+		case t.rel.InsertOnly && l.id > l.old && Sees(c.Snapshot, uint32(l.xid)):
+			seen[n] = true
 		case st == nil, l.old > l.id, t.byRow && (l.rowID != k.id || (l.rowText != nil) != k.isText || k.isText && *l.rowText != k.text):
 			hits[n] = nil // it goes by another name by now
 		case !Sees(c.Snapshot, uint32(l.xid)):
@@ -777,7 +783,7 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 			hits[n], w.baselines[t.rel.OID].again = nil, true
 		}
 	}
-	return hits, nil
+	return hits, seen, nil
 }
 
 // states gives the last states of rows, as of now.
@@ -930,6 +936,31 @@ func (d *dictionary) events(oid uint32, incarnation int) []place {
 		return out
 	}
 	return d.placesOf(oid, func(k *kind) bool { return k.relation.InsertOnly && k.source.incarnation == incarnation })
+}
+
+// inserted tells whether there are rows of a table that the stream has told of from their beginning.
+func (d *dictionary) inserted(oid uint32, incarnation int) bool {
+	return d.hasKind(func(k *kind) bool {
+		return k.op == OpInsert && k.relation != nil && k.relation.OID == oid && k.source.incarnation == incarnation
+	})
+}
+
+// ended tells whether a baseline of a table has come to its end.
+func (d *dictionary) ended(oid uint32) bool {
+	return d.hasKind(func(k *kind) bool {
+		return k.op == OpNote && k.relation != nil && k.relation.OID == oid && strings.HasSuffix(k.typ, "BaselineEnded")
+	})
+}
+
+func (d *dictionary) hasKind(is func(*kind) bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range d.kinds {
+		if is(k) {
+			return true
+		}
+	}
+	return false
 }
 
 // version gives a version of a table by its number; nil: there is none.
