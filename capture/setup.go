@@ -120,7 +120,8 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 		return nil, err
 	}
 	if len(p.NotOwned) > 0 && !slices.ContainsFunc(p.NotOwned, func(t *Table) bool { return t.Published || t.ToFull }) && len(p.NotOwned) < len(p.Tables) {
-		p.Left, p.left.tables = p.NotOwned, slices.DeleteFunc(slices.Clone(p.Tables), func(t *Table) bool { return slices.Contains(p.NotOwned, t) })
+		p.Left = p.NotOwned
+		p.left.tables = p.Taken()
 		if p.left.sql, err = c.publicationSQL(ctx, conn, p.left.tables, p); err != nil {
 			return nil, err
 		}
@@ -138,15 +139,34 @@ func (p *Plan) LeaveOut() {
 	}
 }
 
-// PublishSQL is what has to be run for a table of NotOwned, by a superuser or a role that owns it and the publications.
-func (c Config) PublishSQL(p *Plan, t *Table) []string {
+// Taken are the tables of a plan that init takes in: all of them but Left.
+func (p *Plan) Taken() []*Table {
+	return slices.DeleteFunc(slices.Clone(p.Tables), func(t *Table) bool { return slices.Contains(p.Left, t) })
+}
+
+// PublishSQL is what has to be run for tables of NotOwned, by a superuser or a role that owns them and the publications, so that role can have them captured.
+func (c Config) PublishSQL(role string, tables []*Table) (sql []string) {
 	c = c.WithDefaults()
-	name, role := c.Publication, eventlog.QuoteIdent(p.Role)
-	if t.InsertOnly {
-		name = c.InsertPublication()
+	var whole, inserts, schemas, names []string
+	for _, t := range tables {
+		if q := only(t.Schema, t.Name); t.InsertOnly {
+			inserts = append(inserts, q)
+		} else {
+			whole = append(whole, q)
+		}
+		if q := eventlog.QuoteIdent(t.Schema); !slices.Contains(schemas, q) {
+			schemas = append(schemas, q)
+		}
+		names = append(names, eventlog.QuoteQualified(t.Schema, t.Name))
 	}
-	return []string{"ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE " + only(t.Schema, t.Name) + ";",
-		"GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(t.Schema) + " TO " + role + ";", "GRANT SELECT ON " + eventlog.QuoteQualified(t.Schema, t.Name) + " TO " + role + ";"}
+	if len(whole) > 0 {
+		sql = append(sql, "ALTER PUBLICATION "+eventlog.QuoteIdent(c.Publication)+" ADD TABLE "+strings.Join(whole, ", ")+";")
+	}
+	if len(inserts) > 0 {
+		sql = append(sql, "ALTER PUBLICATION "+eventlog.QuoteIdent(c.InsertPublication())+" ADD TABLE "+strings.Join(inserts, ", ")+";")
+	}
+	role = eventlog.QuoteIdent(role)
+	return append(sql, "GRANT USAGE ON SCHEMA "+strings.Join(schemas, ", ")+" TO "+role+";", "GRANT SELECT ON "+strings.Join(names, ", ")+" TO "+role+";")
 }
 
 // Alters tells whether SQL gives a table another replica identity. ALTER TABLE wants the table for itself, and whoever comes after it

@@ -12,6 +12,9 @@ import (
 type scratch struct {
 	key, oldKey, rowKey []byte
 	data, before, rest  []byte
+	told                []byte
+	masks               [][]bool
+	tellings            []telling
 	frags               []byte
 	off                 []int
 	changed             []bool
@@ -34,15 +37,18 @@ type eventRow struct {
 	oldText                  []byte
 	moved                    bool
 	data, before, rest, meta []byte
+	extra                    []byte
+	filing
+	also []int64 // link_hash of further entities
 }
 
 // event appends one event in COPY's binary form.
 func (w *Writer) event(t *table, e *eventRow) {
 	w.pos++
 	w.made.Events++
-	kind := w.kindOf(t, e.op, e.part)
+	kind := w.kindOf(t, e.owner, e.op, e.part)
 	b := w.rows
-	b = binary.BigEndian.AppendUint16(b, 19)
+	b = binary.BigEndian.AppendUint16(b, 24)
 	b = appendInt8(b, int64(w.pos))
 	b = appendInt4(b, kind)
 	b = appendInt4(b, t.agg.id)
@@ -71,6 +77,14 @@ func (w *Writer) event(t *table, e *eventRow) {
 		b = append(b, nullSeal...)
 		b = append(b, nullSeal...)
 	}
+	if e.owner != nil {
+		b = appendInt4(b, e.owner.id)
+		b = appendInt8(b, e.ownerID)
+		b = appendBytes(b, e.ownerText)
+	} else {
+		b = append(append(append(b, nullSeal...), nullSeal...), nullSeal...)
+	}
+	b = appendInt8s(b, e.also)
 	b = appendInt8(b, w.tx.at)
 	b = appendInt8(b, int64(w.tx.lsn))
 	b = appendInt8(b, int64(w.tx.xid))
@@ -79,15 +93,31 @@ func (w *Writer) event(t *table, e *eventRow) {
 	b = appendBytes(b, e.data)
 	b = appendBytes(b, e.before)
 	b = appendBytes(b, e.rest)
+	b = appendBytes(b, e.extra)
 	b = appendBytes(b, e.meta)
 	w.rows = append(b, nullSeal...)
-	if len(w.baselines) > 0 {
+	if len(w.baselines) > 0 && !e.part.restates {
 		w.touch(t, e)
 	}
 }
 
 func appendInt8(b []byte, v int64) []byte {
 	return binary.BigEndian.AppendUint64(append(b, 0, 0, 0, 8), uint64(v))
+}
+
+// appendInt8s appends an array; nil is NULL (PostgreSQL source, array_send: dimensions, has no NULLs, type of the elements, length and lower bound of the dimension).
+func appendInt8s(b []byte, list []int64) []byte {
+	if list == nil {
+		return append(b, nullSeal...)
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(20+12*len(list)))
+	for _, n := range []int{1, 0, 20, len(list), 1} {
+		b = binary.BigEndian.AppendUint32(b, uint32(n))
+	}
+	for _, v := range list {
+		b = appendInt8(b, v)
+	}
+	return b
 }
 
 func appendInt4(b []byte, v int32) []byte {
@@ -114,19 +144,18 @@ func (w *Writer) change(ctx context.Context, it *Item) error {
 		w.event(t, &eventRow{op: OpTruncate, part: t.rules.truncated, text: []byte{}})
 		return nil
 	case OpInsert:
-		return w.insert(t, it, OpInsert, t.rules.created)
+		return w.insert(ctx, t, it, OpInsert, asCreated)
 	case OpImport:
-		return w.insert(t, it, OpImport, t.rules.imported)
+		return w.insert(ctx, t, it, OpImport, asImported)
 	}
 	full := it.OldFull || t.rel.ReplicaIdentity == 'f'
 	switch {
 	case it.Op == OpUpdate && full:
-		return w.updateFull(t, it)
+		return w.updateFull(ctx, t, it)
 	case it.Op == OpUpdate:
 		return w.updateFromState(ctx, t, it)
 	case it.Op == OpDelete && full:
-		w.deleteFull(t, it)
-		return nil
+		return w.deleteFull(ctx, t, it)
 	case it.Op == OpDelete:
 		return w.deleteFromState(ctx, t, it)
 	}
@@ -176,13 +205,19 @@ func (t *table) member(b []byte, i int, v *Value) []byte {
 	return append(b, "null"...)
 }
 
-// insert makes the event of a new row, or of one that existed before.
-func (w *Writer) insert(t *table, it *Item, op Op, p part) error {
+// insert makes the events of a new row, or that of one that existed before.
+func (w *Writer) insert(ctx context.Context, t *table, it *Item, op Op, as func(*tableRules) part) error {
 	s := &w.scratch
 	if len(it.New) != len(t.rel.Columns) {
 		return fmt.Errorf("bug: %s has %d columns, the row change %d", t.rel, len(t.rel.Columns), len(it.New))
 	}
-	e := eventRow{op: op, part: p}
+	c := RowChange{Op: op, w: w, ctx: ctx, t: t, now: it.New}
+	e := eventRow{op: op}
+	var err error
+	if e.filing, err = w.file(&c, true); err != nil {
+		return err
+	}
+	e.part = as(e.rules)
 	e.id, e.text, s.key = w.entity(t, it.New, s.key)
 	s.data = t.object(it.New, s.data[:0])
 	e.data = s.data
@@ -190,7 +225,20 @@ func (w *Writer) insert(t *table, it *Item, op Op, p part) error {
 		e.hasRow = true
 		e.rowID, e.rowText = w.rowIdentity(t, it.New)
 	}
+	var parts []Part
+	if op == OpInsert {
+		if parts, err = w.typed(&c, e.rules); err != nil {
+			return err
+		}
+		e.meta = c.mark(nil)
+	}
 	w.event(t, &e)
+	at := w.pos
+	for i := range parts {
+		if err := w.restate(&c, &e, &parts[i], i+1); err != nil {
+			return err
+		}
+	}
 	if t.rel.ReplicaIdentity != 'f' && t.rel.followed() {
 		key := w.stateKey(t, it.New)
 		if w.importing && !w.state.has(&key) { // a million of them would drive out what is needed
@@ -202,8 +250,33 @@ func (w *Writer) insert(t *table, it *Item, op Op, p part) error {
 			s.frags = t.fragment(i, &it.New[i], s.frags)
 			s.off = append(s.off, len(s.frags))
 		}
-		w.state.put(&key, s.frags, s.off, w.pos, 0)
+		w.state.put(&key, s.frags, s.off, at, 0)
 	}
+	return nil
+}
+
+// restate makes an event that rules have made of an insert or a delete, beside that which tells of the row.
+func (w *Writer) restate(c *RowChange, row *eventRow, p *Part, number int) error {
+	s := &w.scratch
+	e := *row
+	e.number, e.part, e.extra, e.meta = number, part{typ: p.Type, restates: true}, p.Extra, nil
+	s.told = append(s.told[:0], '{')
+	var err error
+	for i := range c.t.rel.Columns {
+		if p.Columns != nil && !p.Columns[i] {
+			continue
+		}
+		if s.told, _, err = c.member(s.told, i, c.Op == OpInsert); err != nil {
+			return err
+		}
+	}
+	s.told = append(s.told, '}')
+	if c.Op == OpInsert {
+		e.data = s.told
+	} else {
+		e.before = s.told
+	}
+	w.event(c.t, &e)
 	return nil
 }
 
@@ -217,13 +290,13 @@ func (t *table) fragment(i int, v *Value, b []byte) []byte {
 	return b
 }
 
-// updateFull makes the event of an update whose row before came whole with the stream (REPLICA IDENTITY FULL).
-func (w *Writer) updateFull(t *table, it *Item) error {
+// updateFull makes the events of an update whose row before came whole with the stream (REPLICA IDENTITY FULL).
+func (w *Writer) updateFull(ctx context.Context, t *table, it *Item) error {
 	s, old, now := &w.scratch, it.Old, it.New
 	if len(now) != len(t.rel.Columns) || len(old) != len(now) {
 		return fmt.Errorf("bug: %s has %d columns, the row change %d and %d", t.rel, len(t.rel.Columns), len(old), len(now))
 	}
-	quiet, any := true, false
+	any := false
 	s.changed = append(s.changed[:0], make([]bool, len(now))...)
 	for i := range now {
 		n, o := &now[i], &old[i]
@@ -232,43 +305,22 @@ func (w *Writer) updateFull(t *table, it *Item) error {
 		}
 		if n.State != o.State || n.State == StateText && !bytes.Equal(n.Text, o.Text) {
 			s.changed[i], any = true, true
-			quiet = quiet && t.rules.quiet[i]
 		}
 	}
 	if !any {
 		return nil // an UPDATE that changed nothing is no news
 	}
-	e := eventRow{op: OpUpdate, part: t.rules.updated}
-	if quiet {
-		e.part = t.rules.touched
-	}
+	e := eventRow{op: OpUpdate}
 	e.id, e.text, s.key = w.entity(t, now, s.key)
 	if len(t.rel.Key) == 0 || anyOf(s.changed, t.rel.Key) {
 		e.moved = true
 		e.oldID, e.oldText, s.oldKey = w.entity(t, old, s.oldKey)
 	}
-	s.data, s.before = append(s.data[:0], '{'), append(s.before[:0], '{')
-	for i := range now {
-		if s.changed[i] {
-			s.data = t.member(s.data, i, &now[i])
-			s.before = t.member(s.before, i, &old[i])
-		}
-	}
-	s.data, s.before = append(s.data, '}'), append(s.before, '}')
-	e.data, e.before = s.data, s.before
 	// Unchanged attributes are carried now and then only, enough for no look-up to fold a long history.
-	if e.moved || !t.rel.Complete || (uint64(w.tx.lsn>>3)+uint64(w.tx.change))*0x9e3779b97f4a7c15>>60 == 0 {
-		s.rest = append(s.rest[:0], '{')
-		for i := range now {
-			if !s.changed[i] {
-				s.rest = t.member(s.rest, i, &now[i])
-			}
-		}
-		s.rest = append(s.rest, '}')
-		e.rest = s.rest
-	}
-	w.event(t, &e)
-	return nil
+	rest := !t.rel.Complete || (uint64(w.tx.lsn>>3)+uint64(w.tx.change))*0x9e3779b97f4a7c15>>60 == 0
+	c := RowChange{Op: OpUpdate, Changed: s.changed, w: w, ctx: ctx, t: t, old: old, now: now}
+	_, err := w.update(&c, &e, rest)
+	return err
 }
 
 func anyOf(set []bool, cols []int) bool {
@@ -280,13 +332,10 @@ func anyOf(set []bool, cols []int) bool {
 	return false
 }
 
-func (w *Writer) deleteFull(t *table, it *Item) {
-	s := &w.scratch
-	e := eventRow{op: OpDelete, part: t.rules.deleted}
-	e.id, e.text, s.key = w.entity(t, it.Old, s.key)
-	s.before = t.object(it.Old, s.before[:0])
-	e.before = s.before
-	w.event(t, &e)
+func (w *Writer) deleteFull(ctx context.Context, t *table, it *Item) error {
+	e := eventRow{op: OpDelete}
+	e.id, e.text, w.scratch.key = w.entity(t, it.Old, w.scratch.key)
+	return w.delete(&RowChange{Op: OpDelete, w: w, ctx: ctx, t: t, old: it.Old}, &e)
 }
 
 // updateFromState makes the event of an update whose row before is known from the log alone (REPLICA IDENTITY DEFAULT or
@@ -317,7 +366,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 			}
 		}
 	}
-	e := eventRow{op: OpUpdate, part: t.rules.updated}
+	e := eventRow{op: OpUpdate}
 	e.id, e.text, s.key = w.entity(t, now, s.key)
 	if t.byRow {
 		e.hasRow = true
@@ -327,7 +376,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 		w.touched.add(t.rel.OID, key.id)
 	}
 	if st == nil {
-		return w.firstSeen(t, it, &e, key)
+		return w.firstSeen(ctx, t, it, &e, key)
 	}
 	// What the source did not send is as it was.
 	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
@@ -341,25 +390,15 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 		}
 		s.off = append(s.off, len(s.frags))
 	}
-	quiet, any, restSize, unknown := true, false, 0, []byte(nil)
+	any := false
 	s.changed = append(s.changed[:0], make([]bool, len(now))...)
 	for i := range now {
-		n, o := s.frags[s.off[i]:s.off[i+1]], st.frag(i)
-		if bytes.Equal(n, o) {
-			restSize += len(n) + len(t.keys[i])
-			if isBig(n) {
-				restSize += restBytes
-			}
-			continue
+		if !bytes.Equal(s.frags[s.off[i]:s.off[i+1]], st.frag(i)) {
+			s.changed[i], any = true, true
 		}
-		s.changed[i], any = true, true
-		quiet = quiet && t.rules.quiet[i]
 	}
 	if !any {
 		return nil
-	}
-	if quiet {
-		e.part = t.rules.touched
 	}
 	if anyOf(s.changed, t.rel.Key) {
 		e.moved = true
@@ -368,67 +407,26 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 			return err
 		}
 	}
-	s.data, s.before = append(s.data[:0], '{'), append(s.before[:0], '{')
-	for i := range now {
-		if !s.changed[i] {
-			continue
-		}
-		s.data = memberRaw(s.data, t.keys[i], s.frags[s.off[i]:s.off[i+1]])
-		o := st.frag(i)
-		switch {
-		case len(o) == 0:
-			unknown = appendName(unknown, t.keys[i])
-		case isBig(o):
-			if o, err = w.load(ctx, t, i, o); err != nil {
-				return err
-			}
-			fallthrough
-		default:
-			s.before = memberRaw(s.before, t.keys[i], o)
-		}
-	}
-	s.data, s.before = append(s.data, '}'), append(s.before, '}')
-	e.data, e.before = s.data, s.before
-	chain := st.chain() + 1
 	// An event under a new identity has the whole row, since the ones before it are not found under that.
-	if restSize <= restBytes || e.moved || t.byRow && anyOf(s.changed, t.identity) || chain >= restChain || !t.rel.Complete {
-		s.rest = append(s.rest[:0], '{')
-		for i := range now {
-			if s.changed[i] {
-				continue
-			}
-			f := s.frags[s.off[i]:s.off[i+1]]
-			if isBig(f) {
-				if f, err = w.load(ctx, t, i, f); err != nil {
-					return err
-				}
-			}
-			if len(f) == 0 {
-				unknown = appendName(unknown, t.keys[i])
-				continue
-			}
-			s.rest = memberRaw(s.rest, t.keys[i], f)
-		}
-		s.rest = append(s.rest, '}')
-		e.rest, chain = s.rest, 0
+	rest := t.byRow && anyOf(s.changed, t.identity) || st.chain()+1 >= restChain || !t.rel.Complete
+	c := RowChange{Op: OpUpdate, Changed: s.changed, w: w, ctx: ctx, t: t, st: st, frags: s.frags, off: s.off}
+	chain, err := w.update(&c, &e, rest)
+	if err != nil {
+		return err
 	}
-	if unknown != nil {
-		e.meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
-	}
-	w.event(t, &e)
 	newKey := w.stateKey(t, now)
 	if newKey != key {
 		w.state.putGone(&key)
 	}
-	w.state.put(&newKey, s.frags, s.off, w.pos, chain)
+	w.state.put(&newKey, c.frags, c.off, w.pos, chain)
 	return nil
 }
 
 // firstSeen makes the event of a row that existed before the log first saw it: an import of what is known of it.
-func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error {
+func (w *Writer) firstSeen(ctx context.Context, t *table, it *Item, e *eventRow, key stateKey) error {
 	s := &w.scratch
 	w.made.FirstSeen++
-	e.op, e.part = OpImport, t.rules.imported
+	e.op = OpImport
 	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
 	s.data = append(s.data[:0], '{')
 	var unknown []byte
@@ -444,6 +442,11 @@ func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error 
 	}
 	s.data = append(s.data, '}')
 	e.data = s.data
+	var err error
+	if e.filing, err = w.file(&RowChange{Op: OpImport, w: w, ctx: ctx, t: t, now: it.New}, true); err != nil {
+		return err
+	}
+	e.part = e.rules.imported
 	e.meta = []byte(`{"first_seen":true`)
 	if unknown != nil {
 		e.meta = append(append(append(e.meta, `,"unknown":[`...), unknown...), ']')
@@ -476,34 +479,11 @@ func (w *Writer) deleteFromState(ctx context.Context, t *table, it *Item) error 
 	if err != nil {
 		return err
 	}
-	e := eventRow{op: OpDelete, part: t.rules.deleted}
+	e := eventRow{op: OpDelete}
 	if t.byRow {
 		e.hasRow = true
 		e.rowID, e.rowText = w.rowIdentity(t, it.Old)
 	}
-	s.before = append(s.before[:0], '{')
-	var unknown []byte
-	for i := range t.rel.Columns {
-		var f []byte
-		if st != nil {
-			f = st.frag(i)
-			if isBig(f) {
-				if f, err = w.load(ctx, t, i, f); err != nil {
-					return err
-				}
-			}
-		} else if it.Old[i].State == StateText {
-			s.frags = t.fragment(i, &it.Old[i], s.frags[:0])
-			f = s.frags
-		}
-		if len(f) == 0 {
-			unknown = appendName(unknown, t.keys[i])
-			continue
-		}
-		s.before = memberRaw(s.before, t.keys[i], f)
-	}
-	s.before = append(s.before, '}')
-	e.before = s.before
 	if st != nil {
 		if e.id, e.text, err = w.stateEntity(ctx, t, st); err != nil {
 			return err
@@ -512,13 +492,13 @@ func (w *Writer) deleteFromState(ctx context.Context, t *table, it *Item) error 
 		w.made.FirstSeen++
 		e.id, e.text, s.key = w.entity(t, it.Old, s.key)
 	}
-	if unknown != nil {
-		e.meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
-		if st == nil {
-			e.meta = append([]byte(`{"first_seen":true,`), e.meta[1:]...)
-		}
+	c := RowChange{Op: OpDelete, w: w, ctx: ctx, t: t, st: st}
+	if st == nil {
+		c.old, c.firstSeen = it.Old, true
 	}
-	w.event(t, &e)
+	if err := w.delete(&c, &e); err != nil {
+		return err
+	}
 	w.state.putGone(&key)
 	return nil
 }

@@ -43,6 +43,7 @@ type Baseline struct {
 	BeganAt    time.Time
 	UpdatedAt  time.Time
 	Done       bool
+	DoneAt     time.Time // zero, unless Done
 	// Heal: the table was altered, and rows of before may have other values now, which no row change told: all are compared.
 	Heal bool
 	// Generation goes up when it begins anew, since the table was altered.
@@ -194,15 +195,18 @@ func (f *touched) has(oid uint32, id int64) bool {
 // Baselines tells how far the existing rows of the captured tables have been taken over: of those that the log does not have whole
 // or did not have whole once. begun is false where nothing has been done yet.
 func (l *Log) Baselines(ctx context.Context) ([]Baseline, error) {
-	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at IS NOT NULL, b.heal, b.altered, b.began_position, b.generation
+	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at, b.heal, b.altered, b.began_position, b.generation, b.changes
 		FROM backstory.baseline b JOIN backstory.captured c USING (oid) WHERE b.since_lsn = c.since_lsn ORDER BY c.schema, c.name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read how far the existing rows are: %w", err))
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Baseline, err error) {
 		var oid int64
-		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done, &b.Heal, &b.altered, &b.Began, &b.Generation)
-		b.OID = uint32(oid)
+		var done *time.Time
+		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &done, &b.Heal, &b.altered, &b.Began, &b.Generation, &b.Changes)
+		if b.OID, b.Done = uint32(oid), done != nil; b.Done {
+			b.DoneAt = *done
+		}
 		return b, err
 	})
 	if err != nil {
@@ -252,6 +256,11 @@ func (l *Log) Compare(ctx context.Context, b Baseline, every time.Duration) (boo
 		return false, Remedy(fmt.Errorf("record that a table is to be compared with the source: %w", err))
 	}
 	return tag.RowsAffected() > 0, nil
+}
+
+// Next is when Compare has a table compared at the earliest of which all is done, if the source counts other changes of it by then.
+func (b *Baseline) Next(every time.Duration) time.Time {
+	return b.DoneAt.Add(max(every, 100*b.DoneAt.Sub(b.BeganAt)))
 }
 
 // Resume makes the writer ready to take over chunks of the tables, which BeginBaseline has recorded. It is called before the first
@@ -401,9 +410,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	case keyless && was.Pass == PassGone:
 		err = w.surplusContents(ctx, t, c)
 	case keyless && differs:
-		err = w.existingContents(ctx, t, c, t.rules.healed)
+		err = w.existingContents(ctx, t, c, asHealed)
 	case keyless:
-		err = w.existingContents(ctx, t, c, t.rules.imported)
+		err = w.existingContents(ctx, t, c, asImported)
 	case was.Pass == PassGone:
 		err = w.goneRows(ctx, t, c, was)
 	default:
@@ -514,7 +523,7 @@ func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, 
 		} else if heals || seen[i] {
 			err = w.heal(ctx, t, row, old[i], nameless[i])
 		} else {
-			err = w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
+			err = w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, asImported)
 		}
 		if err == nil {
 			err = w.relieve(ctx)
@@ -887,7 +896,10 @@ func (w *Writer) fill(ctx context.Context, t *table, row []Value, st rowState) e
 		s.off = append(s.off, len(s.frags))
 	}
 	s.data, s.rest = append(s.data, '}'), append(s.rest, '}')
-	e := eventRow{op: OpImport, part: t.rules.imported, data: s.data, rest: s.rest}
+	e := eventRow{op: OpImport, data: s.data, rest: s.rest}
+	if err := w.fileRow(ctx, t, &e, asImported); err != nil {
+		return err
+	}
 	// Under the key that the log knows it by: the chunk's may be one of before.
 	if t.namesRow(st) {
 		var err error

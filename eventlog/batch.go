@@ -54,6 +54,7 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 			if w.tx.skip {
 				continue
 			}
+			w.takeRules()
 			if err := w.setSource(it.Timeline); err != nil {
 				return err
 			}

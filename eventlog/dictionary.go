@@ -33,9 +33,11 @@ type kind struct {
 	relation     *Relation
 	relationID   int
 	aggregate    *aggregate
+	owner        *aggregate // of the entity that rules file the event under; nil: the row is its own
 	typ          string
 	op           Op
 	quiet        bool
+	restates     bool
 	rulesVersion int
 }
 
@@ -49,11 +51,14 @@ type dictionary struct {
 	aggregates map[int32]*aggregate
 	relations  map[int]*Relation
 	kinds      map[int32]*kind
-	loaded     Position // what events up to here refer to is in the copy
+	rules      map[int]string // by version of the rules: what they were made of
+	owns       map[int32]bool // aggregates under whose entities events of other tables are filed
+	linked     bool           // events may be found under further entities
+	loaded     Position       // what events up to here refer to is in the copy
 }
 
 func newDictionary(l *Log) *dictionary {
-	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, kinds: map[int32]*kind{}}
+	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, kinds: map[int32]*kind{}, rules: map[int]string{}, owns: map[int32]bool{}}
 }
 
 // reload forgets everything and reads what is in the database: a writer before may have left what was never committed, or
@@ -65,8 +70,18 @@ func (d *dictionary) reload(ctx context.Context) error {
 	clear(d.aggregates)
 	clear(d.relations)
 	clear(d.kinds)
+	clear(d.rules)
+	clear(d.owns)
 	d.loaded = 0
 	return d.read(ctx)
+}
+
+// add takes a kind. d.mu is held.
+func (d *dictionary) add(k *kind) {
+	d.kinds[k.id] = k
+	if k.owner != nil {
+		d.owns[k.owner.id], d.linked = true, true
+	}
 }
 
 // cached finds a kind by number among those already read, or nil.
@@ -111,14 +126,15 @@ func (d *dictionary) aggregateNamed(name string) *aggregate {
 	return nil
 }
 
-// aggregateOf gives the name of a table's aggregate, and the aggregate if the table has it already: owned tells whether one is the table's.
+// aggregateOf gives the name of a table's aggregate, and the aggregate if the table has it already: owned tells whether one is the table's, given is the name
+// that rules have for it.
 // A table whose key has got another type, so that its ids are no longer what they were, gets another one.
-func (d *dictionary) aggregateOf(r *Relation, owned func(*aggregate) bool) (name string, a *aggregate) {
+func (d *dictionary) aggregateOf(r *Relation, given string, owned func(*aggregate) bool) (name string, a *aggregate) {
 	for n := 0; ; n++ {
-		if name = aggregateName(r, n); name == sourceAggregate {
+		if name = aggregateName(r, given, n); name == sourceAggregate {
 			continue
 		}
-		if a = d.aggregateNamed(name); a == nil || owned(a) && a.idType == idType(r) {
+		if a = d.aggregateNamed(name); a == nil || owned(a) && a.idType == IDType(r) {
 			return name, a
 		}
 	}
@@ -139,6 +155,18 @@ func (d *dictionary) newestOf(oid uint32) (id int, r *Relation) {
 		}
 	}
 	return id, r
+}
+
+// wasDeferrable tells whether a table's key is DEFERRABLE in one of its versions.
+func (d *dictionary) wasDeferrable(oid uint32) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range d.relations {
+		if r.OID == oid && r.Deferrable {
+			return true
+		}
+	}
+	return false
 }
 
 // newest gives the newest version of each table, by its number in the schema history.
@@ -251,20 +279,36 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, source, coalesce(relation, 0), aggregate, type, op, quiet, rules_version FROM backstory.kind WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.kinds))
+	rows, err = p.Query(ctx, `SELECT id, source, coalesce(relation, 0), aggregate, coalesce(owner, 0), type, op, quiet, restates, rules_version FROM backstory.kind WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.kinds))
 	if err != nil {
 		return err
 	}
 	for rows.Next() {
 		k := &kind{}
 		var src int
-		var agg int32
+		var agg, owner int32
 		var op string
-		if err := rows.Scan(&k.id, &src, &k.relationID, &agg, &k.typ, &op, &k.quiet, &k.rulesVersion); err != nil {
+		if err := rows.Scan(&k.id, &src, &k.relationID, &agg, &owner, &k.typ, &op, &k.quiet, &k.restates, &k.rulesVersion); err != nil {
 			return err
 		}
 		k.op, k.source, k.aggregate, k.relation = Op(op[0]), d.sources[src], d.aggregates[agg], d.relations[k.relationID]
-		d.kinds[k.id] = k
+		k.owner = d.aggregates[owner]
+		d.add(k)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	rows, err = p.Query(ctx, `SELECT id, text FROM backstory.rules WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.rules))
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		var id int
+		var text string
+		if err := rows.Scan(&id, &text); err != nil {
+			return err
+		}
+		d.rules[id] = text
 	}
 	if err := rows.Err(); err != nil {
 		return err

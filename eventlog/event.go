@@ -84,12 +84,20 @@ type Event struct {
 	Data        []byte // JSON object: the attributes this event sets; nil where it sets none
 	Before      []byte // JSON object: their values before, or the whole row of a delete; nil where there were none
 	// Rest is a JSON object of the unchanged attributes, on some updates: Data and Rest together are the whole row.
-	Rest       []byte
+	Rest []byte
+	// Extra is a JSON object of attributes that are no columns: what the rules added to Data.
+	Extra []byte
+	// Restates says that another event of the same row change tells the same of the row: folds of rows leave it out.
+	Restates   bool
 	Metadata   []byte    // JSON object: who and why, and what is known of this event alone; nil if nothing
 	OccurredAt time.Time // when its transaction was committed, by the source's clock; of a gap, the transaction before it
 	Relation   *Relation // nil for notes and gaps
 	// PreviousID is the entity's id before, where this event changed its key; otherwise empty.
-	PreviousID    string
+	PreviousID string
+	// Key and PreviousKey are those of the row: AggregateID and PreviousID, unless rules file the row's events under another entity.
+	Key, PreviousKey string
+	// Owned says that the row is not the entity itself: rules file its events under that.
+	Owned         bool
 	Source        int // number of the source in the log: lineage and timeline
 	XID           uint32
 	CommitLSN     LSN
@@ -108,7 +116,7 @@ type Event struct {
 func (e *Event) Clone() *Event {
 	c := *e
 	c.Data, c.Before = append([]byte(nil), e.Data...), append([]byte(nil), e.Before...)
-	c.Rest, c.Metadata = append([]byte(nil), e.Rest...), append([]byte(nil), e.Metadata...)
+	c.Rest, c.Extra, c.Metadata = append([]byte(nil), e.Rest...), append([]byte(nil), e.Extra...), append([]byte(nil), e.Metadata...)
 	return &c
 }
 
@@ -132,6 +140,12 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	b = append(b, e.Op.String()...)
 	b = append(b, `","data":`...)
 	b = appendObject(b, e.Data)
+	if len(e.Extra) > 2 {
+		if b[len(b)-1] = ','; b[len(b)-2] == '{' {
+			b = b[:len(b)-1]
+		}
+		b = appendObject(b, e.Extra[1:])
+	}
 	b = append(b, `,"before":`...)
 	b = appendObject(b, e.Before)
 	b = append(b, `,"metadata":`...)
@@ -147,7 +161,7 @@ func (e *Event) AppendJSON(b []byte) []byte {
 		b = appendText(b, name)
 		b = append(b[:n], b[n+1:]...) // without the opening one
 		b = append(b, `,"key":`...)
-		b = appendText(b, e.AggregateID)
+		b = appendText(b, e.Key)
 	} else {
 		b = append(b, `null,"key":null`...)
 	}
@@ -171,6 +185,9 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	b = strconv.AppendInt(b, int64(e.RulesVersion), 10)
 	if e.Quiet {
 		b = append(b, `,"quiet":true`...)
+	}
+	if e.Restates {
+		b = append(b, `,"restates":true`...)
 	}
 	if e.Relation != nil && e.Relation.RootName != "" {
 		b = append(b, `,"partition":`...)

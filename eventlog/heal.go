@@ -142,7 +142,7 @@ func (w *Writer) discard(t *table) {
 }
 
 func sameKey(a, b *Relation) bool {
-	return idType(a) == idType(b) && SameKeyColumns(a, b)
+	return IDType(a) == IDType(b) && SameKeyColumns(a, b)
 }
 
 // SameKeyColumns tells whether two versions of a table have the same columns for their key, in the same order.
@@ -583,7 +583,7 @@ func nameless(before []*Relation, now *Relation) bool {
 // heal makes the event of a row that is not as the log has it, or that is nameless; st is nil if the log does not have it.
 func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState, nameless bool) error {
 	if st == nil {
-		return w.insert(t, &Item{Op: OpImport, New: row}, OpImport, t.rules.healed)
+		return w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, asHealed)
 	}
 	s := &w.scratch
 	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
@@ -613,7 +613,10 @@ func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState, n
 	if !any && !nameless {
 		return nil
 	}
-	e := eventRow{op: OpUpdate, part: t.rules.healed, data: append(s.data, '}'), before: append(s.before, '}'), rest: append(s.rest, '}')}
+	e := eventRow{op: OpUpdate, data: append(s.data, '}'), before: append(s.before, '}'), rest: append(s.rest, '}')}
+	if err := w.fileRow(ctx, t, &e, asHealed); err != nil {
+		return err
+	}
 	s.data, s.before, s.rest = e.data, e.before, e.rest
 	e.id, e.text, s.key = w.entity(t, row, s.key)
 	if t.byRow {
@@ -716,7 +719,10 @@ func (w *Writer) wholeRow(ctx context.Context, t *table, st rowState) (row, meta
 
 // healed makes an event of a row.
 func (w *Writer) healed(ctx context.Context, t *table, k *stateKey, e *eventRow) error {
-	if e.part, e.id = t.rules.healed, k.id; k.isText {
+	if err := w.fileRow(ctx, t, e, asHealed); err != nil {
+		return err
+	}
+	if e.id = k.id; k.isText {
 		e.text = []byte(k.text)
 	}
 	w.event(t, e)

@@ -15,22 +15,28 @@ type newRow struct {
 
 // table is what the writer knows of one version of a table.
 type table struct {
-	rel      *Relation
-	id       int
-	rules    *tableRules
-	agg      *aggregate
-	keys     [][]byte // `"name":` of each column
-	identity []int    // the columns by which the source names a row
-	byRow    bool     // identity is not the key: state is looked up by row_id
-	intKey   bool
-	kinds    map[kindKey]int32
-	since    map[int]*olderColumns // see columnsSince
+	rel        *Relation
+	id         int
+	rules      *tableRules
+	filings    []*tableRules // of rows that belong to entities of other aggregates
+	chooser    func(*RowChange, bool) (int, error)
+	agg        *aggregate
+	keys       [][]byte // `"name":` of each column
+	identity   []int    // the columns by which the source names a row
+	byRow      bool     // identity is not the key: state is looked up by row_id
+	intKey     bool
+	deferrable bool // its key is, or was once: the catalogue, which tells it, may be newer than the stream
+	kinds      map[kindKey]int32
+	since      map[int]*olderColumns // see columnsSince
 }
 
 type kindKey struct {
-	source int
-	op     Op
-	typ    string
+	source   int
+	owner    *aggregate
+	op       Op
+	typ      string
+	quiet    bool
+	restates bool
 }
 
 // setSource finds the source's number for a timeline, or gives it one.
@@ -133,18 +139,20 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 			w.compareLater(r.OID)
 		}
 	}
-	var name string
-	if name, t.agg = w.aggregateOf(r); t.agg == nil {
-		t.agg = w.newAggregate(name, idType(r))
-	}
-	t.rules = defaultRules(r, t.agg.name)
+	t.deferrable = r.Deferrable || d.wasDeferrable(r.OID)
+	w.retype(t)
 	w.tables[r], w.latest[r.OID] = t, t
+	for _, o := range w.tables { // what belongs to its rows
+		if len(o.filings) > 0 && o != t {
+			w.retype(o)
+		}
+	}
 	return t, nil
 }
 
 // aggregateOf finds the aggregate that a table has already, nil if it has none, and its name.
-func (w *Writer) aggregateOf(r *Relation) (name string, a *aggregate) {
-	return w.log.dict.aggregateOf(r, func(a *aggregate) bool { return w.ownedBy(a, r) })
+func (w *Writer) aggregateOf(r *Relation, given string) (name string, a *aggregate) {
+	return w.log.dict.aggregateOf(r, given, func(a *aggregate) bool { return w.ownedBy(a, r) })
 }
 
 // ownedBy tells whether an aggregate's events are those of a table of this name, and of no other one.
@@ -165,7 +173,7 @@ func (w *Writer) known(r *Relation) *table {
 	if _, last := w.log.dict.newestVersion(r.OID); last == nil || !last.SameShape(w.actual(r)) {
 		return nil
 	}
-	if _, a := w.aggregateOf(r); a == nil {
+	if _, a := w.aggregateOf(r, w.rulesOf(r).Aggregate); a == nil {
 		return nil
 	}
 	t, err := w.tableFor(context.Background(), r, 0) // asks the log for nothing, as it is all known
@@ -203,8 +211,8 @@ func sameColumns(a, b []int) bool {
 }
 
 // kindOf finds the number for what an event shares with others, or gives it one.
-func (w *Writer) kindOf(t *table, op Op, p part) int32 {
-	key := kindKey{w.cur.id, op, p.typ}
+func (w *Writer) kindOf(t *table, owner *aggregate, op Op, p part) int32 {
+	key := kindKey{w.cur.id, owner, op, p.typ, p.quiet, p.restates}
 	if id, ok := t.kinds[key]; ok {
 		return id
 	}
@@ -212,20 +220,24 @@ func (w *Writer) kindOf(t *table, op Op, p part) int32 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for id, k := range d.kinds {
-		if k.source == w.cur && k.relationID == t.id && k.aggregate == t.agg && k.op == op && k.typ == p.typ && k.quiet == p.quiet && k.rulesVersion == RulesVersion {
+		if k.source == w.cur && k.relationID == t.id && k.aggregate == t.agg && k.op == op && k.typ == p.typ && k.quiet == p.quiet && k.restates == p.restates && k.owner == owner && k.rulesVersion == w.rulesVersion {
 			t.kinds[key] = id
 			return id
 		}
 	}
 	w.nextIDs.kind++
-	k := &kind{id: int32(w.nextIDs.kind), source: w.cur, relation: t.rel, relationID: t.id, aggregate: t.agg, typ: p.typ, op: op, quiet: p.quiet, rulesVersion: RulesVersion}
-	var rel any
+	k := &kind{id: int32(w.nextIDs.kind), source: w.cur, relation: t.rel, relationID: t.id, aggregate: t.agg, owner: owner, typ: p.typ, op: op, quiet: p.quiet, restates: p.restates, rulesVersion: w.rulesVersion}
+	var rel, of any
 	if t.id != 0 {
 		rel = t.id
 	}
+	if owner != nil {
+		of = int(owner.id)
+	}
 	w.news = append(w.news, newRow{kindTable,
-		[]any{k.id, k.source.id, rel, k.aggregate.id, k.typ, string(k.op), k.quiet, k.rulesVersion}})
-	d.kinds[k.id], t.kinds[key] = k, k.id
+		[]any{k.id, k.source.id, rel, int(k.aggregate.id), of, k.typ, string(k.op), k.quiet, k.restates, k.rulesVersion}})
+	d.add(k)
+	t.kinds[key] = k.id
 	return k.id
 }
 

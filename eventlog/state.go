@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // With REPLICA IDENTITY DEFAULT or USING INDEX the stream does not tell a row's values before. They are the last state of
@@ -261,15 +262,15 @@ func (w *Writer) find(ctx context.Context, byRow bool, keys []stateKey, found []
 		if len(open) == 0 {
 			break
 		}
-		for where, of := range byPlace(found, open) {
-			if err := w.fetchPage(ctx, byRow, where, keys, found, of, n); err != nil {
+		for _, of := range byPlaces(found, open) {
+			if err := w.fetchPage(ctx, byRow, keys, found, of, n); err != nil {
 				return err
 			}
 		}
 		for _, i := range open {
 			f := &found[i]
-			if f.rows < n { // that is all there is in this place
-				f.places = f.places[1:]
+			if f.rows < n { // that is all there is
+				f.done = true
 			}
 			f.rows = 0
 		}
@@ -310,7 +311,7 @@ func (d *dictionary) allPlaces(oid uint32) []place {
 func (d *dictionary) placesOf(oid uint32, counts func(*kind) bool) []place {
 	var out []place
 	for id, k := range d.kinds {
-		if k.relation == nil || k.relation.OID != oid || k.op == OpGap || k.op == OpNote || k.op == OpTruncate || !counts(k) {
+		if k.relation == nil || k.relation.OID != oid || k.op == OpGap || k.op == OpNote || k.op == OpTruncate || k.restates || !counts(k) {
 			continue
 		}
 		i := slices.IndexFunc(out, func(p place) bool { return p.stream == k.aggregate.id })
@@ -337,7 +338,7 @@ func (d *dictionary) barrier(oid uint32) (newest int) {
 // building is a row state that is put together from events, newest first.
 type building struct {
 	t      *table
-	places []place  // where to look, the first one first
+	places []place  // where to look
 	cols   [][]byte // JSON form, or a big mark; nil where not known yet. nil altogether: there is no such row
 	last   Position // of the oldest event seen
 	rows   int      // that the last page gave
@@ -376,8 +377,8 @@ func (f *building) state() rowState {
 	return f.append(nil)
 }
 
-// byPlace groups open rows by where they are looked for.
-func byPlace(found []building, open []int) map[*place][]int {
+// byPlaces groups open rows by where they are looked for.
+func byPlaces(found []building, open []int) map[*place][]int {
 	out := map[*place][]int{}
 	for _, i := range open {
 		p := &found[i].places[0]
@@ -386,8 +387,8 @@ func byPlace(found []building, open []int) map[*place][]int {
 	return out
 }
 
-// fetchPage reads up to n events of each open row, newest first, below what has been seen of it.
-func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys []stateKey, found []building, open []int, n int) error {
+// fetchPage reads up to n events of each open row, newest first, below what has been seen of it. All are looked for in the same places.
+func (w *Writer) fetchPage(ctx context.Context, byRow bool, keys []stateKey, found []building, open []int, n int) error {
 	ids, texts, below := make([]int64, len(open)), make([]*string, len(open)), make([]int64, len(open))
 	for j, i := range open {
 		ids[j], below[j] = keys[i].id, int64(found[i].last)
@@ -403,11 +404,21 @@ func (w *Writer) fetchPage(ctx context.Context, byRow bool, where *place, keys [
 	if err != nil {
 		return err
 	}
+	args := []any{ids, texts, below, n}
+	var each []string
+	for _, p := range found[open[0]].places {
+		each = append(each, fmt.Sprintf(`(SELECT e.position, e.kind, e.data, e.rest, e.old_id, e.meta FROM backstory.event e
+			WHERE e.stream = $%d AND e.%s = k.id AND e.%s IS NOT DISTINCT FROM k.txt AND e.position < k.below AND e.kind = ANY ($%d::int4[])
+			ORDER BY e.position DESC LIMIT $4)`, len(args)+1, col, txt, len(args)+2))
+		args = append(args, p.stream, p.kinds)
+	}
+	from := each[0]
+	if len(each) > 1 {
+		from = "(SELECT * FROM (" + strings.Join(each, " UNION ALL ") + ") u ORDER BY u.position DESC LIMIT $4)"
+	}
 	rows, err := reads.Query(ctx, `SELECT k.i, e.position, e.kind, e.data, e.rest, e.old_id IS NULL AND coalesce(e.meta LIKE '%"unknown"%', false)
 		FROM unnest($1::int8[], $2::text[], $3::int8[]) WITH ORDINALITY AS k(id, txt, below, i)
-		CROSS JOIN LATERAL (SELECT e.position, e.kind, e.data, e.rest, e.old_id, e.meta FROM backstory.event e
-			WHERE e.stream = $4 AND e.`+col+` = k.id AND e.`+txt+` IS NOT DISTINCT FROM k.txt AND e.position < k.below AND e.kind = ANY ($5::int4[])
-			ORDER BY e.position DESC LIMIT $6) e ORDER BY k.i, e.position DESC`, ids, texts, below, where.stream, where.kinds, n)
+		CROSS JOIN LATERAL `+from+` e ORDER BY k.i, e.position DESC`, args...)
 	if err != nil {
 		return fmt.Errorf("look up the last state of rows: %w", err)
 	}

@@ -13,6 +13,8 @@ type Stats struct {
 	MalformedContext atomic.Int64
 	// IgnoredContext counts context messages that belong to no transaction.
 	IgnoredContext atomic.Int64
+	// RuleErrors counts row changes that a rule could not be applied to.
+	RuleErrors atomic.Int64
 	// Bytes counts the bytes sent to the log.
 	Bytes atomic.Int64
 	// Lookups counts rows whose last state was read from the log.
@@ -27,17 +29,18 @@ func (s *Stats) add(c *Counts) {
 	s.Unattributed.Add(c.Unattributed)
 	s.FirstSeen.Add(c.FirstSeen)
 	s.MalformedContext.Add(c.MalformedContext)
+	s.RuleErrors.Add(c.RuleErrors)
 	*c = Counts{}
 }
 
 // Counts is what Stats stood at.
 type Counts struct {
-	Events, Transactions, Flushes, ApplicationEvents, Unattributed, FirstSeen, MalformedContext, IgnoredContext, Bytes, Lookups int64
+	Events, Transactions, Flushes, ApplicationEvents, Unattributed, FirstSeen, MalformedContext, IgnoredContext, RuleErrors, Bytes, Lookups int64
 }
 
 // Counts reads the counters.
 func (s *Stats) Counts() Counts {
-	return Counts{s.Events.Load(), s.Transactions.Load(), s.Flushes.Load(), s.ApplicationEvents.Load(), s.Unattributed.Load(), s.FirstSeen.Load(), s.MalformedContext.Load(), s.IgnoredContext.Load(), s.Bytes.Load(), s.Lookups.Load()}
+	return Counts{s.Events.Load(), s.Transactions.Load(), s.Flushes.Load(), s.ApplicationEvents.Load(), s.Unattributed.Load(), s.FirstSeen.Load(), s.MalformedContext.Load(), s.IgnoredContext.Load(), s.RuleErrors.Load(), s.Bytes.Load(), s.Lookups.Load()}
 }
 
 // Add adds what another writer counted.
@@ -50,6 +53,7 @@ func (c *Counts) Add(o Counts) {
 	c.FirstSeen += o.FirstSeen
 	c.MalformedContext += o.MalformedContext
 	c.IgnoredContext += o.IgnoredContext
+	c.RuleErrors += o.RuleErrors
 	c.Bytes += o.Bytes
 	c.Lookups += o.Lookups
 }

@@ -8,39 +8,46 @@ import (
 	"github.com/jinzhu/inflection"
 )
 
-// RulesVersion of the default rules: without backstory.yaml every table has them.
-const RulesVersion = 1
-
 // part is one event that a row change becomes.
 type part struct {
-	typ   string
-	quiet bool
+	typ      string
+	quiet    bool
+	restates bool
 }
 
 // tableRules are the typing rules of one version of a table.
 type tableRules struct {
-	aggregate                                               string
-	idType                                                  string
 	quiet                                                   []bool // by column: a change of only such columns is not news
 	created, updated, touched, deleted, truncated, imported part
 	healed                                                  part // what a comparison with the source has found
+	typer                                                   func(*RowChange) ([]Part, error)
+	owner                                                   *aggregate // of the entities that the rows belong to, and the columns with its key
+	key                                                     []int
 }
 
-// defaultRules gives the rules of a table that no file speaks of: subscriptions becomes SubscriptionCreated,
-// SubscriptionUpdated (only the changed attributes), SubscriptionTouched (only quiet columns changed),
-// SubscriptionDeleted, SubscriptionTruncated, SubscriptionImported.
-func defaultRules(r *Relation, name string) *tableRules {
-	t := &tableRules{aggregate: name, idType: idType(r), quiet: make([]bool, len(r.Columns)),
-		created: part{typ: name + "Created"}, updated: part{typ: name + "Updated"}, touched: part{name + "Touched", true},
+// rulesFor gives the rules of a table. Without any of a file, subscriptions becomes SubscriptionCreated, SubscriptionUpdated (only the changed
+// attributes), SubscriptionTouched (only quiet columns changed), SubscriptionDeleted, SubscriptionTruncated, SubscriptionImported.
+func rulesFor(r *Relation, name string, from *RowRules) *tableRules {
+	t := &tableRules{quiet: make([]bool, len(r.Columns)),
+		created: part{typ: name + "Created"}, updated: part{typ: name + "Updated"}, touched: part{typ: name + "Touched", quiet: true},
 		deleted: part{typ: name + "Deleted"}, truncated: part{typ: name + "Truncated"}, imported: part{typ: name + "Imported"}, healed: part{typ: name + "Healed"}}
 	for i, c := range r.Columns {
-		t.quiet[i] = c.Name == "updated_at" || c.Name == "lock_version" || strings.HasSuffix(c.Name, "_count")
+		t.quiet[i] = QuietByConvention(c.Name)
 	}
+	if from.Quiet != nil {
+		t.quiet = from.Quiet
+	}
+	t.typer = from.Type
 	return t
 }
 
-// idType is the type in which an aggregate's view offers the keys of its entities.
-func idType(r *Relation) string {
+// QuietByConvention tells whether a change of only a column of this name is no news unless rules say otherwise.
+func QuietByConvention(column string) bool {
+	return column == "updated_at" || column == "lock_version" || strings.HasSuffix(column, "_count")
+}
+
+// IDType is the type in which the view of a table's aggregate offers the keys of its entities: bigint, uuid, numeric or text.
+func IDType(r *Relation) string {
 	if len(r.Key) == 1 {
 		switch ty := r.Columns[r.Key[0]].Type; {
 		case r.IntegerKey():
@@ -57,8 +64,14 @@ const sourceAggregate = "Source"
 
 // aggregateName gives the nth choice of a name for a table's aggregate. An aggregate belongs to one table, so where the
 // convention gives two tables the same one (item and items), the later one gets its table's name as it is, or a number, behind an
-// underscore: no name by the convention has one, so that Order_2 never is what another table's would be.
-func aggregateName(r *Relation, n int) string {
+// underscore: no name by the convention has one, so that Order_2 never is what another table's would be. given is the name that rules have for it.
+func aggregateName(r *Relation, given string, n int) string {
+	if given != "" {
+		if n > 0 {
+			given += "_" + strconv.Itoa(n+1)
+		}
+		return given
+	}
 	name := AggregateName(r)
 	schema, table := r.Table()
 	if plain := camelTable(schema, table); plain != name {

@@ -63,6 +63,10 @@ type Writer struct {
 	cur     *source
 	state   *stateCache
 
+	rules        Rules  // nil: the default ones
+	rulesVersion int    // their number in the log
+	taken        *Rules // what Log.SetRules gave when they were taken; nil: before that
+
 	baselines map[uint32]*Baseline // by OID: tables whose existing rows are being taken over
 	heals     map[uint32]bool      // those whose last state is compared, since changes may be missing
 	completed map[uint32]int64     // tables of which that has ended meanwhile: the generation
@@ -80,7 +84,7 @@ type Writer struct {
 	contexts []ctxRow // of whole transactions; when a part is written, those of the open one that are closed
 	ctxBytes int      // of contexts gathered
 	news     []newRow // rows for the small tables
-	nextIDs  struct{ source, relation, aggregate, kind int }
+	nextIDs  struct{ source, relation, aggregate, kind, rules int }
 	scratch  scratch
 	lastOut  time.Time // of the last flush
 	lastDML  LSN
@@ -185,14 +189,15 @@ func (w *Writer) begin(ctx context.Context) error {
 		return err
 	}
 	q := `SELECT (SELECT coalesce(max(id), 0) FROM backstory.source), (SELECT coalesce(max(id), 0) FROM backstory.relation),
-		(SELECT coalesce(max(id), 0) FROM backstory.aggregate), (SELECT coalesce(max(id), 0) FROM backstory.kind)`
+		(SELECT coalesce(max(id), 0) FROM backstory.aggregate), (SELECT coalesce(max(id), 0) FROM backstory.kind), (SELECT coalesce(max(id), 1) FROM backstory.rules)`
 	n := &w.nextIDs
-	if err := w.conn.QueryRow(ctx, q).Scan(&n.source, &n.relation, &n.aggregate, &n.kind); err != nil {
+	if err := w.conn.QueryRow(ctx, q).Scan(&n.source, &n.relation, &n.aggregate, &n.kind, &n.rules); err != nil {
 		return fmt.Errorf("read the log's dictionary: %w", err)
 	}
 	if err := w.log.dict.reload(ctx); err != nil {
 		return err
 	}
+	w.rulesVersion, _ = w.log.dict.newestRules() // until the first transaction
 	return w.createViews(ctx)
 }
 
@@ -210,7 +215,10 @@ func (w *Writer) createViews(ctx context.Context) error {
 		if err := w.conn.QueryRow(ctx, `SELECT to_regclass('backstory.' || quote_ident($1)) IS NOT NULL`, viewName(a)).Scan(&there); err != nil {
 			return fmt.Errorf("look for the view of %s: %w", a.name, err)
 		}
-		if !there {
+		d.mu.Lock()
+		owns := d.owns[a.id]
+		d.mu.Unlock()
+		if !there || owns {
 			if err := w.log.createView(ctx, w.conn, a); err != nil {
 				return err
 			}
@@ -256,7 +264,7 @@ func (w *Writer) cleanUp(ctx context.Context) error {
 				}
 			}
 		}
-		for _, t := range []string{"context", "kind", "aggregate", "relation", "source"} {
+		for _, t := range []string{"context", "rules", "kind", "aggregate", "relation", "source"} {
 			if _, err := tx.Exec(ctx, `DELETE FROM backstory.`+t+` WHERE sealed_at > $1`, w.head.Position); err != nil {
 				return err
 			}
@@ -379,5 +387,6 @@ func (w *Writer) rewind(ctx context.Context) error {
 	if err := w.cleanUp(ctx); err != nil {
 		return err
 	}
+	w.taken = nil // what they were registered by may be gone
 	return w.log.dict.reload(ctx)
 }

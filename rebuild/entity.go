@@ -77,14 +77,14 @@ func entityIn(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until e
 	st := &EntityState{}
 	sel := e.Selection()
 	sel.Tables = tables
-	sel.Until, sel.Quiet, sel.Newest, sel.Limit = until, true, true, 64
+	sel.Until, sel.Quiet, sel.Newest, sel.Limit, sel.Rows = until, true, true, 64, true
 	for {
 		n, whole := 0, false
 		var oldest eventlog.Position
 		err := log.Read(ctx, sel, func(ev *eventlog.Event) error {
 			n++
 			oldest = ev.Position
-			if ev.Relation == nil {
+			if ev.Relation == nil || ev.Restates {
 				return nil
 			}
 			if st.Last == nil {
@@ -152,7 +152,7 @@ func entityIn(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until e
 		switch same := slices.EqualFunc(v.Key, st.Relation.Key, func(a, b int) bool { return eventlog.SameColumn(&v.Columns[a], &st.Relation.Columns[b]) }); {
 		case same:
 			st.Rekeyed = nil
-		case st.Rekeyed == nil && v.AtPosition > st.Last.Position && st.Last.Op != eventlog.OpDelete && (st.Last.PreviousID != e.ID || st.Last.AggregateID == e.ID):
+		case st.Rekeyed == nil && v.AtPosition > st.Last.Position && st.Last.Op != eventlog.OpDelete && (st.Last.PreviousKey != e.ID || st.Last.Key == e.ID):
 			st.Rekeyed, st.From = v.Relation, v.AtPosition
 		}
 	}

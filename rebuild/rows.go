@@ -18,7 +18,7 @@ import (
 //   - An insert or import is a whole row.
 //   - An update sets attributes. One that tells the unchanged attributes too (Rest) makes the row where there is none; of
 //     another the known attributes are kept, and it is counted as an orphan.
-//   - An update that changed the key (PreviousID) takes the row away from its old key and puts the whole row under the new one.
+//   - An update that changed the key (PreviousKey) takes the row away from its old key and puts the whole row under the new one.
 //   - A row of a table without a key is known by its content: it is counted how often it is there.
 //
 // Order within a transaction. Events come in the order of the WAL. Where the key is checked row by row, that order never has
@@ -176,7 +176,7 @@ const (
 
 // Route gives the steps of an event.
 func (c *Rows) Route(e *eventlog.Event, to *Router) error {
-	if e.Relation == nil || e.SchemaVersion < 0 {
+	if e.Relation == nil || e.Restates || e.SchemaVersion < 0 {
 		return nil
 	}
 	if e.SchemaVersion >= len(c.versions) || c.versions[e.SchemaVersion] == nil {
@@ -192,7 +192,7 @@ func (c *Rows) Route(e *eventlog.Event, to *Router) error {
 			}
 		}
 	}
-	c.key = append(c.key[:0], e.AggregateID...)
+	c.key = append(c.key[:0], e.Key...)
 	var before []byte
 	if v.deferrable {
 		before = e.Before
@@ -210,9 +210,9 @@ func (c *Rows) Route(e *eventlog.Event, to *Router) error {
 	default:
 		return nil
 	}
-	moved := e.PreviousID != "" || e.Op == eventlog.OpUpdate && v.keyWasEmpty(e.Before)
+	moved := e.PreviousKey != "" || e.Op == eventlog.OpUpdate && v.keyWasEmpty(e.Before)
 	if moved {
-		c.key = append(c.key[:0], e.PreviousID...)
+		c.key = append(c.key[:0], e.PreviousKey...)
 		var err error
 		switch {
 		case !keyed:
@@ -225,7 +225,7 @@ func (c *Rows) Route(e *eventlog.Event, to *Router) error {
 		if err != nil {
 			return err
 		}
-		c.key = append(c.key[:0], e.AggregateID...)
+		c.key = append(c.key[:0], e.Key...)
 	}
 	switch {
 	case !keyed:
@@ -620,20 +620,24 @@ func (f *rowFolder) matches(r storedRow, s *rowStep) (bool, error) {
 	if err := f.valuesIn(v, r, now); err != nil {
 		return false, err
 	}
-	same := true
-	for _, o := range [2][]byte{s.before, s.rest} {
-		if len(o) == 0 {
-			continue
+	same, had := true, make([]bool, len(v.names))
+	each := func(object []byte, f func(column int, value []byte)) error {
+		if len(object) == 0 {
+			return nil
 		}
-		if err := v.each(o, func(column int, value []byte) {
-			if now[column] != nil && !bytes.Equal(now[column], value) {
-				same = false
-			}
-		}); err != nil {
-			return false, err
-		}
+		return v.each(object, f)
 	}
-	return same, nil
+	differs := func(column int, value []byte) bool { return now[column] != nil && !bytes.Equal(now[column], value) }
+	if err := each(s.before, func(column int, value []byte) {
+		had[column] = true
+		same = same && !differs(column, value)
+	}); err != nil {
+		return false, err
+	}
+	err := each(s.rest, func(column int, value []byte) {
+		same = same && (had[column] || !differs(column, value)) // what changed is as it is after the change there
+	})
+	return same, err
 }
 
 // patch appends a row with what an update changed. So that a row that changes often does not grow, its fragments are merged

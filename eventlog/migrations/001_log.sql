@@ -55,12 +55,22 @@ CREATE TABLE backstory.kind (
   id            int PRIMARY KEY,
   source        int NOT NULL REFERENCES backstory.source,
   relation      int REFERENCES backstory.relation,
-  aggregate     int NOT NULL REFERENCES backstory.aggregate,
+  aggregate     int NOT NULL REFERENCES backstory.aggregate, -- of the table
+  owner         int REFERENCES backstory.aggregate, -- of the entity that rules file the event under; NULL: the row is its own
   type          text NOT NULL,
   op            text NOT NULL,
   quiet         boolean NOT NULL,
-  rules_version int NOT NULL,
+  restates      boolean NOT NULL, -- what it says of the row, another event of the same row change says too: no fold takes it for a change
+  rules_version int NOT NULL,     -- 1: those of no file
   sealed_at     bigint NOT NULL
+);
+
+-- The rules by which row changes became events, from a position on.
+CREATE TABLE backstory.rules (
+  id          int PRIMARY KEY,   -- kind.rules_version; 1, which has no row, are those of no file
+  text        text NOT NULL,     -- of the file, as far as it says what becomes of row changes
+  at_position bigint NOT NULL,
+  sealed_at   bigint NOT NULL
 );
 
 CREATE TABLE backstory.event (
@@ -73,14 +83,19 @@ CREATE TABLE backstory.event (
   row_text    text,
   old_id      bigint,            -- the entity's key before, where this event changed it
   old_text    text,
+  owner       int,               -- aggregate.id, owner_id and owner_text: the entity that rules file the event under, if that is not the row
+  owner_id    bigint,
+  owner_text  text,
+  also        bigint[],          -- link_hash of further entities that it is found under
   occurred_at timestamptz NOT NULL, -- commit time; a gap has that of the commit before it
   commit_lsn  pg_lsn NOT NULL,
   xid         bigint NOT NULL,
   change      bigint NOT NULL,
   part        int NOT NULL,
-  data        text,              -- these four are JSON objects. They are text, since reading JSON once more costs a fifth of
+  data        text,              -- these five are JSON objects. They are text, since reading JSON once more costs a fifth of
   before      text,              -- an append, and a value whose nesting is too deep for this server would stop it for good
-  rest        text,              -- the unchanged attributes, on some updates: so no look-up folds a history
+  rest        text,              -- the other attributes, as they are after the change, on some updates: so no look-up folds a history
+  extra       text,              -- what the rules added to data: these attributes are no columns of the row
   meta        text,              -- what is known of this event alone: first_seen, unknown …
   seal        bytea              -- on the last event of each append: SHA-256 over what was appended and the seal before
 ) PARTITION BY RANGE (position);
@@ -228,6 +243,7 @@ END $$;
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON backstory.event FOR EACH ROW EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON backstory.event FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.context FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.rules FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.kind FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.relation FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.aggregate FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
@@ -266,15 +282,20 @@ CREATE FUNCTION backstory.key_hash(key text) RETURNS bigint LANGUAGE sql IMMUTAB
   SELECT ('x' || substr(md5(key), 1, 16))::bit(64)::bigint
 $$;
 
+-- The number under which an event is found that is filed under another entity, too.
+CREATE FUNCTION backstory.link_hash(stream int, key text) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
+  SELECT backstory.key_hash(stream || '/' || key)
+$$;
+
 CREATE VIEW backstory.events AS
 SELECT e.position,
        backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS id,
        a.name AS aggregate,
-       coalesce(e.id_text, e.id::text) AS aggregate_id,
+       CASE WHEN e.owner IS NULL THEN coalesce(e.id_text, e.id::text) ELSE coalesce(e.owner_text, e.owner_id::text) END AS aggregate_id,
        k.type,
        CASE k.op WHEN 'i' THEN 'insert' WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' WHEN 't' THEN 'truncate'
                  WHEN 'b' THEN 'import' WHEN 'n' THEN 'note' WHEN 'g' THEN 'gap' END AS op,
-       e.data::json AS data, e.before::json AS before,
+       backstory.merged(e.data::json, e.extra::json) AS data, e.before::json AS before,
        backstory.merged(c.metadata, e.meta::json) AS metadata,
        e.occurred_at,
        CASE WHEN r.id IS NULL THEN NULL WHEN r.root_name <> '' THEN r.root_schema || '.' || r.root_name ELSE r.schema || '.' || r.name END AS relation,
@@ -284,7 +305,7 @@ SELECT e.position,
        CASE WHEN r.root_name <> '' THEN r.schema || '.' || r.name END AS partition
 FROM backstory.event e
 JOIN backstory.kind k ON k.id = e.kind
-JOIN backstory.aggregate a ON a.id = e.stream
+JOIN backstory.aggregate a ON a.id = coalesce(e.owner, e.stream)
 JOIN backstory.source s ON s.id = k.source
 LEFT JOIN backstory.relation r ON r.id = k.relation
 LEFT JOIN LATERAL (

@@ -385,6 +385,9 @@ func (n *nemesis) failOver(lossy bool) {
 	}
 	standby.do(`SELECT pg_promote()`)
 	eventually(n.t, time.Minute, "the standby is the primary", func() (bool, error) { return standby.one(`SELECT pg_is_in_recovery()`) == "f", nil })
+	if lossy { // a standby of this one has its settings
+		standby.do(`ALTER SYSTEM RESET primary_conninfo`)
+	}
 	_ = standby.Close(context.Background())
 	n.src = &pgservertest.Server{Server: server.Server}
 	n.direct.src = n.src

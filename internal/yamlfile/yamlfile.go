@@ -96,6 +96,17 @@ func (f *File) Problems() error {
 	return f.problems
 }
 
+// Noted gives what was found to be wrong so far.
+func (f *File) Noted() Problems { return f.problems }
+
+// Take gives what Problems gives, and forgets it.
+func (f *File) Take() Problems {
+	_ = f.Problems()
+	p := f.problems
+	f.problems = nil
+	return p
+}
+
 // Place is a place in a file.
 type Place struct {
 	file         *File
@@ -104,7 +115,12 @@ type Place struct {
 
 // Fail notes what is wrong there.
 func (p Place) Fail(format string, args ...any) {
-	p.file.problems = append(p.file.problems, &Problem{p.file.name, p.Line, p.Column, fmt.Sprintf(format, args...)})
+	p.file.problems = append(p.file.problems, p.Problem(format, args...))
+}
+
+// Problem gives what Fail notes.
+func (p Place) Problem(format string, args ...any) *Problem {
+	return &Problem{p.file.name, p.Line, p.Column, fmt.Sprintf(format, args...)}
 }
 
 // Place tells where a part begins.
