@@ -419,25 +419,9 @@ var errWaiting = errors.New("transactions are open that were so when the table w
 // othersEnded returns errWaiting until the transactions that had begun when the table was taken in have ended: what they wrote before that
 // is not in the stream, and only then visible.
 func (t *importing) othersEnded(ctx context.Context, conn *pgx.Conn) error {
-	var oldest int64
-	if err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).Scan(&oldest); err != nil {
-		return fmt.Errorf("ask the source for its transactions: %w", err)
-	}
-	if oldest >= t.WaitFor {
-		return nil
-	}
-	rows, err := conn.Query(ctx, `
-		SELECT format('pid %s, %s, open for %s', pid, coalesce(nullif(application_name, ''), usename), date_trunc('second', clock_timestamp() - xact_start))
-		FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND age(backend_xid) >= age(($1::bigint & 4294967295)::text::xid) AND pid <> pg_backend_pid()
-		UNION ALL
-		SELECT format('prepared transaction %L, open for %s', gid, date_trunc('second', clock_timestamp() - prepared)) FROM pg_prepared_xacts
-		WHERE age(transaction) >= age(($1::bigint & 4294967295)::text::xid)`, t.WaitFor-1)
-	if err != nil {
-		return fmt.Errorf("ask the source for its transactions: %w", err)
-	}
-	who, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("ask the source for its transactions: %w", err)
+	who, open, err := openBefore(ctx, conn, t.WaitFor)
+	if err != nil || !open {
+		return err
 	}
 	first := false
 	t.set(func(s *ImportState) { first, s.Doing, s.For = s.Doing != "waiting", "waiting", who })
@@ -445,6 +429,30 @@ func (t *importing) othersEnded(ctx context.Context, conn *pgx.Conn) error {
 		t.imp.stream.cfg.Logger.Info("existing rows are taken over when the transactions have ended that were open when the table was taken in", "relation", t.Table, "waiting_for", strings.Join(who, "; "))
 	}
 	return errWaiting
+}
+
+// openBefore tells whether there are open transactions below a number, and which.
+func openBefore(ctx context.Context, conn *pgx.Conn, next int64) (who []string, open bool, err error) {
+	var oldest int64
+	if err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).Scan(&oldest); err != nil {
+		return nil, false, fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	if oldest >= next {
+		return nil, false, nil
+	}
+	rows, err := conn.Query(ctx, `
+		SELECT format('pid %s, %s, open for %s', pid, coalesce(nullif(application_name, ''), usename), date_trunc('second', clock_timestamp() - xact_start))
+		FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND age(backend_xid) >= age(($1::bigint & 4294967295)::text::xid) AND pid <> pg_backend_pid()
+		UNION ALL
+		SELECT format('prepared transaction %L, open for %s', gid, date_trunc('second', clock_timestamp() - prepared)) FROM pg_prepared_xacts
+		WHERE age(transaction) >= age(($1::bigint & 4294967295)::text::xid)`, next-1)
+	if err != nil {
+		return nil, false, fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	if who, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		return nil, false, fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	return who, true, nil
 }
 
 // errShape means that the table is not as it was described.

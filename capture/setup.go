@@ -447,6 +447,11 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 		return nil, err
 	}
 	if p.Replace != nil {
+		if p.Slot.Exists {
+			if err := c.awaitTransactions(ctx, conn, waiting); err != nil {
+				return nil, err
+			}
+		}
 		if err := p.Replace(); err != nil {
 			return nil, err
 		}
@@ -678,6 +683,32 @@ func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []event
 		}
 	}
 	return nil
+}
+
+// awaitTransactions waits, as long as making a slot may wait for them, until all transactions have ended that are open now.
+func (c Config) awaitTransactions(ctx context.Context, conn *pgx.Conn, waiting func([]string)) error {
+	var next int64
+	if err := conn.QueryRow(ctx, `SELECT `+nextXID).Scan(&next); err != nil {
+		return fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	began, told := time.Now(), time.Now()
+	for {
+		who, open, err := openBefore(ctx, conn, next)
+		if err != nil || !open {
+			return err
+		}
+		if time.Since(began) > c.BlockedAfter {
+			return &eventlog.Problem{Err: fmt.Errorf("the gap is not accepted: waited %s for open transactions, for which a new replication slot would wait, too: %s", c.BlockedAfter, strings.Join(who, "; ")),
+				Hint: "The old slot is still there. End them (SELECT pg_terminate_backend(pid), or COMMIT/ROLLBACK PREPARED 'gid'), then run it again."}
+		}
+		if waiting != nil && time.Since(told) >= time.Second && len(who) > 0 {
+			told = time.Now()
+			waiting(who)
+		}
+		if pass(ctx, 100*time.Millisecond); ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 }
 
 // DropSlot removes the slot from the server that has it.

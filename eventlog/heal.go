@@ -385,16 +385,15 @@ func (w *Writer) named(t *table, l *lastEvent, row []Value) bool {
 	return l.hasRow && sameRow(w.log.dict.cached(l.kind).relation, t.rel) && (l.rowText != nil) == k.isText && (k.isText && *l.rowText == k.text || !k.isText && l.rowID == k.id)
 }
 
-// compare gives the old states of a chunk's rows, by their number, but for those that are judged already; and those that the log does not find by
-// what the source names them by.
-func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, judged map[int]rowState) (out map[int]rowState, nameless map[int]bool, err error) {
+// compare gives the old states of some of a chunk's rows, by their number; and those that the log does not find by what the source names them by.
+func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, which func(int) bool) (out map[int]rowState, nameless map[int]bool, err error) {
 	row := make([]Value, len(t.rel.Columns))
 	var keys []stateKey
 	var numbers []int
 	data := c.data
 	for i := range c.Rows {
 		data = c.next(data, row)
-		if _, ok := judged[i]; ok {
+		if !which(i) {
 			continue
 		}
 		id, text, buf := w.entity(t, row, w.scratch.key)

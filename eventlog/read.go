@@ -23,6 +23,7 @@ type Selection struct {
 	EmptyID    bool     // with aggregates: only the entity whose id is the empty text
 	Types      []string // only these
 	Relations  []string // only row changes of these tables, public.orders
+	Tables     []uint32 // the same, by their OIDs
 	Ops        []Op     // only these
 	Quiet      bool     // quiet events too
 	Newest     bool     // newest first
@@ -124,13 +125,14 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 	d := l.dict
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(sel.Aggregates) > 0 || len(sel.Types) > 0 || len(sel.Relations) > 0 || len(sel.Ops) > 0 || sel.EmptyID || !sel.Quiet {
+	if len(sel.Aggregates) > 0 || len(sel.Types) > 0 || len(sel.Relations) > 0 || len(sel.Tables) > 0 || len(sel.Ops) > 0 || sel.EmptyID || !sel.Quiet {
 		var ids []string
 		for id, k := range d.kinds {
 			if len(sel.Aggregates) > 0 && !slices.Contains(sel.Aggregates, k.aggregate.name) && !(k.owner != nil && slices.Contains(sel.Aggregates, k.owner.name)) && !(sel.One() && d.linked) ||
 				len(sel.OIDs) > 0 && slices.Contains(sel.Aggregates[1:], k.aggregate.name) && (k.relation == nil || !slices.Contains(sel.OIDs, k.relation.OID)) ||
 				len(sel.Types) > 0 && !slices.Contains(sel.Types, k.typ) ||
 				len(sel.Relations) > 0 && (k.relation == nil || !slices.Contains(sel.Relations, k.relation.String()) && !slices.Contains(sel.Relations, k.relation.Own())) ||
+				len(sel.Tables) > 0 && (k.relation == nil || !slices.Contains(sel.Tables, k.relation.OID)) ||
 				len(sel.Ops) > 0 && !slices.Contains(sel.Ops, k.op) ||
 				sel.EmptyID && !k.op.OfRow() ||
 				k.quiet && !sel.Quiet {

@@ -93,6 +93,9 @@ func newShow() *cobra.Command {
 				fmt.Fprintf(os.Stderr, "%s the history has a gap at position %d (%s), which is not healed at this position: %s\n",
 					out.yellow("warning:"), g.Position, printable(g.Reason), perhaps)
 			}
+			if len(st.AlsoIn) > 0 {
+				fmt.Fprintf(os.Stderr, "%s %s is the key of another row, too: in %s. This one was changed last\n", out.yellow("warning:"), name, strings.Join(st.AlsoIn, ", "))
+			}
 			if st.Row == nil {
 				if st.Last == nil {
 					hint := "backstory log " + ent.Aggregate + " shows what it knows of others."
@@ -141,6 +144,12 @@ func newShow() *cobra.Command {
 				if g := st.Gap; g != nil {
 					b = eventlog.AppendString(fmt.Appendf(b, `,"gap":{"position":%d,"from_lsn":"%s","reason":`, g.Position, g.From), []byte(g.Reason))
 					b = append(b, '}')
+				}
+				for i, table := range st.AlsoIn {
+					b = eventlog.AppendString(append(b, []string{`,"also_in":[`, `,`}[min(i, 1)]...), []byte(table))
+				}
+				if len(st.AlsoIn) > 0 {
+					b = append(b, ']')
 				}
 				_, err := out.Write(append(b, "}\n"...))
 				return err

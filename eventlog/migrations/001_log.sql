@@ -188,6 +188,7 @@ CREATE TABLE backstory.baseline (
   again       boolean NOT NULL DEFAULT false, -- what rows lack that moved to another key meanwhile takes a second pass
   pass        int NOT NULL DEFAULT 1,
   heal        boolean NOT NULL DEFAULT false, -- the table was altered, and all of its rows are compared with the log's
+  altered     boolean NOT NULL DEFAULT false, -- … which no event says yet
   began_position bigint NOT NULL DEFAULT 0,   -- of the log, when it began
   generation  bigint NOT NULL DEFAULT nextval('backstory.generation'), -- another one when it begins anew: what was under way before moves nothing
   done_before timestamptz,       -- done_at before the table was altered
