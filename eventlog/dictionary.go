@@ -52,13 +52,12 @@ type dictionary struct {
 	relations  map[int]*Relation
 	kinds      map[int32]*kind
 	rules      map[int]string // by version of the rules: what they were made of
-	owns       map[int32]bool // aggregates under whose entities events of other tables are filed
 	linked     bool           // events may be found under further entities
 	loaded     Position       // what events up to here refer to is in the copy
 }
 
 func newDictionary(l *Log) *dictionary {
-	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, kinds: map[int32]*kind{}, rules: map[int]string{}, owns: map[int32]bool{}}
+	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, kinds: map[int32]*kind{}, rules: map[int]string{}}
 }
 
 // reload forgets everything and reads what is in the database: a writer before may have left what was never committed, or
@@ -71,7 +70,6 @@ func (d *dictionary) reload(ctx context.Context) error {
 	clear(d.relations)
 	clear(d.kinds)
 	clear(d.rules)
-	clear(d.owns)
 	d.loaded = 0
 	return d.read(ctx)
 }
@@ -80,7 +78,7 @@ func (d *dictionary) reload(ctx context.Context) error {
 func (d *dictionary) add(k *kind) {
 	d.kinds[k.id] = k
 	if k.owner != nil {
-		d.owns[k.owner.id], d.linked = true, true
+		d.linked = true
 	}
 }
 

@@ -183,7 +183,7 @@ func (t *typer) choose(wheres []*expr.Program, c *eventlog.RowChange, after bool
 		if w == nil {
 			return i, nil
 		}
-		v, err := w.Run(expr.Env{Vars: []expr.Value{{Kind: expr.Record, Record: row}}})
+		v, err := run(w, expr.Env{Vars: []expr.Value{{Kind: expr.Record, Record: row}}})
 		var source *sourceError
 		switch {
 		case errors.As(err, &source):
@@ -268,12 +268,12 @@ func (r *rule) compile(scope *expr.Scope, rel *eventlog.Relation, names []string
 		w := &r.with[i]
 		c.with = append(c.with, w.value.Compile(scope, expr.Anything, warn))
 		c.names = append(c.names, append(eventlog.AppendString(nil, []byte(w.name)), ':'))
-		if c.columns == nil && r.ops[onInsert] { // the event has it once
+		if r.data == nil { // the event has it once
 			if n := slices.Index(names, w.name); n >= 0 {
-				c.columns = make([]bool, len(names))
-				for j := range c.columns {
-					c.columns[j] = j != n
+				if c.columns == nil {
+					c.columns = slices.Repeat([]bool{true}, len(names))
 				}
+				c.columns[n] = false
 			}
 		}
 	}
@@ -443,7 +443,7 @@ func (t *typer) tells(c *compiled) (bool, error) {
 func (t *typer) fire(c *compiled) error {
 	env := expr.Env{Vars: []expr.Value{{Kind: expr.Record, Record: &t.before}, {Kind: expr.Record, Record: &t.after}}, Changed: t.changed}
 	if c.when != nil {
-		v, err := c.when.Run(env)
+		v, err := run(c.when, env)
 		if err != nil {
 			return t.failed(c, err)
 		}
@@ -453,7 +453,7 @@ func (t *typer) fire(c *compiled) error {
 	}
 	from := len(t.extra)
 	for i, w := range c.with {
-		v, err := w.Run(env)
+		v, err := run(w, env)
 		if err != nil {
 			t.extra = t.extra[:from]
 			return t.failed(c, err)
@@ -473,6 +473,16 @@ func (t *typer) fire(c *compiled) error {
 	}
 	t.parts_ = append(t.parts_, p)
 	return nil
+}
+
+// run gives the value of an expression. Whatever happens in it, the capture goes on.
+func run(p *expr.Program, env expr.Env) (v expr.Value, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			v, err = expr.Value{}, fmt.Errorf("bug in an expression: %v", r)
+		}
+	}()
+	return p.Run(env)
 }
 
 // failed takes what went wrong with a rule.

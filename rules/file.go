@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/internal/expr"
 	"github.com/backstory-dev/backstory/internal/yamlfile"
 )
@@ -143,6 +144,11 @@ func (f *File) parseAggregates(n *yamlfile.Node) {
 		f.aggregates = append(f.aggregates, a)
 	}
 	for _, a := range f.aggregates {
+		for _, list := range append([]*child{nil}, a.children...) {
+			if n := len(a.of(list)); n > eventlog.MaxParts {
+				a.place.Fail("%d events of one table; there may be %d", n, eventlog.MaxParts)
+			}
+		}
 		for _, c := range a.children {
 			if o := f.owner(c.table); o != nil {
 				c.place.Fail("%s is the table of %s: its rows are entities of their own", c.table, o.name)
