@@ -52,7 +52,6 @@ type dictionary struct {
 	relations  map[int]*Relation
 	kinds      map[int32]*kind
 	rules      map[int]string // by version of the rules: what they were made of
-	linked     bool           // events may be found under further entities
 	loaded     Position       // what events up to here refer to is in the copy
 }
 
@@ -72,14 +71,6 @@ func (d *dictionary) reload(ctx context.Context) error {
 	clear(d.rules)
 	d.loaded = 0
 	return d.read(ctx)
-}
-
-// add takes a kind. d.mu is held.
-func (d *dictionary) add(k *kind) {
-	d.kinds[k.id] = k
-	if k.owner != nil {
-		d.linked = true
-	}
 }
 
 // cached finds a kind by number among those already read, or nil.
@@ -291,7 +282,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 		}
 		k.op, k.source, k.aggregate, k.relation = Op(op[0]), d.sources[src], d.aggregates[agg], d.relations[k.relationID]
 		k.owner = d.aggregates[owner]
-		d.add(k)
+		d.kinds[k.id] = k
 	}
 	if err := rows.Err(); err != nil {
 		return err
