@@ -421,7 +421,10 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 	if newKey != key {
 		w.state.putGone(&key)
 	}
-	w.state.put(&newKey, c.frags, c.off, w.pos, chain)
+	if c.keptOff == nil {
+		c.kept, c.keptOff = c.frags, c.off
+	}
+	w.state.put(&newKey, c.kept, c.keptOff, w.pos, chain)
 	return nil
 }
 

@@ -106,10 +106,10 @@ WITH k AS (
   FROM unnest($1::text[], $2::int8[], $3::int8[]) AS k(id, hash, n) LEFT JOIN backstory.content c ON c.oid = $4::bigint::oid AND c.id = k.id::uuid
 ), change AS (
   SELECT k.id, e.position, CASE e.kind = ANY ($8::int4[]) WHEN true THEN -1 ELSE 1 END AS n FROM k
-  JOIN backstory.event e ON e.stream = $6 AND e.id = k.hash AND e.id_text = k.id AND e.kind = ANY ($7::int4[]) AND e.position > $5 AND e.position > k.since
+  JOIN backstory.event e ON e.stream = ANY ($6::int4[]) AND e.id = k.hash AND e.id_text = k.id AND e.kind = ANY ($7::int4[]) AND e.position > $5 AND e.position > k.since
   UNION ALL
   SELECT k.id, e.position, -1 FROM k
-  JOIN backstory.event e ON e.stream = $6 AND e.old_id = k.hash AND e.old_text = k.id AND e.kind = ANY ($7::int4[]) AND e.position > $5 AND e.position > k.since
+  JOIN backstory.event e ON e.stream = ANY ($6::int4[]) AND e.old_id = k.hash AND e.old_text = k.id AND e.kind = ANY ($7::int4[]) AND e.position > $5 AND e.position > k.since
 ), running AS (
   SELECT id, n, sum(n) OVER (PARTITION BY id ORDER BY position) AS total FROM change
 ), changed AS (
@@ -149,16 +149,16 @@ func (w *Writer) contents(ctx context.Context, t *table, c *Chunk, n map[string]
 	for id, n := range n {
 		ids, hashes, counts = append(ids, id), append(hashes, keyHash([]byte(id))), append(counts, n)
 	}
-	kinds, deletes := []int32{}, []int32{}
+	kinds, deletes, streams := []int32{}, []int32{}, []int32{}
 	for _, p := range w.log.dict.allPlaces(t.rel.OID) {
-		kinds = append(kinds, p.kinds...)
+		kinds, streams = append(kinds, p.kinds...), append(streams, p.stream)
 	}
 	for _, k := range kinds {
 		if w.log.dict.cached(k).op == OpDelete {
 			deletes = append(deletes, k)
 		}
 	}
-	rows, err := reads.Query(ctx, contentsQuery, ids, hashes, counts, int64(t.rel.OID), c.Since, t.agg.id, kinds, deletes, w.pos, c.Number, w.head.Epoch)
+	rows, err := reads.Query(ctx, contentsQuery, ids, hashes, counts, int64(t.rel.OID), c.Since, streams, kinds, deletes, w.pos, c.Number, w.head.Epoch)
 	if err != nil {
 		return nil, fmt.Errorf("count rows without a key: %w", err)
 	}

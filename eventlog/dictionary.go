@@ -146,6 +146,43 @@ func (d *dictionary) newestOf(oid uint32) (id int, r *Relation) {
 	return id, r
 }
 
+// newestNamed finds the newest version of the table that has a name, or had it last; nil: there is none.
+func (d *dictionary) newestNamed(name string) (r *Relation) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := 0
+	for n, o := range d.relations {
+		if n > id && o.String() == name && !o.Dropped {
+			id, r = n, o
+		}
+	}
+	return r
+}
+
+// owns tells whether events of other tables are filed under an aggregate's entities.
+func (d *dictionary) owns(aggregate int32) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range d.kinds {
+		if k.owner != nil && k.owner.id == aggregate {
+			return true
+		}
+	}
+	return false
+}
+
+// viewName gives the name of an aggregate's view: order_events, or one with its number where another aggregate's has that name already.
+func (d *dictionary) viewName(a *aggregate) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, o := range d.aggregates {
+		if o.id < a.id && snake(o.name) == snake(a.name) {
+			return viewName(a, true)
+		}
+	}
+	return viewName(a, false)
+}
+
 // wasDeferrable tells whether a table's key is DEFERRABLE in one of its versions.
 func (d *dictionary) wasDeferrable(oid uint32) bool {
 	d.mu.Lock()
@@ -174,15 +211,18 @@ func (d *dictionary) newest() []*Relation {
 }
 
 // ownedBy tells whether all events of an aggregate are those of a table of this name. Notes and gaps are nobody's.
-func (d *dictionary) ownedBy(a *aggregate, r *Relation) bool {
+// Nor is one that rules have made for what belongs to another table's entities.
+func (d *dictionary) ownedBy(a *aggregate, r *Relation, byRules bool) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	own, owner := false, false
 	for _, k := range d.kinds {
 		if k.aggregate == a && (k.relation == nil || k.relation.String() != r.String()) {
 			return false
 		}
+		own, owner = own || k.aggregate == a, owner || k.owner == a
 	}
-	return true
+	return own || !owner || byRules
 }
 
 // upTo makes sure that the copy has what events up to a position refer to.

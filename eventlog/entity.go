@@ -87,7 +87,7 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 		if known[c.Relation.String()] {
 			continue
 		}
-		aggregate, _ := l.dict.aggregateOf(c.Relation, "", func(a *aggregate) bool { return l.dict.ownedBy(a, c.Relation) }) // what it will be
+		aggregate, _ := l.dict.aggregateOf(c.Relation, "", func(a *aggregate) bool { return l.dict.ownedBy(a, c.Relation, false) }) // what it will be
 		add(aggregate, aggregate)
 		addTable(c.Relation, aggregate)
 	}

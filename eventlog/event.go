@@ -169,6 +169,10 @@ func (e *Event) AppendJSON(b []byte) []byte {
 		b = append(b, `,"previous_id":`...)
 		b = appendText(b, e.PreviousID)
 	}
+	if e.Owned && e.PreviousKey != "" {
+		b = append(b, `,"previous_key":`...)
+		b = appendText(b, e.PreviousKey)
+	}
 	b = append(b, `,"source":`...)
 	b = strconv.AppendInt(b, int64(e.Source), 10)
 	b = append(b, `,"xid":`...)

@@ -220,6 +220,16 @@ func (w *Writer) join(ctx context.Context) error {
 	}
 	w.indexBehind(ctx)
 	for _, n := range f.news {
+		if n.table == kindTable && n.args[4] != nil { // what belongs to an aggregate's entities: partitions of before have nothing of it
+			for _, p := range w.parts {
+				if p.last < f.first {
+					continue
+				}
+				if err := w.log.indexKey(ctx, w.conn, p, w.log.dict.aggregate(int32(n.args[4].(int)))); err != nil {
+					return err
+				}
+			}
+		}
 		if n.table != aggregateTable {
 			continue
 		}

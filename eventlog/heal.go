@@ -618,6 +618,12 @@ func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState, n
 		return err
 	}
 	s.data, s.before, s.rest = e.data, e.before, e.rest
+	was := RowChange{Op: OpUpdate, w: w, ctx: ctx, t: t, objects: [][]byte{e.before, e.rest}}
+	if gone, err := w.leavesFor(&was, &e.filing); err != nil {
+		return err
+	} else if gone != nil {
+		e.also, e.meta = append(e.also, gone.also...), withMember(e.meta, gone.meta)
+	}
 	e.id, e.text, s.key = w.entity(t, row, s.key)
 	if t.byRow {
 		e.hasRow = true

@@ -173,7 +173,7 @@ func (l *Log) indexKey(ctx context.Context, conn *pgx.Conn, p *partition, a *agg
 	}
 	_, err := conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %s ON backstory.%s ((%s), position) WHERE stream = %d`,
 		QuoteIdent(fmt.Sprintf("%s_key_%d", p.name(), a.id)), p.name(), a.keyExpression("id_text"), a.id))
-	if err == nil {
+	if err == nil && l.dict.owns(a.id) {
 		_, err = conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %s ON backstory.%s ((%s), position) WHERE owner = %d`,
 			QuoteIdent(fmt.Sprintf("%s_owner_%d", p.name(), a.id)), p.name(), a.keyExpression("owner_text"), a.id))
 	}
@@ -193,16 +193,16 @@ func (a *aggregate) keyExpression(c string) string {
 	return "nullif(" + c + ", '')::" + a.idType
 }
 
-// viewName is the name of an aggregate's view: order_events.
-func viewName(a *aggregate) string {
+// viewName is the name of an aggregate's view, with its number where that is wanted, or where it is too long.
+func viewName(a *aggregate, numbered bool) string {
 	const tail, longest = "_events", 63
 	name := snake(a.name)
-	if len(name)+len(tail) <= longest {
+	if len(name)+len(tail) <= longest && !numbered {
 		return name + tail
 	}
 	number := "_" + itoa(a.id) // Postgres would cut it off, and two of them might become one
-	cut := longest - len(tail) - len(number)
-	for !utf8.RuneStart(name[cut]) {
+	cut := min(len(name), longest-len(tail)-len(number))
+	for cut < len(name) && !utf8.RuneStart(name[cut]) {
 		cut--
 	}
 	return name[:cut] + number + tail
@@ -215,7 +215,7 @@ func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) erro
 	if a.idType != "bigint" {
 		id, owner = a.keyExpression("e.id_text"), a.keyExpression("e.owner_text")
 	}
-	name := viewName(a)
+	name := l.dict.viewName(a)
 	// A branch each, so that a join by aggregate_id goes by an index in both.
 	branch := func(id, where string) string {
 		return fmt.Sprintf(`SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %s AS aggregate_id, k.type,

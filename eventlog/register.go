@@ -153,17 +153,17 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 
 // aggregateOf finds the aggregate that a table has already, nil if it has none, and its name.
 func (w *Writer) aggregateOf(r *Relation, given string) (name string, a *aggregate) {
-	return w.log.dict.aggregateOf(r, given, func(a *aggregate) bool { return w.ownedBy(a, r) })
+	return w.log.dict.aggregateOf(r, given, func(a *aggregate) bool { return w.ownedBy(a, r, given == a.name) })
 }
 
 // ownedBy tells whether an aggregate's events are those of a table of this name, and of no other one.
-func (w *Writer) ownedBy(a *aggregate, r *Relation) bool {
+func (w *Writer) ownedBy(a *aggregate, r *Relation, byRules bool) bool {
 	for _, t := range w.latest {
 		if t.agg == a {
 			return t.rel.String() == r.String()
 		}
 	}
-	return w.log.dict.ownedBy(a, r)
+	return w.log.dict.ownedBy(a, r, byRules)
 }
 
 // known finds what the writer knows of a relation without registering anything: nil if its shape is new.

@@ -1,7 +1,9 @@
 package eventlog
 
 import (
+	"bytes"
 	"context"
+	"regexp"
 	"slices"
 )
 
@@ -73,6 +75,8 @@ type RowChange struct {
 	objects   [][]byte // the row, told by members of these, where it is neither
 	frags     []byte   // of an update whose row before is a state: the row after, a column after the other
 	off       []int
+	kept      []byte // the row after as the cache is to have it, if that is another form
+	keptOff   []int
 	firstSeen bool // of a delete: the log does not know the row
 	failed    []byte
 }
@@ -83,6 +87,8 @@ func (c *RowChange) Value(column int, after bool) (state State, value []byte, js
 	switch row := c.row(after); {
 	case after && c.Op == OpDelete || !after && c.Op == OpInsert:
 		return StateNull, nil, false, nil
+	case row != nil && c.firstSeen && row[column].State != StateText: // only its name came
+		return StateUnknown, nil, false, nil
 	case row != nil:
 		return row[column].State, row[column].Text, false, nil
 	case c.objects != nil:
@@ -249,13 +255,18 @@ func (w *Writer) tellings(c *RowChange, rules *tableRules) ([]telling, error) {
 	case !quiet && anyOf(left, c.t.rel.Key):
 		list = slices.Insert(list, 0, telling{part: rules.updated, columns: left})
 	default:
+		rest := rules.touched
 		for n := range left {
-			if left[n] && rules.quiet[n] {
+			switch {
+			case !left[n]:
+			case !rules.quiet[n]:
+				rest = rules.updated
+			case !bytes.Contains(list[0].extra, c.t.keys[n]): // which may have an attribute of that name
 				list[0].columns[n], left[n] = true, false
 			}
 		}
-		if !quiet {
-			list = append(list, telling{part: rules.updated, columns: left})
+		if slices.Contains(left, true) {
+			list = append(list, telling{part: rest, columns: left})
 		}
 	}
 	s.tellings = list
@@ -375,33 +386,36 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 	return chain + len(list), nil
 }
 
-// keepPlace marks long values among what the last event told, nil: everything, with its position.
+// keepPlace marks long values among what the last event told, nil: everything, with its position, for the cache.
 func (c *RowChange) keepPlace(columns []bool) {
-	if c.frags == nil || !slices.ContainsFunc(c.longOnes(), func(i int) bool { return columns == nil || columns[i] }) {
+	if c.frags == nil {
 		return
 	}
-	var frags []byte
+	from, fromOff := c.kept, c.keptOff
+	if fromOff == nil {
+		from, fromOff = c.frags, c.off
+	}
+	long := func(i int) bool {
+		return (columns == nil || columns[i]) && fromOff[i+1]-fromOff[i] > bigBytes
+	}
+	some := false
+	for i := range c.t.rel.Columns {
+		some = some || long(i)
+	}
+	if !some {
+		return
+	}
+	var kept []byte
 	off := []int{0}
 	for i := range c.t.rel.Columns {
-		f := c.frags[c.off[i]:c.off[i+1]]
-		if (columns == nil || columns[i]) && len(f) > bigBytes {
-			frags = appendBig(frags, f, c.w.pos)
+		if f := from[fromOff[i]:fromOff[i+1]]; long(i) {
+			kept = appendBig(kept, f, c.w.pos)
 		} else {
-			frags = append(frags, f...)
+			kept = append(kept, f...)
 		}
-		off = append(off, len(frags))
+		off = append(off, len(kept))
 	}
-	c.frags, c.off = frags, off
-}
-
-// longOnes gives the columns whose values after the change are too long for the cache.
-func (c *RowChange) longOnes() (out []int) {
-	for i := range c.t.rel.Columns {
-		if c.off[i+1]-c.off[i] > bigBytes {
-			out = append(out, i)
-		}
-	}
-	return out
+	c.kept, c.keptOff = kept, off
 }
 
 // delete makes the events of a delete: those of rules, and then the row's own.
@@ -524,9 +538,9 @@ func (w *Writer) retype(t *table) {
 
 // aggregateOfTable finds the aggregate of the entities that rows belong to: that which their table has, or will have.
 func (w *Writer) aggregateOfTable(f *Filing, child *table) *aggregate {
-	for _, t := range w.latest {
-		if t.rel.String() == f.Table {
-			return t.agg
+	if r := w.log.dict.newestNamed(f.Table); r != nil {
+		if _, a := w.aggregateOf(r, f.Aggregate); a != nil {
+			return a
 		}
 	}
 	if a := w.log.dict.aggregateNamed(f.Aggregate); a != nil {
@@ -565,17 +579,39 @@ func (w *Writer) file(c *RowChange, after bool) (f filing, err error) {
 	if err != nil || id == nil {
 		return f, err
 	}
-	f.rules, f.owner = of, of.owner
-	if f.ownerID, f.ownerText = 0, id; of.owner.idType == "bigint" {
-		if n, ok := parseInt(id); ok {
-			f.ownerID, f.ownerText = n, nil
-		}
+	number, text, ok := keyAs(of.owner.idType, id)
+	if !ok {
+		return f, nil
 	}
-	if f.ownerText != nil {
-		f.ownerID = keyHash(f.ownerText)
-	}
+	f.rules, f.owner, f.ownerID, f.ownerText = of, of.owner, number, text
 	return f, nil
 }
+
+// keyAs gives a key of an aggregate's type: the number, or 64 bits of its hash and the text as Postgres prints it. Not ok: no entity has such a key, and the
+// index of that type would refuse it.
+func keyAs(idType string, id []byte) (number int64, text []byte, ok bool) {
+	switch idType {
+	case "bigint":
+		number, ok = parseInt(id)
+		return number, nil, ok
+	case "uuid":
+		u := uuidForm.FindSubmatch(id)
+		if u == nil {
+			return 0, nil, false
+		}
+		id = bytes.ToLower(bytes.Join(u[1:], []byte{'-'}))
+	case "numeric":
+		if !numericForm.Match(id) {
+			return 0, nil, false
+		}
+	}
+	return keyHash(id), id, true
+}
+
+var (
+	uuidForm    = regexp.MustCompile(`(?i)^([0-9a-f]{8})-([0-9a-f]{4})-([0-9a-f]{4})-([0-9a-f]{4})-([0-9a-f]{12})$`)
+	numericForm = regexp.MustCompile(`^-?[0-9]{1,1000}(\.[0-9]{1,1000})?$`)
+)
 
 // keyOf gives the key that some columns of the row before or after a change hold; nil: it is not known, or NULL.
 func (w *Writer) keyOf(c *RowChange, columns []int, after bool) ([]byte, error) {
@@ -606,6 +642,13 @@ func (w *Writer) links(c *RowChange) (also []int64, err error) {
 			if err != nil {
 				return nil, err
 			}
+			if id != nil {
+				if _, text, ok := keyAs(l.owner.idType, id); !ok {
+					continue
+				} else if text != nil {
+					id = text
+				}
+			}
 			if h := linkHash(l.owner.id, string(id)); id != nil && !slices.Contains(also, h) {
 				also = append(also, h)
 			}
@@ -629,6 +672,11 @@ func (w *Writer) leaves(c *RowChange, now *filing) (*left, error) {
 	if t.chooser == nil && now.owner != nil && !anyOf(c.Changed, now.rules.key) {
 		return nil, nil
 	}
+	return w.leavesFor(c, now)
+}
+
+// leavesFor does so for a row that may have gone to another one.
+func (w *Writer) leavesFor(c *RowChange, now *filing) (*left, error) {
 	was, err := w.file(c, false)
 	if err != nil || was.owner == now.owner && was.ownerID == now.ownerID && string(was.ownerText) == string(now.ownerText) || was.owner == nil {
 		return nil, err

@@ -212,7 +212,7 @@ func (w *Writer) createViews(ctx context.Context) error {
 	d.mu.Unlock()
 	for _, a := range aggs {
 		var there bool
-		if err := w.conn.QueryRow(ctx, `SELECT to_regclass('backstory.' || quote_ident($1)) IS NOT NULL`, viewName(a)).Scan(&there); err != nil {
+		if err := w.conn.QueryRow(ctx, `SELECT to_regclass('backstory.' || quote_ident($1)) IS NOT NULL`, d.viewName(a)).Scan(&there); err != nil {
 			return fmt.Errorf("look for the view of %s: %w", a.name, err)
 		}
 		if !there {

@@ -64,7 +64,7 @@ type pendingEvents struct {
 
 func (s *pendingEvents) Read(ctx context.Context, sel eventlog.Selection, f func(*eventlog.Event) error) error {
 	return s.Source.Read(ctx, sel, func(e *eventlog.Event) error {
-		if e.Position > s.since && e.Op != eventlog.OpNote && e.Relation != nil && e.Relation.OID == s.oid && !eventlog.Sees(s.snapshot, e.XID) {
+		if e.Position > s.since && !e.Restates && e.Op != eventlog.OpNote && e.Relation != nil && e.Relation.OID == s.oid && !eventlog.Sees(s.snapshot, e.XID) {
 			if e.SchemaVersion != s.version || len(s.pending) > maxPending {
 				return eventlog.ErrNotVisible
 			}

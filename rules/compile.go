@@ -217,7 +217,9 @@ func (t *typer) choose(wheres []*expr.Program, c *eventlog.RowChange, after bool
 		switch {
 		case errors.As(err, &source):
 			return -1, source.error
-		case err != nil && !errors.Is(err, errUnknown):
+		case errors.Is(err, errUnknown):
+			return -1, nil
+		case err != nil:
 			c.Fail("where", err)
 		case err == nil && v.True():
 			return i, nil
@@ -298,7 +300,10 @@ func (r *rule) compile(scope *expr.Scope, rel *eventlog.Relation, names []string
 		c.with = append(c.with, w.value.Compile(scope, expr.Anything, warn))
 		c.names = append(c.names, append(eventlog.AppendString(nil, []byte(w.name)), ':'))
 		if r.data == nil { // the event has it once
-			if n := slices.Index(names, w.name); n >= 0 {
+			n := slices.Index(names, w.name)
+			if n >= 0 && r.ops[onUpdate] {
+				w.place.Fail("%s is a column: an update's event has it already, or lacks it, as it changed or not. List the event's columns in data, or give the attribute another name", w.name)
+			} else if n >= 0 {
 				if c.columns == nil {
 					c.columns = slices.Repeat([]bool{true}, len(names))
 				}

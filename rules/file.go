@@ -1,8 +1,10 @@
 package rules
 
 import (
+	"bytes"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/internal/expr"
@@ -80,6 +82,11 @@ var opNames = [...]string{"insert", "update", "delete"}
 
 // Parse reads a file. What is wrong with it comes as yamlfile.Problems, each with its place; nil and no error: it says nothing.
 func Parse(name string, src []byte) (*File, error) {
+	for i, line := range bytes.Split(src, []byte{'\n'}) {
+		if !utf8.Valid(line) || bytes.IndexByte(line, 0) >= 0 {
+			return nil, yamlfile.Problems{{File: name, Line: i + 1, Column: 1, Text: "this line is not UTF-8 text: save the file as UTF-8"}}
+		}
+	}
 	y, root, err := yamlfile.Parse(name, src)
 	if err != nil {
 		return nil, err

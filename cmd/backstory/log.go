@@ -219,7 +219,7 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 	}
 	next := eventlog.Position(math.MaxInt64)
 	if err := l.Read(ctx, sel, func(e *eventlog.Event) error {
-		if e.Owned { // the row is another one, which belongs to it
+		if e.Owned == slices.Contains(sel.Aggregates, e.Aggregate) { // the row is another one, which belongs to it, or did, or is linked with it
 			return give(e)
 		}
 		m, until := before, e.Position // oldest first: what came before this event, and then it
@@ -322,7 +322,7 @@ func (c *columns) line(s *screen, e *eventlog.Event, when string, actorWidth, en
 	}
 	b.WriteString(typ(pad(&c.typ, e.Type, 16, 40)) + "  ")
 	b.WriteString(pad(&c.entity, cut(printable(entityName(e)), entityWidth), 10, 48))
-	if e.Op == eventlog.OpDelete && !strings.HasSuffix(e.Type, "Deleted") { // found to be gone, by a comparison
+	if e.Op == eventlog.OpDelete && strings.HasSuffix(e.Type, "Healed") { // found to be gone, by a comparison
 		b.WriteString("  " + s.red("[gone]"))
 	}
 	if e.Op == eventlog.OpTruncate && e.Relation != nil && e.Relation.RootName != "" {

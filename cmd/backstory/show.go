@@ -128,8 +128,8 @@ func newShow() *cobra.Command {
 						Hint: "backstory show " + st.Became + "/" + ent.ID + " shows it."}
 				}
 				if st.Last.PreviousKey == ent.ID && st.Last.Key != ent.ID {
-					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s%s", name, pos, st.Last.AggregateID, byAndAt(st.Last)),
-						Hint: "backstory show " + st.Last.Entity() + " shows it."}
+					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s%s", name, pos, st.Last.Key, byAndAt(st.Last)),
+						Hint: "backstory show " + rowName(st.Last) + " shows it."}
 				}
 				hint := fmt.Sprintf("backstory show %s --at %d shows it just before.", name, st.Last.Position-1)
 				if st.Last.Op == eventlog.OpDelete { // of which that may be the first that the log knows
@@ -166,6 +166,14 @@ func newShow() *cobra.Command {
 	c.Flags().BoolVar(&o.json, "json", false, "as one JSON object")
 	c.Flags().StringVar(&o.at, "at", "", "the moment: a position, an LSN, a time, '12 days ago', yesterday")
 	return c
+}
+
+// rowName is the name by which a person calls the row that an event is about.
+func rowName(e *eventlog.Event) string {
+	if e.Owned {
+		return e.Relation.String() + "/" + e.Key
+	}
+	return e.Entity()
 }
 
 // byAndAt says by whom an event was, if that is known, and when.

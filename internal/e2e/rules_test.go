@@ -181,6 +181,9 @@ func TestRulesCheck(t *testing.T) {
 		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update}\n  Other:\n    table: others\n    events:\n      PostX: {on: update}\n", "rules.yaml:9:7: PostX is an event of Post already"},
 		{3, "aggregate:\n  Post:\n    table: posts\n", "rules.yaml:1:1: backstory.yaml has no aggregate; did you mean aggregates?"},
 		{3, "aggregates: [\n", "rules.yaml:1:13: "},
+		{3, "# f\xfcr den Versand\naggregates: {}\n", "rules.yaml:1:1: this line is not UTF-8 text"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, with: {title: upper(after.title)}}\n", "rules.yaml:5:34: title is a column"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    links: {Author: author_id}\n", "rules.yaml:4:13: the file has no aggregate Author"},
 		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: delete, when: 'became(\"published\", true)'}\n", "rules.yaml:5:34: this is never so on delete"},
 		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: insert, when: before.published and after.kind == nil}\n", "rules.yaml:5:33: this is never so on insert"},
 	} {
@@ -351,6 +354,11 @@ aggregates:
 					`Photo/9 CommentTouched {"body":"fine"} from {"body":"nice, too"} (quiet)`,
 					`Photo/9 CommentUpdated {"commentable_type":"Photo","commentable_id":"9"} from {"commentable_type":"Post","commentable_id":"00000000-0000-0000-0000-00000000000a"} moved from Post/00000000-0000-0000-0000-00000000000a`,
 					`Photo/9 CommentDeleted from {"id":1,"commentable_type":"Photo","commentable_id":"9","body":"fine"}`}},
+				{"a reference to what cannot be", `INSERT INTO comments VALUES (4, 'Post', 'legacy-17', 'x'), (5, 'Post', '00000000-0000-0000-0000-00000000000B', 'y'), (6, 'Photo', 'nine', 'z')`, []string{
+					`Comment/4 CommentCreated {"id":4,"commentable_type":"Post","commentable_id":"legacy-17","body":"x"}`,
+					`Post/00000000-0000-0000-0000-00000000000b CommentCreated {"id":5,"commentable_type":"Post","commentable_id":"00000000-0000-0000-0000-00000000000B","body":"y"}`,
+					`Post/00000000-0000-0000-0000-00000000000b PostCommented {"body":"y"} (restates)`,
+					`Comment/6 CommentCreated {"id":6,"commentable_type":"Photo","commentable_id":"nine","body":"z"}`}},
 			} {
 				db.do("%s", c.do)
 				s.once()
@@ -394,6 +402,11 @@ aggregates:
 			s.says(0, `"row":{"id":1,"state":"old"}`, "show", "Order/1", "--json")
 			s.says(0, `"row":{"id":2,"commentable_type":"Photo","commentable_id":"9","body":"fine"}`, "show", "comments/2", "--json")
 			s.says(0, "ItemAdded", "log", "Order/42")
+			s.says(1, "its key became 8", "show", "order_items/7")
+			s.says(1, "backstory show public.order_items/8 shows it", "show", "order_items/7")
+			db.do(`INSERT INTO order_items VALUES (9, 1, 'milk', 1); TRUNCATE order_items`)
+			s.once()
+			s.says(0, "OrderItemTruncated", "log", "order_items/9")
 			// Views: what belongs to an entity is among its events, by an index.
 			if got := db.one(`SELECT string_agg(type, ' ' ORDER BY id) FROM backstory.order_events WHERE aggregate_id = 42`); got != "OrderCreated OrderItemCreated ItemAdded OrderItemUpdated OrderItemUpdated OrderItemUpdated OrderDeleted ItemRemoved OrderItemDeleted" {
 				t.Errorf("the view has %s", got)
@@ -408,6 +421,29 @@ aggregates:
 			verify(t, l)
 		})
 	}
+}
+
+// TestNamesThatDifferInCase: two aggregates have two views, and an attribute that a rule adds is in an event once.
+func TestNamesThatDifferInCase(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`SET search_path = public; CREATE TABLE orders (id int PRIMARY KEY, v text, updated_at int)`)
+	s.init()
+	db.do(`INSERT INTO orders VALUES (1, 'a', 1)`)
+	s.once()
+	s.withRules("aggregates:\n\torder:\n\t\ttable: orders\n\t\tevents:\n\t\t\tNamed: {on: update, data: [v], with: {updated_at: after.updated_at}}\n")
+	db.do(`UPDATE orders SET v = 'b', updated_at = 2`)
+	s.once()
+	if got := db.one(`SELECT string_agg(type, ' ' ORDER BY id) FROM backstory.order_events`); got != "OrderCreated" {
+		t.Errorf("the view of before has %s", got)
+	}
+	view := db.one(`SELECT relname FROM pg_class WHERE relname LIKE 'order\_%%\_events'`)
+	if got := db.one(`SELECT string_agg(type || ' ' || data, ', ' ORDER BY id) FROM backstory.%s`, view); got != `Named {"v":"b","updated_at":2}` {
+		t.Errorf("the view %s has %s", view, got)
+	}
+	s.says(0, "OrderCreated", "log", "orders/1")
+	verify(t, s.openLog())
 }
 
 // TestLinks: events of a join table, with a key and without, are found under both of what it joins, and stored once.
