@@ -374,6 +374,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	if err != nil {
 		return err
 	}
+	t.seen = w.tx.lsn // whoever read the chunk kept the table as it is until here
 	w.importing = true
 	defer func() { w.importing = false }()
 	heals, made := w.heals[t.rel.OID], w.pos

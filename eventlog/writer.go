@@ -87,8 +87,8 @@ type Writer struct {
 	nextIDs  struct{ source, relation, aggregate, kind, rules int }
 	scratch  scratch
 	lastOut  time.Time // of the last flush
-	lastDML  LSN
-	backlog  LSN // of the last batch
+	held     LSN       // where a table is known to have got the shape that is registered; 0: somewhere between two places
+	backlog  LSN       // of the last batch
 
 	published atomic.Pointer[Head]
 	seen      atomic.Uint64

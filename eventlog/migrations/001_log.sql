@@ -20,7 +20,8 @@ CREATE TABLE backstory.source (
 );
 
 -- Schema history: every version of a captured table. Events are of it from at_position on. At the source it held from some point after
--- after_lsn, and at at_lsn at the latest (the stream tells of a change of shape only with the next row); with the event trigger both are the same.
+-- after_lsn, up to where the table is known to have had the shape of before (0/0: nobody knows), and at at_lsn at the latest: the stream tells of a change of
+-- shape only with the table's next row, or the catalogue does. With the event trigger both are the commit that changed it.
 CREATE TABLE backstory.relation (
   id          int PRIMARY KEY,
   oid         oid NOT NULL,
@@ -37,6 +38,7 @@ CREATE TABLE backstory.relation (
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,
   dropped     boolean NOT NULL,  -- the table is gone
+  source      int NOT NULL REFERENCES backstory.source, -- whose WAL the two are of
   after_lsn   pg_lsn NOT NULL,
   at_lsn      pg_lsn NOT NULL,
   at_position bigint NOT NULL,
