@@ -21,6 +21,8 @@ type Gap struct {
 	From, To eventlog.LSN // of the source's WAL; To is zero where nobody knows
 	// Publication tells that a publication is not as it was recorded: perhaps only because init is altering it just now.
 	Publication bool
+	// PutBack tells that the source does not have all that the log has.
+	PutBack bool
 }
 
 func (g *Gap) Error() string {
@@ -37,6 +39,7 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 	if err := checkSource(sv, head); err != nil {
 		// One that was put back has other transactions from where it was put back to, which was after its slot. Of one that was promoted it is known where.
 		if g, ok := err.(*Gap); ok {
+			g.PutBack = true
 			if g.From = min(g.From, g.To); g.To == sv.FlushLSN && slot.Exists && name == head.Slot {
 				g.From = min(g.From, slot.ConfirmedFlush)
 			}

@@ -50,7 +50,8 @@ type dictionary struct {
 	aggregates map[int32]*aggregate
 	relations  map[int]*Relation
 	kinds      map[int32]*kind
-	rules      map[int]string        // by version of the rules: what they were made of
+	rules      map[int]string // by version of the rules: what they were made of
+	moved      []moved
 	began      map[int]relationPlace // by number of the version
 	loaded     Position              // what events up to here refer to is in the copy
 }
@@ -70,7 +71,7 @@ func (d *dictionary) reload(ctx context.Context) error {
 	clear(d.began)
 	clear(d.kinds)
 	clear(d.rules)
-	d.loaded = 0
+	d.moved, d.loaded = nil, 0
 	return d.read(ctx)
 }
 
@@ -220,6 +221,9 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := p.QueryRow(ctx, `SELECT coalesce((SELECT position FROM backstory.head), 0)`).Scan(&head); err != nil {
 		return err
 	}
+	if err := d.loadMoved(ctx, p); err != nil {
+		return err
+	}
 	rows, err := p.Query(ctx, `SELECT id, system_id, database, incarnation, timeline, tag FROM backstory.source WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.sources))
 	if err != nil {
 		return err
@@ -270,7 +274,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 		if s := d.sources[p.source]; s != nil {
 			p.incarnation = s.incarnation
 		}
-		d.relations[id], d.began[id] = r, p
+		d.relations[id], d.began[id] = asNow(d.moved, id, r), p
 	}
 	if err := rows.Err(); err != nil {
 		return err

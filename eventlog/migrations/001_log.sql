@@ -24,7 +24,7 @@ CREATE TABLE backstory.source (
 -- shape only with the table's next row, or the catalogue does. With the event trigger both are the commit that changed it.
 CREATE TABLE backstory.relation (
   id          int PRIMARY KEY,
-  oid         oid NOT NULL,
+  oid         oid NOT NULL,      -- as it was by then: see moved
   schema      text NOT NULL,
   name        text NOT NULL,
   root_oid    oid NOT NULL,      -- of a partition: the partitioned table that its rows belong to; 0: none
@@ -64,6 +64,17 @@ CREATE TABLE backstory.kind (
   restates      boolean NOT NULL, -- what it says of the row, another event of the same row change says too: no fold takes it for a change
   rules_version int NOT NULL,     -- 1: those of no file
   sealed_at     bigint NOT NULL
+);
+
+-- Which number a table of before has since a gap, in another system or one that was put back, and its columns: versions up to one are read as if they had
+-- these. Below 16384: a table that is not there any more.
+CREATE TABLE backstory.moved (
+  id        int PRIMARY KEY,
+  until     int NOT NULL,        -- relation.id
+  oid       oid NOT NULL,        -- of the table, or of the partitioned table
+  now_oid   oid NOT NULL,
+  columns   json NOT NULL,       -- the numbers of its columns, before and now; none: they are the same
+  sealed_at bigint NOT NULL
 );
 
 -- The rules by which row changes became events, from a position on.
@@ -240,6 +251,7 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON backstory.event FOR EACH R
 CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON backstory.event FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.context FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.rules FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.moved FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.kind FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.relation FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.aggregate FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
