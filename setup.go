@@ -380,9 +380,11 @@ func crossing(ctx context.Context, cfg Config, log *eventlog.Log, p *capture.Pla
 		why.Reason, why.To = fmt.Sprintf("accepted by hand: the source is database %s of system %s, and was database %s of system %s", p.Server.Database, p.Server.SystemID, head.Database, head.SystemID), head.EndLSN
 		return why, eventlog.OtherSystem, nil
 	}
-	var found *capture.Gap
-	err := capture.CheckStart(ctx, cfg.Capture, *head)
-	if errors.As(err, &found) && found.PutBack {
+	found, err := capture.PutBack(ctx, cfg.Capture, *head)
+	if err != nil {
+		return nil, 0, err
+	}
+	if found != nil {
 		found.Reason = "accepted by hand: " + found.Reason
 		return found, eventlog.PutBack, nil
 	}

@@ -158,6 +158,15 @@ func sameLines(got, want, but string) bool {
 // TestNumbersGivenOutAgain: a source that was put back to an earlier state gives the OIDs and the numbers of columns of what it lost to other tables and columns.
 func TestNumbersGivenOutAgain(t *testing.T) {
 	t.Parallel()
+	for _, found := range []bool{true, false} {
+		t.Run(map[bool]string{true: "and has gone on since that was found", false: "accepted at once"}[found], func(t *testing.T) {
+			t.Parallel()
+			givenOutAgain(t, found)
+		})
+	}
+}
+
+func givenOutAgain(t *testing.T, found bool) {
 	s := newSystem(t, where{own: true, apart: true, tables: []string{"public.*"}})
 	save, restore := clusterOf(t, s.src)
 	db := s.sql()
@@ -179,18 +188,27 @@ func TestNumbersGivenOutAgain(t *testing.T) {
 	_ = db.Close(t.Context())
 	restore("then")
 	db = s.sql()
-	db.do(`CREATE TABLE public.fresh (id int PRIMARY KEY, v int); INSERT INTO public.fresh VALUES (1, 10), (3, 30); CREATE TABLE public.between (id int PRIMARY KEY); CREATE TABLE public.same (id int PRIMARY KEY, w text);
+	db.do(`CREATE TABLE public.fresh (id int PRIMARY KEY, v int); INSERT INTO public.fresh VALUES (1, 10), (3, 30); CREATE TABLE public.between (id serial PRIMARY KEY); CREATE TABLE public.same (id int PRIMARY KEY, w text);
 		INSERT INTO public.same VALUES (1, 'one'), (3, 'three'); ALTER TABLE public.things ADD y text; INSERT INTO public.things VALUES (3, 'c', 'y')`)
 	if is := db.one(`SELECT 'public.fresh'::regclass::oid`); is != was {
 		t.Fatalf("public.fresh has OID %s, public.lost had %s: nothing is shown", is, was)
 	}
-	s.gapFound("the source was put back", "has lost transactions")
+	if found {
+		s.gapFound("the source was put back", "has lost transactions")
+		end := s.logSQL().one(`SELECT end_lsn FROM backstory.head`)
+		for db.one(`SELECT pg_current_wal_flush_lsn() > '%s'`, end) != "t" {
+			db.do(`INSERT INTO public.between DEFAULT VALUES; DELETE FROM public.between; SELECT pg_switch_wal()`)
+		}
+	}
 	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
 		t.Fatal(err)
 	}
 	s.once()
 	s.once()
 	s.equalsTables(db, s.openLog())
+	if got := s.logSQL().one(`SELECT data ->> 'put_back' || ' ' || (data ->> 'reason') FROM backstory.events WHERE type = 'SourceGap'`); !strings.Contains(got, "true ") || !strings.Contains(got, "has lost transactions") {
+		t.Errorf("the gap says %s", got)
+	}
 	const want = `EarlyAltered   {"renamed_from":"public.late"}
 EarlyHealed 2 {"id":2} 
 FreshImported 1  {"id":1,"v":10}
