@@ -33,6 +33,7 @@ type kind struct {
 	relation     *Relation
 	relationID   int
 	aggregate    *aggregate
+	owner        *aggregate // of the entity that rules file the event under; nil: the row is its own
 	typ          string
 	op           Op
 	quiet        bool
@@ -51,13 +52,15 @@ type dictionary struct {
 	relations  map[int]*Relation
 	kinds      map[int32]*kind
 	rules      map[int]string // by version of the rules: what they were made of
+	owns       map[int32]bool // aggregates under whose entities events of other tables are filed
+	linked     bool           // events may be found under further entities
 	moved      []moved
 	began      map[int]relationPlace // by number of the version
 	loaded     Position              // what events up to here refer to is in the copy
 }
 
 func newDictionary(l *Log) *dictionary {
-	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, began: map[int]relationPlace{}, kinds: map[int32]*kind{}, rules: map[int]string{}}
+	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, began: map[int]relationPlace{}, kinds: map[int32]*kind{}, rules: map[int]string{}, owns: map[int32]bool{}}
 }
 
 // reload forgets everything and reads what is in the database: a writer before may have left what was never committed, or
@@ -71,8 +74,17 @@ func (d *dictionary) reload(ctx context.Context) error {
 	clear(d.began)
 	clear(d.kinds)
 	clear(d.rules)
+	clear(d.owns)
 	d.moved, d.loaded = nil, 0
 	return d.read(ctx)
+}
+
+// add takes a kind. d.mu is held.
+func (d *dictionary) add(k *kind) {
+	d.kinds[k.id] = k
+	if k.owner != nil {
+		d.owns[k.owner.id], d.linked = true, true
+	}
 }
 
 // cached finds a kind by number among those already read, or nil.
@@ -125,7 +137,7 @@ func (d *dictionary) aggregateOf(r *Relation, given string, owned func(*aggregat
 		if name = aggregateName(r, given, n); name == sourceAggregate {
 			continue
 		}
-		if a = d.aggregateNamed(name); a == nil || owned(a) && a.idType == idType(r) {
+		if a = d.aggregateNamed(name); a == nil || owned(a) && a.idType == IDType(r) {
 			return name, a
 		}
 	}
@@ -279,20 +291,21 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, source, coalesce(relation, 0), aggregate, type, op, quiet, restates, rules_version FROM backstory.kind WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.kinds))
+	rows, err = p.Query(ctx, `SELECT id, source, coalesce(relation, 0), aggregate, coalesce(owner, 0), type, op, quiet, restates, rules_version FROM backstory.kind WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.kinds))
 	if err != nil {
 		return err
 	}
 	for rows.Next() {
 		k := &kind{}
 		var src int
-		var agg int32
+		var agg, owner int32
 		var op string
-		if err := rows.Scan(&k.id, &src, &k.relationID, &agg, &k.typ, &op, &k.quiet, &k.restates, &k.rulesVersion); err != nil {
+		if err := rows.Scan(&k.id, &src, &k.relationID, &agg, &owner, &k.typ, &op, &k.quiet, &k.restates, &k.rulesVersion); err != nil {
 			return err
 		}
 		k.op, k.source, k.aggregate, k.relation = Op(op[0]), d.sources[src], d.aggregates[agg], d.relations[k.relationID]
-		d.kinds[k.id] = k
+		k.owner = d.aggregates[owner]
+		d.add(k)
 	}
 	if err := rows.Err(); err != nil {
 		return err

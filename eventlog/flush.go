@@ -33,7 +33,7 @@ var smallColumns = map[smallTable]struct{ name, columns, read string }{
 	aggregateTable: {"aggregate", "id, name, id_type", "id, name, id_type"},
 	relationTable: {"relation", "id, oid, schema, name, root_oid, root_schema, root_name, columns, key, key_deferrable, generated, identity, insert_only, complete, dropped, source, after_lsn, at_lsn, at_position",
 		"id, oid::bigint, schema, name, root_oid::bigint, root_schema, root_name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, dropped, source, after_lsn::text, at_lsn::text, at_position"},
-	kindTable:     {"kind", "id, source, relation, aggregate, type, op, quiet, restates, rules_version", "id, source, relation, aggregate, type, op, quiet, restates, rules_version"},
+	kindTable:     {"kind", "id, source, relation, aggregate, owner, type, op, quiet, restates, rules_version", "id, source, relation, aggregate, owner, type, op, quiet, restates, rules_version"},
 	rulesTable:    {"rules", "id, text, at_position", "id, text, at_position"},
 	movedTableRow: {"moved", "id, until, oid, now_oid, columns", "id, until, oid::bigint, now_oid::bigint, columns::text"},
 }
@@ -224,6 +224,11 @@ func (w *Writer) join(ctx context.Context) error {
 	}
 	w.indexBehind(ctx)
 	for _, n := range f.news {
+		if n.table == kindTable && n.args[4] != nil { // the first events of what belongs to an aggregate's entities
+			if err := w.log.createView(ctx, w.conn, w.log.dict.aggregate(int32(n.args[4].(int)))); err != nil {
+				return err
+			}
+		}
 		if n.table != aggregateTable {
 			continue
 		}

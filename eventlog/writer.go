@@ -63,9 +63,9 @@ type Writer struct {
 	cur     *source
 	state   *stateCache
 
-	rules        Rules                 // nil: the default ones
-	rulesVersion int                   // their number in the log
-	newRules     atomic.Pointer[Rules] // those that hold from the next transaction on
+	rules        Rules  // nil: the default ones
+	rulesVersion int    // their number in the log
+	taken        *Rules // what Log.SetRules gave when they were taken; nil: before that
 
 	baselines map[uint32]*Baseline // by OID: tables whose existing rows are being taken over
 	heals     map[uint32]bool      // those whose last state is compared, since changes may be missing
@@ -200,7 +200,6 @@ func (w *Writer) begin(ctx context.Context) error {
 		return err
 	}
 	w.rulesVersion, _ = w.log.dict.newestRules() // until the first transaction
-	w.newRules.Store(&w.log.cfg.Rules)
 	return w.createViews(ctx)
 }
 
@@ -218,7 +217,10 @@ func (w *Writer) createViews(ctx context.Context) error {
 		if err := w.conn.QueryRow(ctx, `SELECT to_regclass('backstory.' || quote_ident($1)) IS NOT NULL`, viewName(a)).Scan(&there); err != nil {
 			return fmt.Errorf("look for the view of %s: %w", a.name, err)
 		}
-		if !there {
+		d.mu.Lock()
+		owns := d.owns[a.id]
+		d.mu.Unlock()
+		if !there || owns {
 			if err := w.log.createView(ctx, w.conn, a); err != nil {
 				return err
 			}
@@ -387,6 +389,6 @@ func (w *Writer) rewind(ctx context.Context) error {
 	if err := w.cleanUp(ctx); err != nil {
 		return err
 	}
-	w.newRules.CompareAndSwap(nil, &w.rules) // what they were registered by may be gone
+	w.taken = nil // what they were registered by may be gone
 	return w.log.dict.reload(ctx)
 }
