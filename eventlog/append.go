@@ -219,6 +219,9 @@ func (w *Writer) insert(ctx context.Context, t *table, it *Item, op Op, as func(
 		return err
 	}
 	e.part = as(e.rules)
+	if e.also, err = w.links(&c); err != nil {
+		return err
+	}
 	e.id, e.text, s.key = w.entity(t, it.New, s.key)
 	s.data = t.object(it.New, s.data[:0])
 	e.data = s.data
@@ -444,7 +447,11 @@ func (w *Writer) firstSeen(ctx context.Context, t *table, it *Item, e *eventRow,
 	s.data = append(s.data, '}')
 	e.data = s.data
 	var err error
-	if e.filing, err = w.file(&RowChange{Op: OpImport, w: w, ctx: ctx, t: t, now: it.New}, true); err != nil {
+	c := RowChange{Op: OpImport, w: w, ctx: ctx, t: t, now: it.New}
+	if e.filing, err = w.file(&c, true); err != nil {
+		return err
+	}
+	if e.also, err = w.links(&c); err != nil {
 		return err
 	}
 	e.part = e.rules.imported

@@ -52,15 +52,13 @@ type dictionary struct {
 	relations  map[int]*Relation
 	kinds      map[int32]*kind
 	rules      map[int]string // by version of the rules: what they were made of
-	owns       map[int32]bool // aggregates under whose entities events of other tables are filed
-	linked     bool           // events may be found under further entities
 	moved      []moved
 	began      map[int]relationPlace // by number of the version
 	loaded     Position              // what events up to here refer to is in the copy
 }
 
 func newDictionary(l *Log) *dictionary {
-	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, began: map[int]relationPlace{}, kinds: map[int32]*kind{}, rules: map[int]string{}, owns: map[int32]bool{}}
+	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, began: map[int]relationPlace{}, kinds: map[int32]*kind{}, rules: map[int]string{}}
 }
 
 // reload forgets everything and reads what is in the database: a writer before may have left what was never committed, or
@@ -74,17 +72,8 @@ func (d *dictionary) reload(ctx context.Context) error {
 	clear(d.began)
 	clear(d.kinds)
 	clear(d.rules)
-	clear(d.owns)
 	d.moved, d.loaded = nil, 0
 	return d.read(ctx)
-}
-
-// add takes a kind. d.mu is held.
-func (d *dictionary) add(k *kind) {
-	d.kinds[k.id] = k
-	if k.owner != nil {
-		d.owns[k.owner.id], d.linked = true, true
-	}
 }
 
 // cached finds a kind by number among those already read, or nil.
@@ -305,7 +294,7 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 		}
 		k.op, k.source, k.aggregate, k.relation = Op(op[0]), d.sources[src], d.aggregates[agg], d.relations[k.relationID]
 		k.owner = d.aggregates[owner]
-		d.add(k)
+		d.kinds[k.id] = k
 	}
 	if err := rows.Err(); err != nil {
 		return err

@@ -224,11 +224,6 @@ func (w *Writer) join(ctx context.Context) error {
 	}
 	w.indexBehind(ctx)
 	for _, n := range f.news {
-		if n.table == kindTable && n.args[4] != nil { // the first events of what belongs to an aggregate's entities
-			if err := w.log.createView(ctx, w.conn, w.log.dict.aggregate(int32(n.args[4].(int)))); err != nil {
-				return err
-			}
-		}
 		if n.table != aggregateTable {
 			continue
 		}

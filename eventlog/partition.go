@@ -229,12 +229,8 @@ func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) erro
 				WHERE x.first_position <= e.position ORDER BY x.first_position DESC LIMIT 1) c ON c.last_position >= e.position
 			WHERE %s AND e.position <= (SELECT h.position FROM backstory.head h) AND NOT k.quiet`, id, where)
 	}
-	query := branch(id, fmt.Sprintf("e.stream = %d AND e.owner IS NULL", a.id))
-	l.dict.mu.Lock()
-	if l.dict.owns[a.id] {
-		query += " UNION ALL " + branch(owner, fmt.Sprintf("e.owner = %d", a.id))
-	}
-	l.dict.mu.Unlock()
+	// Both from the beginning: another definition later would wait for whoever reads the view.
+	query := branch(id, fmt.Sprintf("e.stream = %d AND e.owner IS NULL", a.id)) + " UNION ALL " + branch(owner, fmt.Sprintf("e.owner = %d", a.id))
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE VIEW backstory.%s AS %s`, QuoteIdent(name), query)); err != nil {
 			return err

@@ -125,10 +125,11 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 	d := l.dict
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	linked := len(d.rules) > 0 // only by rules are events found under entities that are not their row
 	if len(sel.Aggregates) > 0 || len(sel.Types) > 0 || len(sel.Relations) > 0 || len(sel.Tables) > 0 || len(sel.Ops) > 0 || sel.EmptyID || !sel.Quiet {
 		var ids []string
 		for id, k := range d.kinds {
-			if len(sel.Aggregates) > 0 && !slices.Contains(sel.Aggregates, k.aggregate.name) && !(k.owner != nil && slices.Contains(sel.Aggregates, k.owner.name)) && !(sel.One() && d.linked) ||
+			if len(sel.Aggregates) > 0 && !slices.Contains(sel.Aggregates, k.aggregate.name) && !(k.owner != nil && slices.Contains(sel.Aggregates, k.owner.name)) && !(sel.One() && !sel.Rows && linked) ||
 				len(sel.OIDs) > 0 && slices.Contains(sel.Aggregates[1:], k.aggregate.name) && (k.relation == nil || !slices.Contains(sel.OIDs, k.relation.OID)) ||
 				len(sel.Types) > 0 && !slices.Contains(sel.Types, k.typ) ||
 				len(sel.Relations) > 0 && (k.relation == nil || !slices.Contains(sel.Relations, k.relation.String()) && !slices.Contains(sel.Relations, k.relation.Own())) ||
@@ -167,7 +168,7 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 				owned += " AND e.owner_text = " + QuoteLiteral(sel.EntityID)
 			}
 			or = append(or, "("+cond("id", "id_text")+")", "("+cond("old_id", "old_text")+")")
-			if d.linked && !sel.Rows {
+			if linked && !sel.Rows {
 				or = append(or, "("+owned+")", fmt.Sprintf("(e.also @> ARRAY[%d]::bigint[])", linkHash(a.id, sel.EntityID)))
 			}
 		}

@@ -19,6 +19,7 @@ type table struct {
 	id         int
 	rules      *tableRules
 	filings    []*tableRules // of rows that belong to entities of other aggregates
+	links      []*tableRules // further entities under which events are found: their aggregates and keys
 	chooser    func(*RowChange, bool) (int, error)
 	agg        *aggregate
 	keys       [][]byte // `"name":` of each column
@@ -277,8 +278,7 @@ func (w *Writer) kindOf(t *table, owner *aggregate, op Op, p part) int32 {
 	}
 	w.news = append(w.news, newRow{kindTable,
 		[]any{k.id, k.source.id, rel, int(k.aggregate.id), of, k.typ, string(k.op), k.quiet, k.restates, k.rulesVersion}})
-	d.add(k)
-	t.kinds[key] = k.id
+	d.kinds[k.id], t.kinds[key] = k, k.id
 	return k.id
 }
 

@@ -24,6 +24,8 @@ type TableRules struct {
 	Filings []Filing
 	// File chooses one of them for the row before or after a change; -1: the row is its own entity. nil: the first one, always.
 	File func(c *RowChange, after bool) (int, error)
+	// Links are further entities under which the rows' events are found, too.
+	Links []Filing
 }
 
 // RowRules say which events changes of rows become.
@@ -279,6 +281,10 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 		return 0, err
 	}
 	e.filing = f
+	if e.also, err = w.links(c); err != nil {
+		return 0, err
+	}
+	links := e.also
 	was, err := w.leaves(c, &f)
 	if err != nil {
 		return 0, err
@@ -300,8 +306,8 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 		if first && n > 0 {
 			e.moved, e.part.restates = false, true
 		}
-		if e.also = nil; was != nil && n == 0 {
-			e.also = was.also
+		if e.also = links; was != nil && n == 0 {
+			e.also = append(slices.Clone(links), was.also...)
 		}
 		var unknown []byte
 		var known bool
@@ -404,6 +410,9 @@ func (w *Writer) delete(c *RowChange, e *eventRow) (err error) {
 	if e.filing, err = w.file(c, false); err != nil {
 		return err
 	}
+	if e.also, err = w.links(c); err != nil {
+		return err
+	}
 	var parts []Part
 	if !c.firstSeen {
 		if parts, err = w.typed(c, e.rules); err != nil {
@@ -501,6 +510,10 @@ func (w *Writer) retype(t *table) {
 	}
 	t.rules, t.kinds = rulesFor(t.rel, t.agg.name, &from.RowRules), map[kindKey]int32{}
 	t.filings, t.chooser = nil, from.File
+	t.links = nil
+	for i := range from.Links {
+		t.links = append(t.links, &tableRules{key: from.Links[i].Key, owner: w.aggregateOfTable(&from.Links[i], t)})
+	}
 	for i := range from.Filings {
 		f := &from.Filings[i]
 		r := rulesFor(t.rel, AggregateName(t.rel), &f.RowRules)
@@ -548,24 +561,11 @@ func (w *Writer) file(c *RowChange, after bool) (f filing, err error) {
 		}
 	}
 	of := t.filings[n]
-	row, order := make([]Value, len(of.key)), make([]int, len(of.key))
-	for i, k := range of.key {
-		state, text, json, err := c.Value(k, after)
-		if err != nil {
-			return f, err
-		}
-		if state != StateText {
-			return f, nil
-		}
-		if json {
-			if text, _, err = AppendText(nil, &t.rel.Columns[k].Type, text); err != nil {
-				return f, err
-			}
-		}
-		row[i], order[i] = Value{StateText, text}, i
+	id, err := w.keyOf(c, of.key, after)
+	if err != nil || id == nil {
+		return f, err
 	}
 	f.rules, f.owner = of, of.owner
-	id := appendKey(nil, order, row)
 	if f.ownerID, f.ownerText = 0, id; of.owner.idType == "bigint" {
 		if n, ok := parseInt(id); ok {
 			f.ownerID, f.ownerText = n, nil
@@ -575,6 +575,43 @@ func (w *Writer) file(c *RowChange, after bool) (f filing, err error) {
 		f.ownerID = keyHash(f.ownerText)
 	}
 	return f, nil
+}
+
+// keyOf gives the key that some columns of the row before or after a change hold; nil: it is not known, or NULL.
+func (w *Writer) keyOf(c *RowChange, columns []int, after bool) ([]byte, error) {
+	row, order := make([]Value, len(columns)), make([]int, len(columns))
+	for i, k := range columns {
+		state, text, json, err := c.Value(k, after)
+		if err != nil || state != StateText {
+			return nil, err
+		}
+		if json {
+			if text, _, err = AppendText(nil, &c.t.rel.Columns[k].Type, text); err != nil {
+				return nil, err
+			}
+		}
+		row[i], order[i] = Value{StateText, text}, i
+	}
+	return appendKey([]byte{}, order, row), nil
+}
+
+// links gives the further entities under which the events of a row change are found.
+func (w *Writer) links(c *RowChange) (also []int64, err error) {
+	for _, l := range c.t.links {
+		for _, after := range []bool{false, true} {
+			if after && c.Op == OpDelete || !after && c.Op != OpDelete && c.Op != OpUpdate {
+				continue
+			}
+			id, err := w.keyOf(c, l.key, after)
+			if err != nil {
+				return nil, err
+			}
+			if h := linkHash(l.owner.id, string(id)); id != nil && !slices.Contains(also, h) {
+				also = append(also, h)
+			}
+		}
+	}
+	return also, nil
 }
 
 // left is what tells of the entity that a row belonged to before.
@@ -613,7 +650,13 @@ func (w *Writer) fileRow(ctx context.Context, t *table, e *eventRow, as func(*ta
 		c.objects = [][]byte{e.before}
 	}
 	var err error
-	e.filing, err = w.file(&c, e.op != OpDelete)
+	if e.filing, err = w.file(&c, e.op != OpDelete); err != nil {
+		return err
+	}
+	if e.op == OpUpdate { // all that is known is what it is now
+		c.Op = OpImport
+	}
+	e.also, err = w.links(&c)
 	e.part = as(e.rules)
 	return err
 }

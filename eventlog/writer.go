@@ -217,10 +217,7 @@ func (w *Writer) createViews(ctx context.Context) error {
 		if err := w.conn.QueryRow(ctx, `SELECT to_regclass('backstory.' || quote_ident($1)) IS NOT NULL`, viewName(a)).Scan(&there); err != nil {
 			return fmt.Errorf("look for the view of %s: %w", a.name, err)
 		}
-		d.mu.Lock()
-		owns := d.owns[a.id]
-		d.mu.Unlock()
-		if !there || owns {
+		if !there {
 			if err := w.log.createView(ctx, w.conn, a); err != nil {
 				return err
 			}

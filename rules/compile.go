@@ -107,7 +107,7 @@ func short(table string) string {
 // compileTable makes the rules of a version of a table; nil: the file does not speak of it. What is wrong is noted in the file's problems.
 func (f *File) compileTable(r *eventlog.Relation, warn func(yamlfile.Place, string)) *eventlog.TableRules {
 	if a := f.owner(r.String()); a != nil {
-		return &eventlog.TableRules{Aggregate: a.name, RowRules: f.compile(a.of(nil), a.quiet, a.given, r, warn)}
+		return &eventlog.TableRules{Aggregate: a.name, RowRules: f.compile(a.of(nil), a.quiet, a.given, r, warn), Links: f.compileLinks(a.links, r)}
 	}
 	out := &eventlog.TableRules{}
 	row := newTyper(r)
@@ -119,12 +119,10 @@ func (f *File) compileTable(r *eventlog.Relation, warn func(yamlfile.Place, stri
 				continue
 			}
 			n := len(f.file.Noted())
-			filing := eventlog.Filing{Aggregate: a.name, Table: qualified(a.table.Value), IDType: f.idTypes[qualified(a.table.Value)]}
-			for _, k := range c.key {
-				if i := slices.Index(row.names, k.Value); i >= 0 {
-					filing.Key = append(filing.Key, i)
-				} else {
-					k.Place.Fail("%s has no column %s%s", short(r.String()), k.Value, expr.Nearest(k.Value, row.names))
+			filing := f.filing(a, c.key, r)
+			for _, l := range f.compileLinks(c.links, r) {
+				if !slices.ContainsFunc(out.Links, func(o eventlog.Filing) bool { return o.Aggregate == l.Aggregate && slices.Equal(o.Key, l.Key) }) {
+					out.Links = append(out.Links, l)
 				}
 			}
 			var where *expr.Program
@@ -146,6 +144,37 @@ func (f *File) compileTable(r *eventlog.Relation, warn func(yamlfile.Place, stri
 	}
 	if dynamic {
 		out.File = func(c *eventlog.RowChange, after bool) (int, error) { return row.choose(wheres, c, after) }
+	}
+	return out
+}
+
+// filing says that rows belong to an aggregate's entities, by the columns that hold their key.
+func (f *File) filing(a *aggregate, key []yamlfile.Text, r *eventlog.Relation) eventlog.Filing {
+	out := eventlog.Filing{Aggregate: a.name, Table: qualified(a.table.Value), IDType: f.idTypes[qualified(a.table.Value)]}
+	var names []string
+	for i := range r.Columns {
+		names = append(names, r.Columns[i].Name)
+	}
+	for _, k := range key {
+		if i := slices.Index(names, k.Value); i >= 0 {
+			out.Key = append(out.Key, i)
+		} else {
+			k.Place.Fail("%s has no column %s%s", short(r.String()), k.Value, expr.Nearest(k.Value, names))
+		}
+	}
+	return out
+}
+
+// compileLinks gives the further entities under which a table's events are found. Those that do not fit are noted, and left out.
+func (f *File) compileLinks(list []link, r *eventlog.Relation) (out []eventlog.Filing) {
+	for _, l := range list {
+		for _, a := range f.aggregates {
+			if n := len(f.file.Noted()); a.name == l.aggregate {
+				if filing := f.filing(a, l.key, r); len(f.file.Noted()) == n {
+					out = append(out, filing)
+				}
+			}
+		}
 	}
 	return out
 }
@@ -183,7 +212,7 @@ func (t *typer) choose(wheres []*expr.Program, c *eventlog.RowChange, after bool
 		if w == nil {
 			return i, nil
 		}
-		v, err := w.Run(expr.Env{Vars: []expr.Value{{Kind: expr.Record, Record: row}}})
+		v, err := run(w, expr.Env{Vars: []expr.Value{{Kind: expr.Record, Record: row}}})
 		var source *sourceError
 		switch {
 		case errors.As(err, &source):
@@ -268,12 +297,12 @@ func (r *rule) compile(scope *expr.Scope, rel *eventlog.Relation, names []string
 		w := &r.with[i]
 		c.with = append(c.with, w.value.Compile(scope, expr.Anything, warn))
 		c.names = append(c.names, append(eventlog.AppendString(nil, []byte(w.name)), ':'))
-		if c.columns == nil && r.ops[onInsert] { // the event has it once
+		if r.data == nil { // the event has it once
 			if n := slices.Index(names, w.name); n >= 0 {
-				c.columns = make([]bool, len(names))
-				for j := range c.columns {
-					c.columns[j] = j != n
+				if c.columns == nil {
+					c.columns = slices.Repeat([]bool{true}, len(names))
 				}
+				c.columns[n] = false
 			}
 		}
 	}
@@ -443,7 +472,7 @@ func (t *typer) tells(c *compiled) (bool, error) {
 func (t *typer) fire(c *compiled) error {
 	env := expr.Env{Vars: []expr.Value{{Kind: expr.Record, Record: &t.before}, {Kind: expr.Record, Record: &t.after}}, Changed: t.changed}
 	if c.when != nil {
-		v, err := c.when.Run(env)
+		v, err := run(c.when, env)
 		if err != nil {
 			return t.failed(c, err)
 		}
@@ -453,7 +482,7 @@ func (t *typer) fire(c *compiled) error {
 	}
 	from := len(t.extra)
 	for i, w := range c.with {
-		v, err := w.Run(env)
+		v, err := run(w, env)
 		if err != nil {
 			t.extra = t.extra[:from]
 			return t.failed(c, err)
@@ -473,6 +502,16 @@ func (t *typer) fire(c *compiled) error {
 	}
 	t.parts_ = append(t.parts_, p)
 	return nil
+}
+
+// run gives the value of an expression. Whatever happens in it, the capture goes on.
+func run(p *expr.Program, env expr.Env) (v expr.Value, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			v, err = expr.Value{}, fmt.Errorf("bug in an expression: %v", r)
+		}
+	}()
+	return p.Run(env)
 }
 
 // failed takes what went wrong with a rule.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/internal/expr"
 	"github.com/backstory-dev/backstory/internal/yamlfile"
 )
@@ -27,6 +28,14 @@ type aggregate struct {
 	given    bool // quiet is given, though perhaps empty
 	rules    []*rule
 	children []*child
+	links    []link
+}
+
+// link says that events are found under a further entity.
+type link struct {
+	aggregate string
+	place     yamlfile.Place
+	key       []yamlfile.Text
 }
 
 // child is a table whose rows belong to an aggregate's entities.
@@ -39,6 +48,7 @@ type child struct {
 	where *yamlfile.Expression
 	quiet []yamlfile.Text
 	given bool
+	links []link
 }
 
 // rule is an event that a row change can become.
@@ -110,6 +120,7 @@ func (f *File) parseAggregates(n *yamlfile.Node) {
 		}
 		var events []yamlfile.Member
 		m.Value.Fields("an aggregate", map[string]func(*yamlfile.Node){
+			"links": func(n *yamlfile.Node) { a.links = parseLinks(n) },
 			"children": func(n *yamlfile.Node) {
 				for _, c := range n.Members("children") {
 					a.parseChild(c)
@@ -143,10 +154,32 @@ func (f *File) parseAggregates(n *yamlfile.Node) {
 		f.aggregates = append(f.aggregates, a)
 	}
 	for _, a := range f.aggregates {
+		for _, list := range append([]*child{nil}, a.children...) {
+			if n := len(a.of(list)); n > eventlog.MaxParts {
+				a.place.Fail("%d events of one table; there may be %d", n, eventlog.MaxParts)
+			}
+		}
+		f.checkLinks(a.links)
 		for _, c := range a.children {
+			f.checkLinks(c.links)
 			if o := f.owner(c.table); o != nil {
 				c.place.Fail("%s is the table of %s: its rows are entities of their own", c.table, o.name)
 			}
+		}
+	}
+}
+
+func (f *File) checkLinks(list []link) {
+	var known []string
+	for _, a := range f.aggregates {
+		known = append(known, a.name)
+	}
+	for _, l := range list {
+		if !slices.Contains(known, l.aggregate) {
+			l.place.Fail("the file has no aggregate %s%s", l.aggregate, expr.Nearest(l.aggregate, known))
+		}
+		if len(l.key) == 0 {
+			l.place.Fail("%s needs the column that holds its key", l.aggregate)
 		}
 	}
 }
@@ -161,11 +194,19 @@ func (f *File) owner(table string) *aggregate {
 	return nil
 }
 
+func parseLinks(n *yamlfile.Node) (out []link) {
+	for _, m := range n.Members("links") {
+		out = append(out, link{m.Name, m.Place, m.Value.Texts("key")})
+	}
+	return out
+}
+
 func (a *aggregate) parseChild(m yamlfile.Member) {
 	c := &child{of: a, place: m.Place, table: m.Name, as: m.Name[strings.LastIndex(m.Name, ".")+1:]}
 	m.Value.Fields("a child", map[string]func(*yamlfile.Node){
-		"key": func(n *yamlfile.Node) { c.key = n.Texts("key") },
-		"as":  func(n *yamlfile.Node) { c.as = n.Text("as") },
+		"key":   func(n *yamlfile.Node) { c.key = n.Texts("key") },
+		"as":    func(n *yamlfile.Node) { c.as = n.Text("as") },
+		"links": func(n *yamlfile.Node) { c.links = parseLinks(n) },
 		"where": func(n *yamlfile.Node) {
 			if e, ok := n.Expression("where"); ok {
 				c.where = &e

@@ -315,7 +315,7 @@ SELECT e.position,
        CASE WHEN r.id IS NULL THEN NULL WHEN r.root_name <> '' THEN r.root_schema || '.' || r.root_name ELSE r.schema || '.' || r.name END AS relation,
        CASE WHEN r.id IS NOT NULL THEN coalesce(e.id_text, e.id::text) END AS key,
        k.source, e.xid, e.commit_lsn, e.change, e.part,
-       k.relation AS schema_version, k.rules_version, k.quiet,
+       k.relation AS schema_version, k.rules_version, k.quiet, k.restates,
        CASE WHEN r.root_name <> '' THEN r.schema || '.' || r.name END AS partition
 FROM backstory.event e
 JOIN backstory.kind k ON k.id = e.kind

@@ -409,3 +409,61 @@ aggregates:
 		})
 	}
 }
+
+// TestLinks: events of a join table, with a key and without, are found under both of what it joins, and stored once.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"PRIMARY KEY (student_id, course_id)", "CHECK (grade > 0)"} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{})
+			s.withRules(`
+aggregates:
+	Student: {table: students}
+	Course: {table: courses}
+	Enrolment:
+		table: enrolments
+		links: {Student: student_id, Course: course_id}
+		events:
+			Graded: {on: update, data: [grade]}
+`)
+			db := s.sql()
+			db.do(`SET search_path = public; CREATE TABLE students (id int PRIMARY KEY, name text); CREATE TABLE courses (code text PRIMARY KEY, name text);
+				CREATE TABLE enrolments (student_id int NOT NULL, course_id text, grade int, %s); ALTER TABLE enrolments REPLICA IDENTITY FULL`, key)
+			s.init()
+			db.do(`INSERT INTO enrolments VALUES (1, 'math', 5), (2, 'math', 4); UPDATE enrolments SET grade = 3 WHERE student_id = 1; UPDATE enrolments SET course_id = 'art' WHERE student_id = 2; DELETE FROM enrolments WHERE student_id = 1;
+				INSERT INTO students VALUES (1, 'Ann'); INSERT INTO courses VALUES ('art', 'Art')`)
+			s.once()
+			l := s.openLog()
+			for entity, want := range map[string]string{
+				"Student/1":    "EnrolmentCreated Graded EnrolmentDeleted StudentCreated",
+				"students/2":   "EnrolmentCreated EnrolmentUpdated",
+				"Course/math":  "EnrolmentCreated EnrolmentCreated Graded EnrolmentUpdated EnrolmentDeleted",
+				"courses/art":  "EnrolmentUpdated CourseCreated",
+				"Course/Ann":   "",
+				"Enrolment/12": "",
+			} {
+				var list []string
+				e, err := l.Entity(t.Context(), entity)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := l.Read(t.Context(), e.Selection(), func(e *eventlog.Event) error { list = append(list, e.Type); return nil }); err != nil {
+					t.Fatal(err)
+				}
+				if got := strings.Join(list, " "); got != want {
+					t.Errorf("the history of %s is\n%s, want\n%s", entity, got, want)
+				}
+			}
+			if n := db.one(`SELECT count(*) FROM backstory.events`); n != "7" {
+				t.Errorf("the log has %s events, want 7", n)
+			}
+			s.says(0, "", "checkout", "--at", "HEAD", "--schema", "now", "enrolments", "students")
+			if have, want := db.rows(`SELECT e::text FROM now.enrolments e ORDER BY 1`), db.rows(`SELECT e::text FROM enrolments e ORDER BY 1`); fmt.Sprint(have) != fmt.Sprint(want) {
+				t.Errorf("the log has %v, the source %v", have, want)
+			}
+			s.says(0, "Ann", "show", "students/1", "--json")
+			verify(t, l)
+		})
+	}
+}
