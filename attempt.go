@@ -205,7 +205,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		if n := s.dropped.Swap(nil); n != nil {
 			gap.Reason += fmt.Sprintf(": the sidecar dropped it, since the source kept %d MB of WAL for it (BACKSTORY_WAL_LIMIT)", *n/1e6)
 		}
-		if e := w.Gap(appendCtx, gap.Reason, gap.From, gap.To); e != nil {
+		if e := w.Gap(appendCtx, gap.Reason, gap.From, gap.To, gap.PutBack); e != nil {
 			return fmt.Errorf("record a gap (%s): %w", gap.Reason, e)
 		}
 		return gapProblem(gap.Reason)

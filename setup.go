@@ -324,7 +324,11 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	if err := (&Plan{Plan: p, LogExists: true}).permitted(needed, "backstory init --accept-gap"); err != nil {
 		return nil, err
 	}
-	reason, dropped := whyAccepted(ctx, cfg, log, p), false
+	why, how, err := crossing(ctx, cfg, log, p, head)
+	if err != nil {
+		return nil, err
+	}
+	dropped := false
 	p.NewSlot = true
 	p.Replace = func() error {
 		if head.Gap == "" { // the gap is recorded before it is accepted, so that the history says so
@@ -333,7 +337,7 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 				return eventlog.Remedy(err)
 			}
 			if h := w.Head(); h.Gap == "" { // nobody has gone on, or found it, meanwhile
-				err = w.Gap(ctx, reason, h.EndLSN, max(h.EndLSN, p.Server.FlushLSN))
+				err = w.Gap(ctx, why.Reason, why.From, why.To, why.PutBack)
 			}
 			if e := w.Close(ctx); err == nil {
 				err = e
@@ -360,37 +364,58 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	if err != nil {
 		return nil, err
 	}
-	for i, t := range res.Tables {
-		t.Relation.Complete = false
-		if j := slices.IndexFunc(before, func(b eventlog.Captured) bool { return b.OID == t.OID }); j >= 0 {
-			// Since then, but for the gap, which is noted; a source that has gone back to an earlier state uses these places again.
-			res.Tables[i].SinceLSN = min(before[j].SinceLSN, res.Start)
-		}
-	}
-	gone, err := capture.Gone(ctx, cfg.Capture, before)
+	present, err := capture.Present(ctx, cfg.Capture)
 	if err != nil {
 		return nil, err
 	}
-	if err := log.SetCaptured(ctx, append(slices.Clone(res.Tables), gone...)); err != nil {
+	tables, err := log.AcceptGap(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot, Version: p.Server.Version},
+		how, res.Tables, present)
+	if err != nil {
 		return nil, err
 	}
-	return &Done{Start: res.Start, Tables: res.Tables, Left: p.Left, Role: p.Role}, log.AcceptGap(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database,
-		Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot, Version: p.Server.Version})
+	return &Done{Start: res.Start, Tables: tables, Left: p.Left, Role: p.Role}, nil
 }
 
-// whyAccepted is the reason of a gap that a person accepts before the sidecar has met it.
-func whyAccepted(ctx context.Context, cfg Config, log *eventlog.Log, p *capture.Plan) string {
-	reason := "accepted by hand: the replication slot was made anew"
+// crossing tells how the source of after a gap is that of before, and what the gap is that a person accepts before the sidecar has met it.
+func crossing(ctx context.Context, cfg Config, log *eventlog.Log, p *capture.Plan, head *eventlog.Head) (*capture.Gap, eventlog.Crossing, error) {
+	why := &capture.Gap{From: head.EndLSN, To: max(head.EndLSN, p.Server.FlushLSN)}
+	if p.Server.SystemID != head.SystemID || p.Server.Database != head.Database {
+		why.Reason, why.To = fmt.Sprintf("accepted by hand: the source is database %s of system %s, and was database %s of system %s", p.Server.Database, p.Server.SystemID, head.Database, head.SystemID), head.EndLSN
+		return why, eventlog.OtherSystem, nil
+	}
+	found, err := capture.PutBack(ctx, cfg.Capture, *head)
+	if err != nil {
+		return nil, 0, err
+	}
+	if found != nil {
+		found.Reason = "accepted by hand: " + found.Reason
+		return found, eventlog.PutBack, nil
+	}
+	if head.Gap != "" { // as it was when it was found: the source has gone on since
+		gaps, err := log.Gaps(ctx, 0, head.Position)
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, g := range slices.Backward(gaps) {
+			if g.OID != 0 {
+				continue
+			}
+			if g.PutBack {
+				return why, eventlog.PutBack, nil
+			}
+			break
+		}
+		return why, eventlog.SameSource, nil
+	}
+	why.Reason = "accepted by hand: the replication slot was made anew"
 	captured, err := log.Captured(ctx)
 	if err != nil {
-		return reason
+		return nil, 0, err
 	}
-	var gap *capture.Gap
-	if errors.As(capture.CheckPublications(ctx, cfg.Capture, captured), &gap) {
-		return "accepted by hand: " + gap.Reason
+	if errors.As(capture.CheckPublications(ctx, cfg.Capture, captured), &found) {
+		why.Reason = "accepted by hand: " + found.Reason
+	} else if p.NewSlot {
+		why.Reason = "accepted by hand: the replication slot " + cfg.Capture.Slot + " is gone"
 	}
-	if p.NewSlot {
-		return "accepted by hand: the replication slot " + cfg.Capture.Slot + " is gone"
-	}
-	return reason
+	return why, eventlog.SameSource, nil
 }

@@ -65,7 +65,7 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 		SELECT c.oid::bigint, c.relfilenode::bigint, n.nspname || '.' || c.relname,
 		       coalesce((SELECT rn.nspname || '.' || rc.relname FROM pg_class rc JOIN pg_namespace rn ON rn.oid = rc.relnamespace WHERE c.relispartition AND rc.oid = pg_partition_root(c.oid)), ''),
 		       `+attributeVersions+`, `+keyVersion+`, `+indexVersion+`, c.relreplident::text
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1::bigint[]::oid[])`, list)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1::bigint[]::oid[]) AND c.oid >= 16384 -- below that are tables of before a gap (eventlog.AcceptGap)`, list)
 	if err != nil {
 		return nil, fmt.Errorf("look at the captured tables: %w", err)
 	}
@@ -111,7 +111,7 @@ func catalogues(ctx context.Context, q queryer, oids []uint32) (map[uint32]*cata
 // Altered finds the captured tables that are not in the catalogue as they were recorded, and describes them as they are to be recorded from now
 // on.
 //
-// One that is missing was dropped, if this is the source of head: only then is that believed.
+// It is believed only if this is the source of head: in another one, or one that was put back, they may be other tables, or missing.
 func Altered(ctx context.Context, c Config, captured []eventlog.Captured, head eventlog.Head) ([]eventlog.Alteration, error) {
 	c = c.WithDefaults()
 	conn, err := c.Connect(ctx)
@@ -154,25 +154,25 @@ func Altered(ctx context.Context, c Config, captured []eventlog.Captured, head e
 	if eventlog.SQLState(err) == "55P03" { // lock_not_available: an ALTER TABLE is at work, and is seen when it is done
 		return nil, nil
 	}
-	if err != nil || len(dropped) == 0 {
-		return out, err
+	if out = append(out, dropped...); err != nil || len(out) == 0 {
+		return nil, err
 	}
 	repl, err := c.connectReplication(ctx, nil)
 	if err != nil {
-		return out, err
+		return nil, err
 	}
 	defer repl.Close(context.WithoutCancel(ctx))
 	at, done, err := c.connectSlot(ctx, conn)
 	if err != nil {
-		return out, err
+		return nil, err
 	}
 	defer done()
 	sv, err := c.server(ctx, conn, at, repl)
 	if err != nil {
-		return out, err
+		return nil, err
 	}
-	if checkSource(sv, &head) == nil {
-		out = append(out, dropped...)
+	if checkSource(sv, &head) != nil {
+		return nil, nil
 	}
 	return out, nil
 }
@@ -201,6 +201,29 @@ func Gone(ctx context.Context, c Config, captured []eventlog.Captured) ([]eventl
 		return nil, fmt.Errorf("look for the captured tables: %w", err)
 	}
 	return slices.DeleteFunc(slices.Clone(captured), func(t eventlog.Captured) bool { return slices.Contains(there, int64(t.OID)) }), nil
+}
+
+// Present gives all tables that a source has.
+func Present(ctx context.Context, c Config) ([]eventlog.Present, error) {
+	conn, err := c.WithDefaults().Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	rows, err := conn.Query(ctx, `SELECT c.oid::bigint, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND c.oid >= 16384`)
+	var list []eventlog.Present
+	if err == nil {
+		list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (p eventlog.Present, err error) {
+			var oid int64
+			err = row.Scan(&oid, &p.Schema, &p.Name)
+			p.OID = uint32(oid)
+			return p, err
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for the source's tables: %w", err)
+	}
+	return list, nil
 }
 
 // altered describes one.

@@ -233,7 +233,7 @@ func (a *again) reached(end eventlog.LSN) error {
 
 func (a *again) other(to eventlog.LSN) error {
 	return &Gap{Reason: fmt.Sprintf("the source has other transactions than the log: it does not have the one of %s (WAL position %s). It was put back to an earlier state, and has gone on from there",
-		a.when.UTC().Format(time.RFC3339), a.last), From: min(a.start, a.end), To: to}
+		a.when.UTC().Format(time.RFC3339), a.last), From: min(a.start, a.end), To: to, PutBack: true}
 }
 
 // relation takes the description of a table, which comes before its first row in a session and after its shape changed.

@@ -106,7 +106,7 @@ func (c Config) checkPublications(ctx context.Context, conn *pgx.Conn, captured 
 			narrowed = append(narrowed, t)
 		case len(is) < 3:
 			var exists bool
-			if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1::bigint::oid)`, int64(t.OID)).Scan(&exists); err != nil {
+			if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1::bigint::oid AND oid >= 16384)`, int64(t.OID)).Scan(&exists); err != nil {
 				return fmt.Errorf("read the catalogue: %w", err)
 			}
 			if exists {

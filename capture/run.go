@@ -21,6 +21,8 @@ type Gap struct {
 	From, To eventlog.LSN // of the source's WAL; To is zero where nobody knows
 	// Publication tells that a publication is not as it was recorded: perhaps only because init is altering it just now.
 	Publication bool
+	// PutBack tells that the source does not have all that the log has.
+	PutBack bool
 }
 
 func (g *Gap) Error() string {
@@ -37,6 +39,7 @@ func checkStart(sv *Server, slot *Slot, head *eventlog.Head, name string) error 
 	if err := checkSource(sv, head); err != nil {
 		// One that was put back has other transactions from where it was put back to, which was after its slot. Of one that was promoted it is known where.
 		if g, ok := err.(*Gap); ok {
+			g.PutBack = true
 			if g.From = min(g.From, g.To); g.To == sv.FlushLSN && slot.Exists && name == head.Slot {
 				g.From = min(g.From, slot.ConfirmedFlush)
 			}
@@ -113,31 +116,49 @@ func otherSystem(sv *Server, head *eventlog.Head, why string) error {
 
 // CheckStart tells whether a log can go on from its end: nil, a *Gap, or why it cannot be told.
 func CheckStart(ctx context.Context, c Config, head eventlog.Head) error {
-	c = c.WithDefaults()
-	conn, err := c.Connect(ctx)
+	sv, slot, err := c.WithDefaults().start(ctx)
 	if err != nil {
 		return err
+	}
+	return checkStart(sv, slot, &head, c.WithDefaults().Slot)
+}
+
+// PutBack gives the gap of a log's source that does not have all that the log has, nil if it has.
+func PutBack(ctx context.Context, c Config, head eventlog.Head) (*Gap, error) {
+	sv, slot, err := c.WithDefaults().start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var g *Gap
+	if errors.As(checkStart(sv, slot, &head, c.WithDefaults().Slot), &g) && g.PutBack {
+		return g, nil
+	}
+	return nil, nil
+}
+
+// start asks for what it depends on where a stream can start.
+func (c Config) start(ctx context.Context) (*Server, *Slot, error) {
+	conn, err := c.Connect(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	at, done, err := c.connectSlot(ctx, conn)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	defer done()
 	repl, err := c.connectReplication(ctx, nil)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	defer repl.Close(context.WithoutCancel(ctx))
 	sv, err := c.server(ctx, conn, at, repl)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	slot, err := c.ReadSlot(ctx, at)
-	if err != nil {
-		return err
-	}
-	return checkStart(sv, slot, &head, c.Slot)
+	return sv, slot, err
 }
 
 // WrongSlot is the error for a log that was made from another slot than the one that is configured.

@@ -139,6 +139,7 @@ func (w *Writer) change(ctx context.Context, it *Item) error {
 	if err != nil {
 		return err
 	}
+	t.seen = w.tx.lsn
 	switch it.Op {
 	case OpTruncate:
 		w.event(t, &eventRow{op: OpTruncate, part: t.rules.truncated, text: []byte{}})

@@ -387,6 +387,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	if err != nil {
 		return err
 	}
+	t.seen = w.tx.lsn // whoever read the chunk kept the table as it is until here
 	w.importing = true
 	defer func() { w.importing = false }()
 	if was.Pass != PassShape && !rel.Dropped { // it was altered while its rows are being read, and goes on to be

@@ -68,7 +68,6 @@ func (w *Writer) Append(ctx context.Context, b *Batch) error {
 			if err := w.change(ctx, it); err != nil {
 				return err
 			}
-			w.lastDML = w.tx.lsn
 			if err := w.relieve(ctx); err != nil {
 				return err
 			}

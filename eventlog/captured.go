@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Captured is a table that is captured, in its present shape.
@@ -180,21 +181,30 @@ func (l *Log) CapturedTable(ctx context.Context, oid uint32) (Captured, error) {
 // Retaken gives the OIDs of those captured tables with a history that were not captured, or only their inserts, for a while, as long as that is not recorded
 // (Writer.Retaken): no version of them is as new as their SinceLSN. Of tables of which only inserts are captured that is not known.
 func (l *Log) Retaken(ctx context.Context) ([]uint32, error) {
-	rows, err := l.pool.Query(ctx, `SELECT c.oid::bigint FROM backstory.captured c
-		CROSS JOIN LATERAL (SELECT max(r.at_lsn) AS at_lsn FROM backstory.relation r WHERE r.oid = c.oid AND r.sealed_at <= (SELECT position FROM backstory.head)) r
-		WHERE NOT c.insert_only AND r.at_lsn < c.since_lsn`)
+	captured, err := l.Captured(ctx)
 	if err != nil {
-		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
+		return nil, err
 	}
-	oids, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (uint32, error) {
-		var oid int64
-		err := row.Scan(&oid)
-		return uint32(oid), err
-	})
+	versions, err := l.Relations(ctx)
 	if err != nil {
-		return nil, Remedy(fmt.Errorf("read the captured tables: %w", err))
+		return nil, err
+	}
+	newest := map[uint32]LSN{}
+	for _, v := range versions {
+		newest[v.OID] = max(newest[v.OID], v.AtLSN)
+	}
+	var oids []uint32
+	for _, c := range captured {
+		if at, ok := newest[c.OID]; ok && !c.InsertOnly && at < c.SinceLSN {
+			oids = append(oids, c.OID)
+		}
 	}
 	return oids, nil
+}
+
+// execer is a transaction, or a connection in one.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
 // SetCaptured records the tables that are captured; others are forgotten (their history stays). One that has become complete meanwhile
@@ -255,12 +265,12 @@ func (l *Log) ChangeCaptured(ctx context.Context, was, tables []Captured) error 
 	return nil
 }
 
-func overwriteCaptured(ctx context.Context, tx pgx.Tx, c Captured) error {
+func overwriteCaptured(ctx context.Context, tx execer, c Captured) error {
 	return putCaptured(ctx, tx, c, `DO UPDATE SET schema = $2, name = $3, columns = $4, key = $5, key_deferrable = $6, identity = $7, insert_only = $8,
 		complete = $9 OR captured.complete AND captured.since_lsn = $10 AND captured.insert_only = $8, since_lsn = $10, published = $11, generated = $12, catalogue = $13, root_schema = $14, root_name = $15, root_oid = $16::bigint::oid`)
 }
 
-func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
+func setCaptured(ctx context.Context, tx execer, tables []Captured) error {
 	oids := []int64{}
 	for _, c := range tables {
 		oids = append(oids, int64(c.OID))
@@ -272,7 +282,7 @@ func setCaptured(ctx context.Context, tx pgx.Tx, tables []Captured) error {
 	return err
 }
 
-func putCaptured(ctx context.Context, tx pgx.Tx, c Captured, conflict string) error {
+func putCaptured(ctx context.Context, tx execer, c Captured, conflict string) error {
 	columns, generated, key, err := c.marshal()
 	if err != nil {
 		return err
@@ -443,27 +453,6 @@ func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 	})
 	if err != nil {
 		return fmt.Errorf("record that tables were altered: %w", err)
-	}
-	return nil
-}
-
-// AcceptGap lets the log go on after a gap, from another point of the source. Rows of before may have changed or vanished
-// unseen, so no table counts as complete until it is compared with the source (heal.go).
-func (l *Log) AcceptGap(ctx context.Context, h Head) error {
-	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE backstory.head SET epoch = epoch + 1, gap = NULL, incarnation = incarnation + 1, system_id = $1, database = $2,
-			timeline = $3, end_lsn = $4, commit_lsn = '0/0', slot = $5, server_version = $6, closed = false, updated_at = now()`, h.SystemID, h.Database, int64(h.Timeline), h.EndLSN.String(), h.Slot, h.Version)
-		if err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `UPDATE backstory.captured SET complete = false`)
-		if err == nil {
-			_, err = tx.Exec(ctx, `DELETE FROM backstory.baseline`)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("accept the gap: %w", err)
 	}
 	return nil
 }

@@ -65,8 +65,9 @@ func (w *Writer) define(ctx context.Context, it *Item) error {
 		w.compareLater(r.OID)
 		w.toldLater(r.OID)
 	}
-	w.lastDML = w.tx.lsn // it held to here
+	w.held = w.tx.lsn
 	t, err := w.redefined(ctx, &r)
+	w.held = 0
 	if err != nil {
 		return err
 	}

@@ -52,11 +52,13 @@ type dictionary struct {
 	relations  map[int]*Relation
 	kinds      map[int32]*kind
 	rules      map[int]string // by version of the rules: what they were made of
-	loaded     Position       // what events up to here refer to is in the copy
+	moved      []moved
+	began      map[int]relationPlace // by number of the version
+	loaded     Position              // what events up to here refer to is in the copy
 }
 
 func newDictionary(l *Log) *dictionary {
-	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, kinds: map[int32]*kind{}, rules: map[int]string{}}
+	return &dictionary{log: l, sources: map[int]*source{}, aggregates: map[int32]*aggregate{}, relations: map[int]*Relation{}, began: map[int]relationPlace{}, kinds: map[int32]*kind{}, rules: map[int]string{}}
 }
 
 // reload forgets everything and reads what is in the database: a writer before may have left what was never committed, or
@@ -67,9 +69,10 @@ func (d *dictionary) reload(ctx context.Context) error {
 	clear(d.sources)
 	clear(d.aggregates)
 	clear(d.relations)
+	clear(d.began)
 	clear(d.kinds)
 	clear(d.rules)
-	d.loaded = 0
+	d.moved, d.loaded = nil, 0
 	return d.read(ctx)
 }
 
@@ -259,6 +262,9 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := p.QueryRow(ctx, `SELECT coalesce((SELECT position FROM backstory.head), 0)`).Scan(&head); err != nil {
 		return err
 	}
+	if err := d.loadMoved(ctx, p); err != nil {
+		return err
+	}
 	rows, err := p.Query(ctx, `SELECT id, system_id, database, incarnation, timeline, tag FROM backstory.source WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.sources))
 	if err != nil {
 		return err
@@ -289,21 +295,27 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, `+relationColumns+` FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
+	rows, err = p.Query(ctx, `SELECT id, source, (after_lsn - '0/0')::bigint, (at_lsn - '0/0')::bigint, `+relationColumns+` FROM backstory.relation WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.relations))
 	if err != nil {
 		return err
 	}
 	for rows.Next() {
 		var id int
+		var p relationPlace
+		var after, at int64
 		var stored storedRelation
-		if err := rows.Scan(append([]any{&id}, stored.scan()...)...); err != nil {
+		if err := rows.Scan(append([]any{&id, &p.source, &after, &at}, stored.scan()...)...); err != nil {
 			return err
 		}
 		r, err := stored.relation()
 		if err != nil {
 			return fmt.Errorf("relation %d: %w", id, err)
 		}
-		d.relations[id] = r
+		p.after, p.at = LSN(after), LSN(at)
+		if s := d.sources[p.source]; s != nil {
+			p.incarnation = s.incarnation
+		}
+		d.relations[id], d.began[id] = asNow(d.moved, id, r), p
 	}
 	if err := rows.Err(); err != nil {
 		return err

@@ -84,6 +84,21 @@
 // The source sends the columns of a row in the order of their numbers. Where a description has them in another order, by their names, these have been
 // swapped since, and the order counts (inOrder).
 //
+// # Numbers after a gap
+//
+// A table is known by its OID, and a column by its number. In another system (a dump that was restored), and in one that was put back to an earlier state and
+// gives numbers out again, they may mean something else. So with each gap that is accepted it is recorded which number a table of before has now (moved.go):
+//
+//   - In the same source, its own, whatever it is called by then; if it is gone, that of the table that has its name.
+//   - In a source that was put back: its own, if the table has a name with which the log has seen it. Otherwise nobody can tell one that was renamed from
+//     another one that got its number. Then that of the table of the same name.
+//   - In another system: that of the table of the same name.
+//
+// One that is not there any more is dropped, and gets a number below 16384, which no table of a user has. Columns likewise. Whoever reads the log sees all
+// versions of a table with the numbers of now; what is stored stays. pg_upgrade keeps all numbers; unless it is accepted as a gap it is none.
+//
+// What nobody can see: that a source was put back whose WAL has passed the log's end by the time that anybody looks, on the same timeline, without its slot.
+//
 // # Physical shape
 //
 // One row per event in backstory.event, partitioned by position. What events have in common (source, table version,

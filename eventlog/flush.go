@@ -24,16 +24,18 @@ const (
 	relationTable
 	kindTable
 	rulesTable
+	movedTableRow
 )
 
 // smallColumns are the columns of the small tables that a seal covers, as the writer writes and verify reads them.
 var smallColumns = map[smallTable]struct{ name, columns, read string }{
 	sourceTable:    {"source", "id, system_id, database, incarnation, timeline, tag", "id, system_id, database, incarnation, timeline, tag"},
 	aggregateTable: {"aggregate", "id, name, id_type", "id, name, id_type"},
-	relationTable: {"relation", "id, oid, schema, name, root_oid, root_schema, root_name, columns, key, key_deferrable, generated, identity, insert_only, complete, dropped, after_lsn, at_lsn, at_position",
-		"id, oid::bigint, schema, name, root_oid::bigint, root_schema, root_name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, dropped, after_lsn::text, at_lsn::text, at_position"},
-	kindTable:  {"kind", "id, source, relation, aggregate, owner, type, op, quiet, restates, rules_version", "id, source, relation, aggregate, owner, type, op, quiet, restates, rules_version"},
-	rulesTable: {"rules", "id, text, at_position", "id, text, at_position"},
+	relationTable: {"relation", "id, oid, schema, name, root_oid, root_schema, root_name, columns, key, key_deferrable, generated, identity, insert_only, complete, dropped, source, after_lsn, at_lsn, at_position",
+		"id, oid::bigint, schema, name, root_oid::bigint, root_schema, root_name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, dropped, source, after_lsn::text, at_lsn::text, at_position"},
+	kindTable:     {"kind", "id, source, relation, aggregate, owner, type, op, quiet, restates, rules_version", "id, source, relation, aggregate, owner, type, op, quiet, restates, rules_version"},
+	rulesTable:    {"rules", "id, text, at_position", "id, text, at_position"},
+	movedTableRow: {"moved", "id, until, oid, now_oid, columns", "id, until, oid::bigint, now_oid::bigint, columns::text"},
 }
 
 // sealRow gives the bytes of a small table's row that a seal covers: a JSON array of its values.
@@ -77,7 +79,8 @@ type flight struct {
 	news       []newRow
 	made       Counts
 	progress   []byte // SQL
-	seen       LSN    // everything that was captured before it is in the log then; 0: not everything that was made is in this step
+	also       func(context.Context, execer) error
+	seen       LSN // everything that was captured before it is in the log then; 0: not everything that was made is in this step
 	done       chan error
 }
 
@@ -98,7 +101,7 @@ func (w *Writer) flush(ctx context.Context, backlog LSN, part bool) error {
 		}
 	}
 	// A transaction of which all rows are written already still has to be made visible.
-	if len(whole) > 0 || w.whole > w.head.Position || len(w.progress) > 0 {
+	if len(whole) > 0 || w.whole > w.head.Position || len(w.progress) > 0 || w.also != nil {
 		if err := w.write(ctx, step{rows: whole, first: w.head.Written + 1, position: w.whole}); err != nil {
 			return err
 		}
@@ -165,6 +168,7 @@ func (w *Writer) write(ctx context.Context, s step) error {
 		f.next.Position, f.next.Seal, f.next.EndLSN, f.next.CommitLSN, f.next.OccurredAt = s.position, f.seal, w.endLSN, w.commit, w.when
 		f.made, w.made = w.made, Counts{}
 		f.progress, w.progress = w.progress, nil
+		f.also, w.also = w.also, nil
 	}
 	w.rows = append(w.spare[:0], w.rows[len(s.rows):]...)
 	w.wholeEnd, w.spare, w.contexts, w.ctxBytes = 0, nil, nil, 0
@@ -258,9 +262,14 @@ func (w *Writer) send(ctx context.Context, f *flight) error {
 	pc := w.conn.PgConn()
 	var q strings.Builder
 	late := len(f.rows) == 0
-	if len(f.news) > 0 || len(f.contexts) > 16 && !late {
+	if len(f.news) > 0 || len(f.contexts) > 16 && !late || f.also != nil {
 		if _, err := w.conn.Exec(ctx, "BEGIN"); err != nil {
 			return err
+		}
+		if f.also != nil {
+			if err := f.also(ctx, w.conn); err != nil {
+				return err
+			}
 		}
 		for _, n := range f.news {
 			t := smallColumns[n.table]

@@ -10,8 +10,9 @@ import (
 )
 
 // Gap records that the log may lack changes of the source between two positions of its WAL, and why. Nothing is
-// appended after it until a person has accepted it (AcceptGap). No table counts as complete from there on.
-func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
+// appended after it until a person has accepted it (AcceptGap). No table counts as complete from there on. putBack says that the source does not have
+// all that the log has.
+func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN, putBack bool) error {
 	for _, r := range w.log.dict.newest() {
 		if !r.Complete {
 			continue
@@ -22,7 +23,7 @@ func (w *Writer) Gap(ctx context.Context, reason string, from, to LSN) error {
 			return err
 		}
 	}
-	if err := w.gap(ctx, w.noteTable(sourceAggregate), "SourceGap", []byte(w.head.Slot), reason, from, to); err != nil {
+	if err := w.gap(ctx, w.noteTable(sourceAggregate), "SourceGap", []byte(w.head.Slot), reason, from, to, putBack); err != nil {
 		return err
 	}
 	db, err := w.db(ctx)
@@ -85,7 +86,7 @@ func (w *Writer) tableGap(ctx context.Context, last *Relation, reason string, fr
 	if err != nil {
 		return err
 	}
-	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, from, to)
+	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, from, to, false)
 }
 
 // Retaken records that a table was not captured, or only its inserts, for a while before c.SinceLSN: what the log holds of its rows may be outdated, and rows
@@ -107,33 +108,44 @@ func (w *Writer) Retaken(ctx context.Context, c Captured) error {
 	if err != nil {
 		return err
 	}
-	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, min(w.commit, c.SinceLSN), c.SinceLSN) // which may be noticed late
+	return w.gap(ctx, t, t.agg.name+"Gap", []byte{}, reason, min(w.commit, c.SinceLSN), c.SinceLSN, false) // which may be noticed late
 }
 
-func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reason string, from, to LSN) error {
+func (w *Writer) gap(ctx context.Context, t *table, typ string, key []byte, reason string, from, to LSN, putBack bool) error {
+	told := map[string]any{"reason": reason, "from_lsn": from.String(), "to_lsn": to.String(), "found_at": time.Now().UTC().Format(time.RFC3339Nano)}
+	if putBack {
+		told["put_back"] = true
+	}
+	data, err := json.Marshal(told)
+	if err != nil {
+		return err
+	}
+	if err := w.beside(t, OpGap, typ, key, data); err != nil {
+		return err
+	}
+	if err := w.flush(ctx, 0, false); err != nil {
+		return err
+	}
+	return w.join(ctx)
+}
+
+// beside makes an event that has no commit of its own: it lies after the last one, whose time it has, since commits that follow may be older than this moment
+// (see lastUntil). Its place in the log keeps its id apart, among ordinals that no row change has.
+func (w *Writer) beside(t *table, op Op, typ string, key, data []byte) error {
 	if w.tx.open {
 		return errors.New("bug: a gap inside a transaction")
 	}
 	if err := w.setSource(w.head.Timeline); err != nil {
 		return err
 	}
-	data, err := json.Marshal(map[string]string{"reason": reason, "from_lsn": from.String(), "to_lsn": to.String(), "found_at": time.Now().UTC().Format(time.RFC3339Nano)})
-	if err != nil {
-		return err
-	}
-	// A gap has no commit of its own: it lies after the last one, whose time it has, since commits that follow may be older than this moment (see
-	// lastUntil). Its place in the log keeps its id apart, among ordinals that no row change has.
 	at := w.when
 	if at.IsZero() {
 		at = w.head.BeganAt
 	}
 	w.tx = openTx{lsn: w.commit, at: at.UnixMicro() - pgEpoch, change: 1<<34 - 1 - int64(w.pos)&0xfffff, first: w.pos + 1}
-	w.event(t, &eventRow{op: OpGap, part: part{typ: typ}, text: key, data: data})
+	w.event(t, &eventRow{op: op, part: part{typ: typ}, text: key, data: data})
 	w.whole, w.wholeEnd = w.pos, len(w.rows)
-	if err := w.flush(ctx, 0, false); err != nil {
-		return err
-	}
-	return w.join(ctx)
+	return nil
 }
 
 // Gap is a gap as the log tells of it.
@@ -142,6 +154,7 @@ type Gap struct {
 	OID      uint32   // of the table whose changes may be missing; 0: of all tables
 	Reason   string
 	From, To LSN // as Writer.Gap and the others were told: zero where nobody knows
+	PutBack  bool
 	source   *source
 }
 
@@ -191,9 +204,10 @@ func (l *Log) Gaps(ctx context.Context, after, until Position) ([]Gap, error) {
 			return nil, fmt.Errorf("look for gaps: %w", err)
 		}
 		var told struct {
-			Reason string `json:"reason"`
-			From   string `json:"from_lsn"`
-			To     string `json:"to_lsn"`
+			Reason  string `json:"reason"`
+			From    string `json:"from_lsn"`
+			To      string `json:"to_lsn"`
+			PutBack bool   `json:"put_back"`
 		}
 		err := json.Unmarshal(data, &told)
 		if err == nil {
@@ -206,7 +220,7 @@ func (l *Log) Gaps(ctx context.Context, after, until Position) ([]Gap, error) {
 			return nil, fmt.Errorf("read the gap at position %d: %w", g.Position, err)
 		}
 		k := l.dict.cached(kind)
-		if g.Reason, g.source = told.Reason, k.source; k.relation != nil {
+		if g.Reason, g.PutBack, g.source = told.Reason, told.PutBack, k.source; k.relation != nil {
 			g.OID = k.relation.OID
 		}
 		out = append(out, g)

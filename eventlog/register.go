@@ -28,6 +28,7 @@ type table struct {
 	intKey     bool
 	deferrable bool // its key is, or was once: the catalogue, which tells it, may be newer than the stream
 	kinds      map[kindKey]int32
+	seen       LSN                   // up to here it is known to have had this shape; 0: this writer has not seen it
 	since      map[int]*olderColumns // see columnsSince
 }
 
@@ -131,10 +132,16 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 		if err != nil {
 			return nil, err
 		}
+		if w.cur == nil {
+			if err := w.setSource(w.head.Timeline); err != nil {
+				return nil, err
+			}
+		}
+		p := relationPlace{source: w.cur.id, incarnation: w.cur.incarnation, after: w.heldUntil(r.OID), at: at}
 		w.news = append(w.news, newRow{relationTable,
-			[]any{t.id, r.OID, r.Schema, r.Name, r.RootOID, r.RootSchema, r.RootName, columns, key, r.Deferrable, generated, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, r.Dropped, w.lastDML.String(), at.String(), int64(w.pos + 1)}})
+			[]any{t.id, r.OID, r.Schema, r.Name, r.RootOID, r.RootSchema, r.RootName, columns, key, r.Deferrable, generated, string(r.ReplicaIdentity), r.InsertOnly, r.Complete, r.Dropped, p.source, p.after.String(), p.at.String(), int64(w.pos + 1)}})
 		d.mu.Lock()
-		d.relations[t.id] = r
+		d.relations[t.id], d.began[t.id] = r, p
 		d.mu.Unlock()
 		if last != nil && r.Generation == math.MaxInt64 && !r.Complete && !r.InsertOnly {
 			w.compareLater(r.OID)
@@ -142,6 +149,9 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 	}
 	t.deferrable = r.Deferrable || d.wasDeferrable(r.OID)
 	w.retype(t)
+	if was := w.latest[r.OID]; was != nil && was.rel.SameDefinition(r) {
+		t.seen = was.seen
+	}
 	w.tables[r], w.latest[r.OID] = t, t
 	for _, o := range w.tables { // what belongs to its rows
 		if len(o.filings) > 0 && o != t {
@@ -149,6 +159,37 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 		}
 	}
 	return t, nil
+}
+
+// relationPlace tells where a version of a table began to hold.
+type relationPlace struct {
+	source, incarnation int // whose WAL the two are of
+	after, at           LSN
+}
+
+// heldUntil tells up to where a table is known to have had the shape of before the one that is registered now: 0 if nobody knows.
+func (w *Writer) heldUntil(oid uint32) LSN {
+	if w.held != 0 {
+		return w.held
+	}
+	if t := w.latest[oid]; t != nil && t.seen != 0 {
+		return t.seen
+	}
+	// Where the newest version is in the log: unless that has the same shape as the one before, which then is seen where that one was last.
+	versions, ids := w.log.dict.shapes(oid)
+	if len(ids) == 0 {
+		return 0
+	}
+	w.log.dict.mu.Lock()
+	p := w.log.dict.began[ids[0]]
+	w.log.dict.mu.Unlock()
+	switch {
+	case p.incarnation != w.head.Incarnation:
+		return 0
+	case len(ids) > 1 && versions[1].SameDefinition(versions[0]):
+		return p.after
+	}
+	return p.at
 }
 
 // aggregateOf finds the aggregate that a table has already, nil if it has none, and its name.

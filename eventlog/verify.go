@@ -65,7 +65,7 @@ func (l *Log) Verify(ctx context.Context, progress func(done, total Position)) (
 		{"context that was never sealed", `SELECT min(first_position) FROM backstory.context WHERE sealed_at < 1 OR sealed_at > $1 AND first_position <= $1`},
 		{"an event of a kind that was never sealed", `SELECT min(id) FROM (
 			SELECT id, sealed_at FROM backstory.kind UNION ALL SELECT id, sealed_at FROM backstory.aggregate
-			UNION ALL SELECT id, sealed_at FROM backstory.relation UNION ALL SELECT id, sealed_at FROM backstory.source UNION ALL SELECT id, sealed_at FROM backstory.rules) x WHERE sealed_at < 1 AND $1 > 0`},
+			UNION ALL SELECT id, sealed_at FROM backstory.relation UNION ALL SELECT id, sealed_at FROM backstory.source UNION ALL SELECT id, sealed_at FROM backstory.rules UNION ALL SELECT id, sealed_at FROM backstory.moved) x WHERE sealed_at < 1 AND $1 > 0`},
 	} {
 		var at *int64
 		args := []any{head.Position}
@@ -143,7 +143,7 @@ func (v *verifier) window(pc *pgconn.PgConn, lo, hi Position) error {
 			return err
 		}
 	}
-	for t := sourceTable; t <= rulesTable; t++ {
+	for t := sourceTable; t <= movedTableRow; t++ {
 		rows, err := v.log.pool.Query(v.ctx, "SELECT sealed_at, "+smallColumns[t].read+" FROM backstory."+smallColumns[t].name+" WHERE sealed_at > $1 AND sealed_at <= $2 ORDER BY sealed_at, id", lo, hi)
 		if err != nil {
 			return err

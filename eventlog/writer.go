@@ -76,7 +76,8 @@ type Writer struct {
 	uncached  Position             // of the last such event of a row that the cache does not have
 	remaining LSN                  // about how much of them is still to come, in bytes
 	lastChunk time.Time
-	progress  []byte // SQL that records how far they are, for the next step that moves the head
+	progress  []byte                              // SQL that records how far they are, for the next step that moves the head
+	also      func(context.Context, execer) error // and what else is done with that step
 
 	rows     []byte   // gathered events in COPY's binary form
 	spare    []byte   // memory for the next ones
@@ -84,11 +85,11 @@ type Writer struct {
 	contexts []ctxRow // of whole transactions; when a part is written, those of the open one that are closed
 	ctxBytes int      // of contexts gathered
 	news     []newRow // rows for the small tables
-	nextIDs  struct{ source, relation, aggregate, kind, rules int }
+	nextIDs  struct{ source, relation, aggregate, kind, rules, moved int }
 	scratch  scratch
 	lastOut  time.Time // of the last flush
-	lastDML  LSN
-	backlog  LSN // of the last batch
+	held     LSN       // where a table is known to have got the shape that is registered; 0: somewhere between two places
+	backlog  LSN       // of the last batch
 
 	published atomic.Pointer[Head]
 	seen      atomic.Uint64
@@ -189,9 +190,10 @@ func (w *Writer) begin(ctx context.Context) error {
 		return err
 	}
 	q := `SELECT (SELECT coalesce(max(id), 0) FROM backstory.source), (SELECT coalesce(max(id), 0) FROM backstory.relation),
-		(SELECT coalesce(max(id), 0) FROM backstory.aggregate), (SELECT coalesce(max(id), 0) FROM backstory.kind), (SELECT coalesce(max(id), 1) FROM backstory.rules)`
+		(SELECT coalesce(max(id), 0) FROM backstory.aggregate), (SELECT coalesce(max(id), 0) FROM backstory.kind), (SELECT coalesce(max(id), 1) FROM backstory.rules),
+		(SELECT coalesce(max(id), 0) FROM backstory.moved)`
 	n := &w.nextIDs
-	if err := w.conn.QueryRow(ctx, q).Scan(&n.source, &n.relation, &n.aggregate, &n.kind, &n.rules); err != nil {
+	if err := w.conn.QueryRow(ctx, q).Scan(&n.source, &n.relation, &n.aggregate, &n.kind, &n.rules, &n.moved); err != nil {
 		return fmt.Errorf("read the log's dictionary: %w", err)
 	}
 	if err := w.log.dict.reload(ctx); err != nil {
@@ -261,7 +263,7 @@ func (w *Writer) cleanUp(ctx context.Context) error {
 				}
 			}
 		}
-		for _, t := range []string{"context", "rules", "kind", "aggregate", "relation", "source"} {
+		for _, t := range []string{"context", "moved", "rules", "kind", "aggregate", "relation", "source"} {
 			if _, err := tx.Exec(ctx, `DELETE FROM backstory.`+t+` WHERE sealed_at > $1`, w.head.Position); err != nil {
 				return err
 			}
@@ -373,7 +375,7 @@ func (w *Writer) rewind(ctx context.Context) error {
 	}
 	w.rows, w.wholeEnd, w.contexts, w.news = w.rows[:0], 0, w.contexts[:0], w.news[:0]
 	w.tables, w.latest, w.sources, w.cur = map[*Relation]*table{}, map[uint32]*table{}, map[uint32]*source{}, nil
-	w.tx, w.ctxBytes, w.made, w.progress = openTx{}, 0, Counts{}, nil
+	w.tx, w.ctxBytes, w.made, w.progress, w.also = openTx{}, 0, Counts{}, nil, nil
 	epoch := w.head.Epoch
 	if err := w.reload(ctx); err != nil {
 		return err

@@ -57,7 +57,7 @@
 // under their new keys ([Router.Rekey]).
 //
 // A table is known by its OID, so it keeps its rows when it is renamed, and a table that was dropped and made again begins
-// empty. Its columns are known by their numbers (pg_attribute.attnum), and by name where those are not known: a renamed column is the same,
+// empty. Where OIDs came to mean something else, the log says so (eventlog, "Numbers after a gap"). Its columns are known by their numbers (pg_attribute.attnum), and by name where those are not known: a renamed column is the same,
 // one that was dropped and added again is not. A column that came later has in rows of before the value that the catalogue had for them.
 //
 // # Into a schema

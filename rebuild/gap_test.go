@@ -35,7 +35,7 @@ func TestGapThatBeganBefore(t *testing.T) {
 			return err
 		}, true},
 		{"of the source", func(s *source, from eventlog.LSN) error {
-			return s.w.Gap(s.ctx, "a publication was dropped", from, s.lsn+0x1000)
+			return s.w.Gap(s.ctx, "a publication was dropped", from, s.lsn+0x1000, false)
 		}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestGapThatBeginsAtTheEnd(t *testing.T) {
 			s := newSource(t, orders)
 			s.tx(insert(orders, 1))
 			last := s.tx(insert(orders, 2))
-			if err := s.w.Gap(s.ctx, "the slot is gone", from(s), s.lsn+0x1000); err != nil {
+			if err := s.w.Gap(s.ctx, "the slot is gone", from(s), s.lsn+0x1000, false); err != nil {
 				t.Fatal(err)
 			}
 			s.mustCheckout(last, &Memory{})

@@ -20,10 +20,11 @@ CREATE TABLE backstory.source (
 );
 
 -- Schema history: every version of a captured table. Events are of it from at_position on. At the source it held from some point after
--- after_lsn, and at at_lsn at the latest (the stream tells of a change of shape only with the next row); with the event trigger both are the same.
+-- after_lsn, up to where the table is known to have had the shape of before (0/0: nobody knows), and at at_lsn at the latest: the stream tells of a change of
+-- shape only with the table's next row, or the catalogue does. With the event trigger both are the commit that changed it.
 CREATE TABLE backstory.relation (
   id          int PRIMARY KEY,
-  oid         oid NOT NULL,
+  oid         oid NOT NULL,      -- as it was by then: see moved
   schema      text NOT NULL,
   name        text NOT NULL,
   root_oid    oid NOT NULL,      -- of a partition: the partitioned table that its rows belong to; 0: none
@@ -37,6 +38,7 @@ CREATE TABLE backstory.relation (
   insert_only boolean NOT NULL,
   complete    boolean NOT NULL,
   dropped     boolean NOT NULL,  -- the table is gone
+  source      int NOT NULL REFERENCES backstory.source, -- whose WAL the two are of
   after_lsn   pg_lsn NOT NULL,
   at_lsn      pg_lsn NOT NULL,
   at_position bigint NOT NULL,
@@ -63,6 +65,17 @@ CREATE TABLE backstory.kind (
   restates      boolean NOT NULL, -- what it says of the row, another event of the same row change says too: no fold takes it for a change
   rules_version int NOT NULL,     -- 1: those of no file
   sealed_at     bigint NOT NULL
+);
+
+-- Which number a table of before has since a gap, in another system or one that was put back, and its columns: versions up to one are read as if they had
+-- these. Below 16384: a table that is not there any more.
+CREATE TABLE backstory.moved (
+  id        int PRIMARY KEY,
+  until     int NOT NULL,        -- relation.id
+  oid       oid NOT NULL,        -- of the table, or of the partitioned table
+  now_oid   oid NOT NULL,
+  columns   json NOT NULL,       -- the numbers of its columns, before and now; none: they are the same
+  sealed_at bigint NOT NULL
 );
 
 -- The rules by which row changes became events, from a position on.
@@ -244,6 +257,7 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON backstory.event FOR EACH R
 CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON backstory.event FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.context FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.rules FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.moved FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.kind FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.relation FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON backstory.aggregate FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse();

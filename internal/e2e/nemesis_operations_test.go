@@ -294,18 +294,28 @@ func (n *nemesis) putLogBack() {
 	n.gap()
 }
 
+// booked is the last unit of work that a server has.
+func (n *nemesis) booked(url string) int {
+	db := open(n.t, url)
+	defer db.Close(context.Background())
+	return int(atoi(n.t, db.one(`SELECT coalesce(max(n), 0) FROM public.ledger`)))
+}
+
 // putSourceBack restores the source from a backup: the log is ahead of it, and it gives what comes the same places again.
 func (n *nemesis) putSourceBack() {
 	save, restore := clusterOf(n.t, n.src)
+	from := n.booked(n.direct.cfg.Capture.URL) + 1
+	to := 0
 	down := func(do func(string)) {
 		n.down.Add(1)
 		defer n.up.Add(1)
 		do("source")
+		to = int(n.units.Load())
 	}
 	down(save)
 	n.works()
 	down(restore)
-	n.lossy = true
+	n.losses = append(n.losses, loss{from, to, true})
 	n.gap()
 }
 
@@ -348,7 +358,7 @@ func (n *nemesis) unpublish(statements string, tables ...string) {
 }
 
 // failOver kills the source; a standby takes its place. It has the slot, where that can be and lossy does not want it otherwise. Where it has not, or
-// lacks transactions that the log has, that is a gap.
+// lacks transactions that the log has, that is a gap. Unless lossy, nothing is confirmed that it does not have.
 func (n *nemesis) failOver(lossy bool) {
 	synced := n.src.Major() >= 17
 	cfg := quick(map[string]string{"hot_standby_feedback": "on", "wal_sender_timeout": senderTimeout})
@@ -368,11 +378,20 @@ func (n *nemesis) failOver(lossy bool) {
 			return standby.one(`SELECT count(*) FROM pg_replication_slots WHERE slot_name = '%s' AND synced AND NOT temporary AND invalidation_reason IS NULL`, n.cfg.Capture.Slot) == "1", fmt.Errorf("the sidecar says:\n%s", n.program.out.tail(10))
 		})
 	}
+	if !lossy {
+		db.do(`ALTER SYSTEM SET synchronous_standby_names = '%s'`, name)
+		db.do(`SELECT pg_reload_conf()`)
+		eventually(n.t, time.Minute, "the applications wait for the standby", func() (bool, error) {
+			return db.one(`SELECT count(*) FROM pg_stat_replication WHERE application_name = '%s' AND sync_state = 'sync'`, name) == "1", nil
+		})
+	}
 	at := db.one(`SELECT pg_current_wal_lsn()`)
 	eventually(n.t, time.Minute, "the standby has caught up", func() (bool, error) {
 		return standby.one(`SELECT pg_last_wal_replay_lsn() >= '%s'`, at) == "t", nil
 	})
+	l := loss{from: int(n.units.Load()), confirmed: lossy}
 	if lossy {
+		l.from = n.booked(server.URL(database)) + 1
 		standby.do(`ALTER SYSTEM SET primary_conninfo = ''`)
 		standby.do(`SELECT pg_reload_conf()`)
 		eventually(n.t, time.Minute, "the standby is cut off", func() (bool, error) { return standby.one(`SELECT count(*) FROM pg_stat_wal_receiver`) == "0", nil })
@@ -382,6 +401,9 @@ func (n *nemesis) failOver(lossy bool) {
 	defer n.up.Add(1)
 	if err := n.src.Kill(); err != nil {
 		n.t.Fatal(err)
+	}
+	if l.to = int(n.units.Load()); lossy || !synced { // one that has the slot is not behind the log
+		n.losses = append(n.losses, l)
 	}
 	standby.do(`SELECT pg_promote()`)
 	eventually(n.t, time.Minute, "the standby is the primary", func() (bool, error) { return standby.one(`SELECT pg_is_in_recovery()`) == "f", nil })
@@ -395,7 +417,6 @@ func (n *nemesis) failOver(lossy bool) {
 		p.leadTo(fmt.Sprintf("127.0.0.1:%d", server.Port()))
 		p.cut()
 	}
-	n.lossy = true // the applications need not wait for the standby
 	if lossy || !synced {
 		n.gap()
 	}

@@ -173,7 +173,7 @@ func TestFencedWriter(t *testing.T) {
 			b.Final = true
 			return old.Append(ctx, b)
 		}},
-		{"it records a gap", func(old *eventlog.Writer) error { return old.Gap(ctx, "none", 0, 0) }},
+		{"it records a gap", func(old *eventlog.Writer) error { return old.Gap(ctx, "none", 0, 0, false) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := s.openLog()
