@@ -103,6 +103,15 @@
 // types; key, type names and domains come from the catalogue, which may be newer than the stream: what it does not know any
 // more is taken as text.
 //
+// Generated columns are not in the stream. Before PostgreSQL 18 no source sends them (PostgreSQL manual, "Generated Column Replication"); from 18 on
+// publish_generated_columns = stored could, and the publications leave it at none. What the source computes from the other columns follows from
+// them and the expression, which the log has of each revision, and which Postgres wants immutable: a checkout computes it again (rebuild.Schema).
+// So rows have one form on every version, a publication that was made before goes on after pg_upgrade, STORED and VIRTUAL columns, which no
+// publication can send, are the same to the log, and SET EXPRESSION, which gives every row another value, makes no event of a row. What that costs: an expression that
+// calls a function whose body somebody has replaced gives what it gives now, and 18 refuses updates of a published table with REPLICA IDENTITY FULL and
+// STORED columns, of which only inserts are captured therefore. Where somebody sets the option, that is an alteration of the publication, a gap, and doctor says
+// so (publication-options): the stream then describes such a table otherwise than the catalogue, as if it were altered time and again.
+//
 // What ALTER TABLE does to the rows that are there is in no stream, and the description of a table comes with its next row change. So the catalogue
 // is looked at (alter.go): versions of its rows in pg_attribute, the table's file, its key, what its user-defined types are made of. Attributes
 // that were changed and another file together mean a rewrite; a file alone is VACUUM FULL, CLUSTER or TRUNCATE. Where the only change of

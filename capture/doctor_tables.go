@@ -280,13 +280,13 @@ func (x *examination) published(ctx context.Context) error {
 
 // publication looks how our publications are set, and for others that get in our way.
 func (x *examination) publication(ctx context.Context) error {
-	rows, err := x.conn.Query(ctx, `SELECT pubname::text, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE puballtables OR pubname IN ($1, $2) ORDER BY 1`, x.Publication, x.InsertPublication())
+	rows, err := x.conn.Query(ctx, `SELECT pubname::text, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, coalesce(to_jsonb(p) ->> 'pubgencols', 'n') <> 'n' FROM pg_publication p WHERE puballtables OR pubname IN ($1, $2) ORDER BY 1`, x.Publication, x.InsertPublication())
 	if err != nil {
 		return fmt.Errorf("look at the publications: %w", err)
 	}
 	var name string
-	var all, ins, upd, del, trunc, viaRoot bool
-	_, err = pgx.ForEachRow(rows, []any{&name, &all, &ins, &upd, &del, &trunc, &viaRoot}, func() error {
+	var all, ins, upd, del, trunc, viaRoot, generated bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &all, &ins, &upd, &del, &trunc, &viaRoot, &generated}, func() error {
 		whole, publish := name == x.Publication, "insert, truncate"
 		if whole {
 			publish = "insert, update, delete, truncate"
@@ -311,6 +311,9 @@ func (x *examination) publication(ctx context.Context) error {
 		}
 		if ours && viaRoot {
 			set(Finding{Check: "publication-options", What: fmt.Sprintf("publication %s has publish_via_partition_root", name), Risk: "the log does not learn which partition a row is in, nor of a partition's TRUNCATE"}, "publish_via_partition_root = false")
+		}
+		if ours && generated { // PostgreSQL 18
+			set(Finding{Check: "publication-options", What: fmt.Sprintf("publication %s has publish_generated_columns", name), Risk: "the log takes tables with generated columns for altered, time and again"}, "publish_generated_columns = none")
 		}
 		return nil
 	})

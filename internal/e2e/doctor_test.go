@@ -474,6 +474,7 @@ func TestDoctorOfPublications(t *testing.T) {
 		{`CREATE PUBLICATION backstory FOR TABLE public.things WHERE (id > 5)`, "danger: publication backstory has only some rows of public.things", 15},
 		{`CREATE PUBLICATION backstory FOR TABLE public.things (id, v) WHERE (id > 5)`, "danger: publication backstory has only some rows and some columns of public.things", 15},
 		{`CREATE PUBLICATION backstory FOR TABLES IN SCHEMA public`, "danger: publication backstory has all tables of schema public", 15},
+		{`CREATE PUBLICATION backstory FOR TABLE public.things WITH (publish_generated_columns = stored)`, "danger: publication backstory has publish_generated_columns", 18},
 	} {
 		if s.src.Major() < x.from {
 			continue
