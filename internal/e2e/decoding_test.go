@@ -131,7 +131,7 @@ func TestStandbyDecodes(t *testing.T) {
 // nothing is lost, and what comes after has the new timeline.
 func TestDecodingStandbyIsPromoted(t *testing.T) {
 	t.Parallel()
-	p := decoding(t, pgservertest.AtLeast("17"), nil)
+	p := decoding(t, pgservertest.AtLeast("16"), nil)
 	p.sql().do(shopTables)
 	p.init()
 	stop := p.hammer()
@@ -179,10 +179,11 @@ func (p *pair) timelines(n int) {
 // TestDecodingStandbyFollows: another standby is promoted, and the one that decodes follows it, in the middle of the stream.
 func TestDecodingStandbyFollows(t *testing.T) {
 	t.Parallel()
-	p := decoding(t, "18", nil)
+	version := pgservertest.AtLeast("16")
+	p := decoding(t, version, nil)
 	name := databaseOf(t, p.cfg.Capture.URL)
 	cfg := quick(nil)
-	cfg.Version = "18"
+	cfg.Version = version
 	heir := p.src.Standby(t, cfg, "heir", name)
 	p.cfg.Capture.URL = fmt.Sprintf("postgres://postgres@127.0.0.1:%d,127.0.0.1:%d/%s?sslmode=disable&target_session_attrs=read-write", p.src.Port(), heir.Port(), name)
 	p.sql().do(shopTables)
