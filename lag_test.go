@@ -62,6 +62,9 @@ func TestLogIsAway(t *testing.T) {
 			st.Source.State != "waiting" || st.Source.WALLSN == "" || st.Source.LagBytes <= 0 || st.Source.LagSeconds < 1 || st.Source.RetainedBytes <= 0 || st.CaughtUp {
 			t.Errorf("%s: status %d %s", when, code, body)
 		}
+		if f := st.Findings(); len(f) != 1 || f[0].Check != "sidecar" || !strings.Contains(f[0].What, "the sidecar does not get on: ") || !strings.Contains(f[0].What, "connect to the event log") || f[0].Mend() == "" {
+			t.Errorf("%s: doctor finds %+v", when, f)
+		}
 		if code, body := get(h, "/livez"); code != http.StatusOK {
 			t.Errorf("%s: /livez %d %s", when, code, body)
 		}

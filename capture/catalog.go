@@ -498,7 +498,7 @@ func (c Config) unmatched(all []tableName) (out []Finding) {
 				}
 			}
 			out = append(out, Finding{Check: "pattern", Severity: Warning, What: fmt.Sprintf("%s: %s matches no table", list.name, text), Risk: list.risk,
-				Remedy: "spell it as Postgres does (capitals count), or leave it out; " + have})
+				Remedy: "spell it as Postgres does (capitals count), or leave it out; " + have, Cost: "none"})
 		}
 	}
 	return out

@@ -48,9 +48,9 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 		case t.Published || !begun:
 		case t.Inserts:
 			x.add(Finding{Check: "inserts-only", Severity: Warning, What: fmt.Sprintf("only inserts of %s are captured, through its schema", t),
-				Risk: "its updates and deletes are not in the log", Remedy: "backstory init"})
+				Risk: "its updates and deletes are not in the log", Remedy: "backstory init", Cost: comparedOnce})
 		default:
-			f := Finding{Check: "not-captured", Severity: Warning, What: fmt.Sprintf("%s is not captured", t), Risk: "its changes are not in the log", Remedy: "backstory init"}
+			f := Finding{Check: "not-captured", Severity: Warning, What: fmt.Sprintf("%s is not captured", t), Risk: "its changes are not in the log", Remedy: "backstory init", Cost: "its rows are read once, and its events take room in the log"}
 			if !t.Owned {
 				name := x.Publication
 				if t.InsertOnly {
@@ -63,7 +63,7 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 		}
 		if !t.InsertOnly && now.of(x.Config, t.OID, true) != "" {
 			x.add(Finding{Check: "inserts-only", Severity: Warning, What: fmt.Sprintf("only inserts of %s are captured, though it has a usable key by now", t),
-				Risk: "its updates and deletes are not in the log", Remedy: "backstory init"})
+				Risk: "its updates and deletes are not in the log", Remedy: "backstory init", Cost: comparedOnce})
 		}
 	}
 	all, err := x.tableNames(ctx, x.conn)
@@ -77,12 +77,12 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 			have = "a table"
 		}
 		x.add(Finding{Check: "schema-left-out", Severity: Info, What: fmt.Sprintf("schema %s has %s that BACKSTORY_TABLES leaves out", o.Schema, have), Risk: "changes there are not in the log",
-			Remedy: "BACKSTORY_TABLES=" + TakingIn(x.Tables, []Outside{o}) + ", then backstory init; or, if that is meant, BACKSTORY_EXCLUDE=" + o.Schema + ".*, and this is not said again"})
+			Remedy: "BACKSTORY_TABLES=" + TakingIn(x.Tables, []Outside{o}) + ", then backstory init; or, if that is meant, BACKSTORY_EXCLUDE=" + o.Schema + ".*, and this is not said again", Cost: "events of those tables take room in the log"})
 	}
 	for _, t := range all {
 		if t.published && !x.selected(&t.Relation) {
 			x.add(Finding{Check: "captured-besides", Severity: Warning, What: fmt.Sprintf("%s is captured, though BACKSTORY_TABLES and BACKSTORY_EXCLUDE leave it out", t),
-				Risk: "its changes reach the log and the reactors: what is captured changes with backstory init alone", Remedy: "backstory init"})
+				Risk: "its changes reach the log and the reactors: what is captured changes with backstory init alone", Remedy: "backstory init", Cost: "its history ends there; captured again, the log has a gap of it"})
 		}
 	}
 	return nil
@@ -303,7 +303,7 @@ func (x *examination) publication(ctx context.Context) error {
 				SQL: "DROP PUBLICATION " + eventlog.QuoteIdent(name) + ";", Remedy: "then backstory init; or another name with BACKSTORY_PUBLICATION", Cost: "whoever subscribes to it gets nothing"})
 		case all:
 			x.add(Finding{Check: AllTables, Severity: Warning, What: "publication " + name + " is FOR ALL TABLES",
-				Risk: "with the log in this database, its tables are published too, and UPDATEs of its bookkeeping reach that subscriber", Remedy: "keep the log in another database: BACKSTORY_LOG_URL"})
+				Risk: "with the log in this database, its tables are published too, and UPDATEs of its bookkeeping reach that subscriber", Remedy: "keep the log in another database: BACKSTORY_LOG_URL", Cost: "the log begins anew there"})
 		case !ins || !trunc || whole && (!upd || !del):
 			set(Finding{Check: "publication-options", What: fmt.Sprintf("publication %s does not publish everything that it should", name), Risk: "changes are missing from the log"}, "publish = '"+publish+"'")
 		case !whole && (upd || del):
@@ -322,6 +322,9 @@ func (x *examination) publication(ctx context.Context) error {
 	}
 	return x.narrowedMembers(ctx)
 }
+
+// comparedOnce is what it costs to capture updates and deletes, too.
+const comparedOnce = "its rows are compared with the log's once"
 
 // AllTables is the check that finds publications FOR ALL TABLES, which matter where the log is in the source's database.
 const AllTables = "publication-all-tables"
