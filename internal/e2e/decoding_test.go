@@ -284,12 +284,25 @@ func TestDecodingStandbyIsTheWrongServer(t *testing.T) {
 	}
 	// Promoted on its own, while the source lives on: two primaries, which have nothing to do with each other.
 	p.cfg.Capture.URL, p.cfg.Capture.StandbyURL = source, standby
+	// As a role that may not have the primary write what making the slot takes: the background writer does, when something was written.
+	admin := open(t, p.src.URL(name))
+	admin.do(`CREATE ROLE plain LOGIN REPLICATION; GRANT CREATE ON DATABASE %s TO plain; ALTER TABLE public.things OWNER TO plain`, name)
+	admin.do(`SELECT pg_create_logical_replication_slot('watch', 'test_decoding')`)
+	own := p.cfg.Capture
+	p.cfg.Capture.URL, p.cfg.Capture.StandbyURL = withUser(t, source, "plain"), withUser(t, standby, "plain")
+	began := time.Now()
 	p.init()
-	patient, admin := newPatient(t, p.system, ""), open(t, p.standby.URL("postgres"))
+	t.Logf("without the right to call pg_log_standby_snapshot, init took %s", time.Since(began).Round(time.Millisecond))
+	if got := admin.one(`SELECT count(*) > 0 FROM pg_logical_slot_get_changes('watch', NULL, NULL) WHERE data LIKE 'message: transactional: 0 prefix: backstory.standby%%'`); got != "t" {
+		t.Error("nothing was written that would make the background writer write what the standby waits for")
+	}
+	admin.do(`SELECT pg_drop_replication_slot('watch')`)
+	p.cfg.Capture = own
+	patient, there := newPatient(t, p.system, ""), open(t, p.standby.URL("postgres"))
 	slotName := func(set string) func() {
 		return func() {
-			admin.do(`ALTER SYSTEM %s`, set)
-			admin.do(`SELECT pg_reload_conf()`)
+			there.do(`ALTER SYSTEM %s`, set)
+			there.do(`SELECT pg_reload_conf()`)
 		}
 	}
 	for _, x := range []struct {
@@ -307,7 +320,7 @@ func TestDecodingStandbyIsTheWrongServer(t *testing.T) {
 		})
 		x.mended()
 	}
-	admin.do(`SELECT pg_promote()`)
+	there.do(`SELECT pg_promote()`)
 	open(t, standby).do(`INSERT INTO public.things VALUES (7, 'in the wrong world')`)
 	if err := p.tryOnce(); err == nil || !strings.Contains(err.Error(), "it was promoted, or never was one, and the source is another server") || !strings.Contains(eventlog.Hint(err), "let BACKSTORY_SOURCE_URL lead there") {
 		t.Errorf("two primaries: %v (%s)", err, eventlog.Hint(err))
