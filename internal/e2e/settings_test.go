@@ -22,7 +22,7 @@ func TestValueTooLargeToSend(t *testing.T) {
 	db.do(`INSERT INTO public.blobs VALUES (1, 'x'), (9, 'z'); INSERT INTO public.others VALUES (1, 'a')`)
 	s.once()
 	l := s.logSQL()
-	for i, large := range []string{`(id, x) SELECT 2, convert_to(repeat('a', 600 << 20), 'UTF8')`, `(id, y, z) SELECT 2, v, v FROM convert_to(repeat('a', 300 << 20), 'UTF8') v`} {
+	for i, large := range []string{`(id, x) SELECT 2, convert_to(repeat('a', 512 << 20), 'UTF8')`, `(id, y, z) SELECT 2, v, v FROM convert_to(repeat('a', 256 << 20), 'UTF8') v`} {
 		db.do(`INSERT INTO public.blobs %s`, large)
 		db.do(`UPDATE public.others SET v = 'missed %d'`, i)
 		s.gapFound("a value that is too large", "too large for the source itself to send")
@@ -37,7 +37,7 @@ func TestValueTooLargeToSend(t *testing.T) {
 				return false, err
 			}
 			got := written(st.Findings())
-			return s.complete() == "others" && l.one(`SELECT count(*) FROM backstory.events WHERE type = 'BlobCreated' AND aggregate_id = '%d'`, 20+i) == "1" &&
+			return l.one(`SELECT string_agg(name, ' ') FROM backstory.captured WHERE complete`) == "others" && l.one(`SELECT count(*) FROM backstory.events WHERE type = 'BlobCreated' AND aggregate_id = '%d'`, 20+i) == "1" &&
 				strings.Contains(got, "existing rows of public.blobs are not taken over: a row of \"public\".\"blobs\" is too large for the source itself to print") && strings.Contains(got, "→ Make its values smaller"), fmt.Errorf("%s", got)
 		})
 		if err := r.end(); err != nil {
