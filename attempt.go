@@ -84,6 +84,9 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 	if err != nil {
 		return err
 	}
+	if err := s.useRules(ctx, captured); err != nil {
+		return err
+	}
 	streamCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	start := w.Head().EndLSN
@@ -134,6 +137,7 @@ func (s *Sidecar) attempt(ctx context.Context, until eventlog.LSN) error {
 		case b, open = <-stream.Batches():
 		case <-tick.C: // on an idle source there may be nothing to append for long
 			s.noteContext(time.Minute)
+			s.noteRules()
 			s.noteBaseline(time.Now())
 			if failed != nil {
 				continue

@@ -12,6 +12,7 @@ import (
 
 	"github.com/backstory-dev/backstory/capture"
 	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/rules"
 	"github.com/backstory-dev/backstory/sinks"
 )
 
@@ -19,6 +20,8 @@ import (
 type Config struct {
 	Capture capture.Config
 	Log     eventlog.Config // an empty URL means the source's database
+	// Rules decide which events row changes become. Default: those of no file, or Log.Rules.
+	Rules *rules.File
 	// Once ends Run when everything up to the source's WAL position at its start is in the log, and all existing rows are.
 	Once bool
 	// NoBaseline makes Init record that rows that existed before their table was captured are not to be taken over.
@@ -45,6 +48,9 @@ func (c Config) withDefaults() Config {
 	c.Capture.Logger, c.Log.Logger = c.Logger, c.Logger
 	if c.Log.URL == "" {
 		c.Log.URL = c.Capture.URL
+	}
+	if c.Rules != nil {
+		c.Log.Rules = c.Rules
 	}
 	return c
 }
@@ -81,6 +87,12 @@ type Sidecar struct {
 	dropped    atomic.Pointer[int64] // how much WAL the slot kept when the guard dropped it
 	streamed   atomic.Bool           // this process has
 	baselineAt time.Time             // when it was last said how far existing rows are; zero: none are taken over
+	compared   bool                  // … and that they were being compared
+
+	rules    atomic.Pointer[rules.File] // nil: those of no file
+	fit      bool                       // they have been compared with the tables; owned by capture, as the next
+	noted    *rules.File                // whose troubles were said, and how many
+	troubles int
 
 	unprotected   string // what protect said last, owned by capture as well
 	unprotectedAt time.Time
@@ -117,6 +129,7 @@ func New(ctx context.Context, cfg Config) (*Sidecar, error) {
 		return nil, err
 	}
 	s := &Sidecar{cfg: cfg, log: log, started: time.Now(), stuck: 2 * time.Minute}
+	s.rules.Store(cfg.Rules)
 	if cfg.Reactors == nil {
 		return s, nil
 	}

@@ -85,6 +85,10 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 			return nil, err
 		}
 	}
+	history, err := s.log.Histories(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
 	var out []capture.Existing
 	var resumed []eventlog.Baseline
 	for _, c := range wanted {
@@ -92,7 +96,7 @@ func (s *Sidecar) existing(ctx context.Context, w *eventlog.Writer, captured []e
 		if i < 0 {
 			return nil, fmt.Errorf("bug: no baseline of %s was begun", c)
 		}
-		out = append(out, capture.Existing{Captured: c, Baseline: begun[i], ShapeOnly: begun[i].Pass == eventlog.PassShape && shapeOnly[c.OID]})
+		out = append(out, capture.Existing{Captured: c, Baseline: begun[i], ShapeOnly: begun[i].Pass == eventlog.PassShape && shapeOnly[c.OID], Compare: begun[i].Heal || history[c.OID]})
 		resumed = append(resumed, begun[i])
 	}
 	if err := w.Resume(ctx, resumed); err != nil {
@@ -168,7 +172,7 @@ func (s *Sidecar) alteredSince(ctx context.Context) bool {
 	return true
 }
 
-// BaselineStatus tells about rows that existed before their table was captured.
+// BaselineStatus tells about rows that existed before their table was captured, and about those that are compared with the log.
 type BaselineStatus struct {
 	// Done: the log has every row of every captured table; of those of which only inserts are captured, it has the rows of before.
 	Done bool `json:"done"`
@@ -179,9 +183,18 @@ type BaselineStatus struct {
 	// ToRead are those of Incomplete whose rows are to be taken over, and ToCompare those whose rows are to be compared with the log, where nothing of that has begun yet.
 	ToRead    []string `json:"to_read,omitempty"`
 	ToCompare []string `json:"to_compare,omitempty"`
-	// Tables tells how far those are whose rows are being taken over.
+	// Tables tells how far those are whose rows are being taken over, or compared with the log.
 	Tables []TableBaseline `json:"tables,omitempty"`
-	// Rows is how many have been read, of about TotalRows, in all tables that had rows.
+	// Progress is how far taking over is, of all tables that had rows, and Comparison how far comparing is; nil: nothing is to be compared now.
+	Progress
+	Comparison *Progress `json:"comparison,omitempty"`
+	// Comparisons are the tables of which only inserts are in the stream: what was updated and deleted is found by comparing them, again and again.
+	Comparisons []TableComparison `json:"comparisons,omitempty"`
+}
+
+// Progress is how far rows have been read.
+type Progress struct {
+	// Rows is how many have been, of about TotalRows.
 	Rows      int64 `json:"rows"`
 	TotalRows int64 `json:"total_rows"`
 	// Share is about how much is done, from 0 to 1.
@@ -189,6 +202,38 @@ type BaselineStatus struct {
 	// RowsPerSecond is the rate of the last half minute, and SecondsLeft an estimate; 0 where nobody knows.
 	RowsPerSecond float64 `json:"rows_per_second"`
 	SecondsLeft   float64 `json:"seconds_left"`
+
+	left, all float64 // of the work
+}
+
+func (p *Progress) add(b *eventlog.Baseline) {
+	if b.Done && b.Rows == 0 && b.TotalRows == 0 { // there was nothing to do
+		return
+	}
+	p.Rows += b.Rows
+	p.TotalRows += max(b.TotalRows, b.Rows)
+	p.all += b.Weight()
+	p.left += b.Weight() * (1 - b.Share())
+}
+
+func (p *Progress) estimate(rate capture.ImportRate) {
+	if p.Share = 1; p.all > 0 {
+		p.Share = 1 - p.left/p.all
+	}
+	if p.RowsPerSecond = rate.Rows; rate.Weight > 0 {
+		p.SecondsLeft = p.left / rate.Weight
+	}
+}
+
+// TableComparison is when a table is compared with the log.
+type TableComparison struct {
+	Table string `json:"table"`
+	// ReadAt is when all of its rows had been read last; left out until they have been once, and while they are again (Tables).
+	ReadAt time.Time `json:"read_at,omitzero"`
+	// NextAt is when it is compared next, at the earliest, if the source counts updates or deletes of it since ReadAt; left out where it is not to be.
+	NextAt time.Time `json:"next_at,omitzero"`
+	// Changed tells whether the source has counted some by now; left out where it was not asked.
+	Changed *bool `json:"changed,omitempty"`
 }
 
 // TableBaseline is how far one table is.
@@ -196,7 +241,9 @@ type TableBaseline struct {
 	Table string `json:"table"`
 	// State is queued, waiting (WaitingFor), reading, comparing (with what the log has), interrupted (Error), or, where no sidecar tells, unfinished.
 	State string `json:"state"`
-	Rows  int64  `json:"rows"` // that have been read, of about TotalRows; 0: nobody knows
+	// Compared tells that its rows are compared with what the log has of before, rather than taken over.
+	Compared bool  `json:"compared,omitempty"`
+	Rows     int64 `json:"rows"` // that have been read, of about TotalRows; 0: nobody knows
 	// Pass is 2 while rows that moved to another key meanwhile are looked for once more.
 	Pass       int      `json:"pass"`
 	TotalRows  int64    `json:"total_rows"`
@@ -206,23 +253,24 @@ type TableBaseline struct {
 }
 
 // newBaselineStatus puts together what the log records and, if there is a process at work, what that knows. history has the tables of which the log holds
-// events of before a gap, or before they were left out.
+// events of before a gap, or before they were left out: their rows are compared with those.
 func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []eventlog.Baseline, history map[uint32]bool, imp *capture.Import) BaselineStatus {
 	s := BaselineStatus{Done: true, Wanted: h.Baseline}
 	var states []capture.ImportState
-	var rate capture.ImportRate
+	var taking, comparing capture.ImportRate
 	if imp != nil {
-		states, rate = imp.State()
+		states, taking, comparing = imp.State()
 	}
-	var left, all float64
+	var compared []*eventlog.Baseline
+	since := time.Time{} // when the first comparison began that is not done
 	for _, t := range captured {
 		i := slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == t.OID })
 		if i >= 0 && (begun[i].Pass != eventlog.PassShape || begun[i].Heal) {
 			b := &begun[i]
-			row := TableBaseline{Table: t.String(), State: "unfinished"}
+			row := TableBaseline{Table: t.String(), State: "unfinished", Compared: b.Heal || history[t.OID]}
 			if j := slices.IndexFunc(states, func(st capture.ImportState) bool { return st.OID == t.OID }); j >= 0 && states[j].Generation == b.Generation {
 				st := &states[j]
-				if row.State, row.WaitingFor = st.Doing, st.For; st.Chunks >= b.Chunks { // or the log is ahead of what it has been told
+				if row.State, row.WaitingFor = st.Doing, st.For; !b.Done && st.Chunks >= b.Chunks { // or the log is ahead of what it has been told
 					b = &st.Baseline
 				}
 				if st.Error != nil {
@@ -230,10 +278,14 @@ func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []e
 				}
 			}
 			row.Rows, row.TotalRows, row.Pass = b.Rows, b.TotalRows, b.Pass
-			s.Rows += b.Rows
-			s.TotalRows += max(b.TotalRows, b.Rows)
-			all += b.Weight()
-			left += b.Weight() * (1 - b.Share())
+			if row.Compared {
+				compared = append(compared, b)
+			}
+			if !row.Compared || b.Done {
+				s.add(b)
+			} else if since.IsZero() || b.BeganAt.Before(since) {
+				since = b.BeganAt
+			}
 			if !b.Done && h.Baseline {
 				s.Tables = append(s.Tables, row)
 			}
@@ -250,45 +302,105 @@ func newBaselineStatus(h *eventlog.Head, captured []eventlog.Captured, begun []e
 			}
 		}
 	}
-	s.estimate(left, all, rate)
+	s.estimate(taking)
+	if !since.IsZero() && h.Baseline {
+		s.Comparison = &Progress{}
+		for _, b := range compared { // with those that were done meanwhile
+			if !b.Done || !b.UpdatedAt.Before(since) {
+				s.Comparison.add(b)
+			}
+		}
+		s.Comparison.estimate(comparing)
+	}
 	return s
 }
 
-func (s *BaselineStatus) estimate(left, all float64, rate capture.ImportRate) {
-	if s.Share = 1; all > 0 {
-		s.Share = 1 - left/all
+// comparisons tells when the tables are compared of which only inserts are in the stream.
+func comparisons(h *eventlog.Head, captured []eventlog.Captured, begun []eventlog.Baseline, every time.Duration) (list []TableComparison) {
+	for _, t := range captured {
+		if !t.InsertOnly || t.Dropped {
+			continue
+		}
+		c := TableComparison{Table: t.String()}
+		if i := slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == t.OID && b.Done }); i >= 0 {
+			if c.ReadAt = begun[i].DoneAt; h.Baseline && every > 0 {
+				c.NextAt = begun[i].Next(every)
+			}
+		}
+		list = append(list, c)
 	}
-	if s.RowsPerSecond = rate.Rows; rate.Weight > 0 {
-		s.SecondsLeft = left / rate.Weight
+	return list
+}
+
+// changed asks the source which of the tables it counts updates or deletes of, since they were compared. What it does not tell stays open.
+func (s *BaselineStatus) changed(ctx context.Context, c capture.Config, captured []eventlog.Captured, begun []eventlog.Baseline) {
+	due := func(name string) *TableComparison {
+		i := slices.IndexFunc(s.Comparisons, func(c TableComparison) bool { return c.Table == name && !c.NextAt.IsZero() })
+		if i < 0 {
+			return nil
+		}
+		return &s.Comparisons[i]
+	}
+	var oids []uint32
+	for _, t := range captured {
+		if t.InsertOnly && due(t.String()) != nil {
+			oids = append(oids, t.OID)
+		}
+	}
+	if len(oids) == 0 {
+		return
+	}
+	sizes, _, err := capture.Sizes(ctx, c, oids)
+	if err != nil {
+		return
+	}
+	for _, t := range captured {
+		size, ok := sizes[t.OID]
+		i := slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == t.OID })
+		if next := due(t.String()); ok && i >= 0 && next != nil {
+			is := begun[i].Changes != size.Changes
+			next.Changed = &is
+		}
 	}
 }
 
-// Baseline tells how far the tables are whose existing rows this process takes over, without asking anybody; nil if it takes over none.
+// Baseline tells how far the tables are whose existing rows this process takes over or compares, without asking anybody; nil if there are none.
 func (s *Sidecar) Baseline() *BaselineStatus {
 	r := s.now.Load()
 	if r == nil {
 		return nil
 	}
-	b := &BaselineStatus{Wanted: true, Done: true}
-	states, rate := r.rows.State()
-	var left, all float64
+	b, compared := &BaselineStatus{Wanted: true, Done: true}, &Progress{}
+	states, taking, comparing := r.rows.State()
 	for _, t := range states {
 		if t.Pass == eventlog.PassShape && !t.Heal {
 			continue
 		}
-		b.Rows += t.Rows
-		b.TotalRows += max(t.TotalRows, t.Rows)
-		all += t.Weight()
-		left += t.Weight() * (1 - t.Share())
-		if t.Doing != "done" {
-			b.Done = false
+		p := &b.Progress
+		if t.Compare {
+			p = compared
+		}
+		if p.add(&t.Baseline); t.Doing == "done" {
+			continue
+		}
+		if b.Done = false; t.Compare {
+			b.Comparison = compared
 		}
 	}
 	if b.Done {
 		return nil
 	}
-	b.estimate(left, all, rate)
+	b.estimate(taking)
+	compared.estimate(comparing)
 	return b
+}
+
+// Now is how far that is which is being done: taking over existing rows, or, once all are, comparing rows with the log.
+func (s *BaselineStatus) Now() (p *Progress, comparing bool) {
+	if s.Comparison != nil && s.Share == 1 {
+		return s.Comparison, true
+	}
+	return &s.Progress, false
 }
 
 // noteBaseline says now and then how far existing rows are.
@@ -298,12 +410,21 @@ func (s *Sidecar) noteBaseline(now time.Time) {
 	case b == nil && s.baselineAt.IsZero():
 	case b == nil:
 		s.baselineAt = time.Time{}
-		s.cfg.Logger.Info("the existing rows are in the log")
+		if s.compared {
+			s.cfg.Logger.Info("the rows are compared with the log")
+		} else {
+			s.cfg.Logger.Info("the existing rows are in the log")
+		}
 	case now.Sub(s.baselineAt) >= 10*time.Second:
 		first := s.baselineAt.IsZero()
-		if s.baselineAt = now; !first {
-			s.cfg.Logger.Info("taking over existing rows", "done", fmt.Sprintf("%.0f%%", 100*b.Share), "rows", b.Rows, "rows_per_second", int64(b.RowsPerSecond),
-				"left", time.Duration(b.SecondsLeft*float64(time.Second)).Round(time.Second))
+		p, comparing := b.Now()
+		what := "taking over existing rows"
+		if comparing {
+			what = "comparing rows with the log"
+		}
+		if s.baselineAt, s.compared = now, comparing; !first {
+			s.cfg.Logger.Info(what, "done", fmt.Sprintf("%.0f%%", 100*p.Share), "rows", p.Rows, "rows_per_second", int64(p.RowsPerSecond),
+				"left", time.Duration(p.SecondsLeft*float64(time.Second)).Round(time.Second))
 		}
 	}
 }

@@ -115,6 +115,9 @@ func (x *logExamination) mayInit(ctx context.Context) error {
 	severity, risk := capture.Danger, "backstory init cannot set up"
 	if p.permitted(false, "") == nil && !leavesCaptured(p.Plan, x.captured) {
 		severity, risk = capture.Warning, "backstory init goes on without them: their changes are not in the log"
+		if !slices.ContainsFunc(p.Left, func(t *capture.Table) bool { return !t.Inserts }) {
+			risk = "backstory init goes on without them: only their inserts are in the log, through their schema"
+		}
 	}
 	f := capture.Finding{Check: "may-not-init", Severity: severity, What: err.Error(), Risk: risk, Remedy: eventlog.Hint(err), Cost: "the role may do what the tables' owner may"}
 	var sql []string
@@ -300,16 +303,16 @@ func (x *logExamination) rows(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	st := newBaselineStatus(x.head, x.captured, begun, nil, nil)
-	waiting := map[string]bool{}
-	for _, t := range st.Tables {
-		waiting[t.Table] = true
-	}
 	history, err := x.log.Histories(ctx, x.captured)
 	if err != nil {
 		return err
 	}
-	var unread, never, behind []string
+	st := newBaselineStatus(x.head, x.captured, begun, history, nil)
+	waiting := map[string]bool{}
+	for _, t := range st.Tables {
+		waiting[t.Table] = true
+	}
+	var unread, uncompared, never, behind []string
 	for _, t := range x.captured {
 		i := slices.IndexFunc(begun, func(b eventlog.Baseline) bool { return b.OID == t.OID })
 		heals := i >= 0 && begun[i].Heal && !begun[i].Done
@@ -318,6 +321,8 @@ func (x *logExamination) rows(ctx context.Context) error {
 		case heals && !x.head.Baseline:
 			x.add(capture.Finding{Check: "not-compared", Severity: capture.Warning, What: fmt.Sprintf("%s was altered, and its rows are not compared with the log's, since init --no-baseline", t),
 				Risk: "rows that have not changed since are in the log as they were before", Remedy: "backstory init, without --no-baseline, then backstory run", Cost: "all rows of the tables are read once"})
+		case waiting[t.String()] && (heals || history[t.OID]):
+			uncompared = append(uncompared, t.String())
 		case waiting[t.String()]:
 			unread = append(unread, t.String())
 		case t.Complete || i >= 0 && begun[i].Done || t.InsertOnly && !x.head.Baseline: // what that lacks is another finding
@@ -325,6 +330,8 @@ func (x *logExamination) rows(ctx context.Context) error {
 			behind = append(behind, t.String())
 		case !x.head.Baseline:
 			never = append(never, t.String())
+		case history[t.OID]:
+			uncompared = append(uncompared, t.String())
 		default:
 			unread = append(unread, t.String())
 		}
@@ -347,6 +354,14 @@ func (x *logExamination) rows(ctx context.Context) error {
 		x.add(capture.Finding{Check: "existing-rows", Severity: capture.Info, What: fmt.Sprintf("the log does not have all rows of %s yet (%.0f %% read)", capture.Some(unread), 100*st.Share),
 			Risk: "a checkout needs --partial until then", Remedy: "backstory run reads them; backstory status tells how far it is, and what keeps it from that"})
 	}
+	if len(uncompared) > 0 {
+		share := 0.0
+		if st.Comparison != nil {
+			share = st.Comparison.Share
+		}
+		x.add(capture.Finding{Check: "not-compared", Severity: capture.Info, What: fmt.Sprintf("the rows of %s are not all compared with the log's yet (%.0f %% read)", capture.Some(uncompared), 100*share),
+			Risk: "rows may be in the log as they were before; a checkout needs --partial until then", Remedy: "backstory run compares them; backstory status tells how far it is, and what keeps it from that"})
+	}
 	return nil
 }
 
@@ -357,11 +372,15 @@ func (st *Status) Findings() (list []capture.Finding) {
 	}
 	const risk = "a checkout needs --partial until then"
 	for _, t := range st.Baseline.Tables {
+		check, rows, lack := "existing-rows", "existing rows of "+t.Table, "are not taken over"
+		if t.Compared {
+			check, rows, lack = "not-compared", "the rows of "+t.Table, "are not compared with the log's"
+		}
 		switch {
 		case t.Error != "":
-			list = append(list, capture.Finding{Check: "existing-rows", Severity: capture.Warning, What: fmt.Sprintf("existing rows of %s are not taken over: %s", t.Table, t.Error), Risk: risk, Remedy: cmp.Or(t.Hint, "backstory status")})
+			list = append(list, capture.Finding{Check: check, Severity: capture.Warning, What: fmt.Sprintf("%s %s: %s", rows, lack, t.Error), Risk: risk, Remedy: cmp.Or(t.Hint, "backstory status")})
 		case len(t.WaitingFor) > 0:
-			list = append(list, capture.Finding{Check: "existing-rows", Severity: capture.Info, What: fmt.Sprintf("existing rows of %s wait for transactions to end: %s", t.Table, strings.Join(t.WaitingFor, "; ")), Risk: risk, Remedy: "let them end"})
+			list = append(list, capture.Finding{Check: check, Severity: capture.Info, What: fmt.Sprintf("%s wait for transactions to end: %s", rows, strings.Join(t.WaitingFor, "; ")), Risk: risk, Remedy: "let them end"})
 		}
 	}
 	return list

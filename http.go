@@ -123,6 +123,7 @@ var (
 	descBytes        = prometheus.NewDesc("backstory_log_bytes_total", "Bytes of events sent to the log.", nil, nil)
 	descUnattributed = prometheus.NewDesc("backstory_events_unattributed_total", "Events of the application's transactions without who and why.", nil, nil)
 	descFirstSeen    = prometheus.NewDesc("backstory_rows_first_seen_total", "Rows that existed before the log first saw them.", nil, nil)
+	descRuleErrors   = prometheus.NewDesc("backstory_rule_errors_total", "Row changes that a rule could not be applied to; they have their default events.", nil, nil)
 	descMalformed    = prometheus.NewDesc("backstory_context_malformed_total", "Context messages that are not a JSON object.", nil, nil)
 	descLookups      = prometheus.NewDesc("backstory_row_lookups_total", "Rows whose last state was read from the log.", nil, nil)
 	descPosition     = prometheus.NewDesc("backstory_log_position", "Position of the last event.", nil, nil)
@@ -139,7 +140,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descEvents, descTransactions, descFlushes, descBytes, descUnattributed, descFirstSeen, descMalformed,
+	for _, d := range []*prometheus.Desc{descEvents, descTransactions, descFlushes, descBytes, descUnattributed, descFirstSeen, descRuleErrors, descMalformed,
 		descIgnored, descLookups, descPosition, descSize, descStreaming, descLagBytes, descLagSeconds, descSeen, descRetained, descConfirmed, descSafe} {
 		ch <- d
 	}
@@ -156,7 +157,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		d *prometheus.Desc
 		v int64
 	}{{descEvents, st.Events}, {descTransactions, st.Transactions}, {descFlushes, st.Flushes}, {descBytes, st.Bytes},
-		{descUnattributed, st.Unattributed}, {descFirstSeen, st.FirstSeen}, {descMalformed, st.MalformedContext}, {descIgnored, st.IgnoredContext}, {descLookups, st.Lookups}} {
+		{descUnattributed, st.Unattributed}, {descFirstSeen, st.FirstSeen}, {descRuleErrors, st.RuleErrors}, {descMalformed, st.MalformedContext}, {descIgnored, st.IgnoredContext}, {descLookups, st.Lookups}} {
 		ch <- prometheus.MustNewConstMetric(c.d, prometheus.CounterValue, float64(c.v))
 	}
 	streaming := 0.0

@@ -135,7 +135,7 @@ func TestLivez(t *testing.T) {
 // metricNames are the metrics, as README and deploy/alerts.yml speak of them.
 var metricNames = []string{
 	"backstory_events_appended_total", "backstory_transactions_appended_total", "backstory_log_commits_total", "backstory_log_bytes_total",
-	"backstory_events_unattributed_total", "backstory_rows_first_seen_total", "backstory_context_malformed_total", "backstory_context_ignored_total", "backstory_row_lookups_total",
+	"backstory_events_unattributed_total", "backstory_rows_first_seen_total", "backstory_rule_errors_total", "backstory_context_malformed_total", "backstory_context_ignored_total", "backstory_row_lookups_total",
 	"backstory_log_position", "backstory_log_size_bytes", "backstory_streaming", "backstory_lag_bytes", "backstory_lag_seconds", "backstory_slot_retained_bytes", "backstory_slot_safe_bytes",
 	"backstory_source_seen_timestamp_seconds", `backstory_reactor_lag_events{reactor="counter"}`, `backstory_reactor_lag_seconds{reactor="counter"}`, `backstory_reactor_position{reactor="counter"}`,
 	`backstory_reactor_running{reactor="counter"}`, `backstory_reactor_sent_events_total{reactor="counter"}`, `backstory_reactor_errors_total{reactor="counter"}`,

@@ -26,7 +26,7 @@ type Plan struct {
 	// LogDatabase is where the log is or will be, LogRole who we are there, and MayCreateLog whether that is enough to make it.
 	LogDatabase, LogRole string
 	MayCreateLog         bool
-	// Rows and Bytes of the selected tables as they are now, by the server's estimates.
+	// Rows and Bytes of the tables that are taken in, as they are now, by the server's estimates.
 	Rows, Bytes int64
 }
 
@@ -38,7 +38,7 @@ func Prepare(ctx context.Context, cfg Config) (*Plan, error) {
 		return nil, err
 	}
 	p := &Plan{Plan: cp}
-	for _, t := range cp.Tables {
+	for _, t := range cp.Taken() {
 		p.Rows += t.Rows
 		p.Bytes += t.Bytes
 	}
@@ -141,6 +141,9 @@ type Done struct {
 	Created bool // the log's schema was made or brought up to date
 	Start   eventlog.LSN
 	Tables  []eventlog.Captured
+	// Left are the selected tables that it went on without, since Role may not publish them.
+	Left []*capture.Table
+	Role string
 }
 
 // Init makes the log's schema, the publications and the slot. It is idempotent: what is there already stays.
@@ -218,7 +221,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 			if err != nil {
 				return err
 			}
-			d.Start, d.Tables = res.Start, res.Tables
+			d.Start, d.Tables, d.Left, d.Role = res.Start, res.Tables, p.Left, p.Role
 			return log.ChangeCaptured(ctx, before, append(slices.Clone(res.Tables), gone...))
 		})
 	}
@@ -226,7 +229,7 @@ func Init(ctx context.Context, cfg Config, p *Plan, waiting func([]string)) (*Do
 	if err != nil {
 		return nil, err
 	}
-	d.Start, d.Tables = res.Start, res.Tables
+	d.Start, d.Tables, d.Left, d.Role = res.Start, res.Tables, p.Left, p.Role
 	err = log.Begin(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database, Timeline: p.Server.Timeline, EndLSN: res.Start, BeganAt: res.At, Slot: cfg.Capture.Slot, Version: p.Server.Version, Baseline: !cfg.NoBaseline,
 		Tables: cfg.Capture.Tables, Exclude: cfg.Capture.Exclude}, res.Tables)
 	if err == nil {
@@ -371,7 +374,7 @@ func AcceptGap(ctx context.Context, cfg Config, waiting func([]string)) (*Done, 
 	if err := log.SetCaptured(ctx, append(slices.Clone(res.Tables), gone...)); err != nil {
 		return nil, err
 	}
-	return &Done{Start: res.Start, Tables: res.Tables}, log.AcceptGap(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database,
+	return &Done{Start: res.Start, Tables: res.Tables, Left: p.Left, Role: p.Role}, log.AcceptGap(ctx, eventlog.Head{SystemID: p.Server.SystemID, Database: p.Server.Database,
 		Timeline: p.Server.Timeline, EndLSN: res.Start, Slot: cfg.Capture.Slot, Version: p.Server.Version})
 }
 

@@ -128,6 +128,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 		return nil, err
 	}
 	st.Baseline = newBaselineStatus(h, tables, begun, history, imp)
+	st.Baseline.Comparisons = comparisons(h, tables, begun, cfg.CompareInterval)
 	checkpoints, err := log.Checkpoints(ctx)
 	if err != nil {
 		return nil, err
@@ -153,6 +154,7 @@ func readStatus(ctx context.Context, cfg Config, log *eventlog.Log, imp *capture
 	if src == nil {
 		return st, nil
 	}
+	st.Baseline.changed(ctx, cfg.Capture, tables, begun)
 	st.CaughtUp = h.Gap == "" && src.Slot.Exists && (h.EndLSN >= src.WAL || src.Idle)
 	switch {
 	case st.CaughtUp:
@@ -222,9 +224,10 @@ func (st *Status) look(ctx context.Context, c capture.Config, h *eventlog.Head, 
 	return src
 }
 
-// Status tells what this process is doing. It waits up to a second and a half for changes that were made just before the
-// call.
+// Status tells what this process is doing. It waits up to a second and a half for changes that were made just before the call. In that time it also looks, for
+// up to a second, which open transactions hold back WAL where the source keeps much of it and the role, outside pg_monitor, cannot see when they began.
 func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
+	until := time.Now().Add(1500 * time.Millisecond)
 	var imp *capture.Import
 	if r := s.now.Load(); r != nil {
 		imp = r.rows
@@ -262,8 +265,8 @@ func (s *Sidecar) Status(ctx context.Context) (*Status, error) {
 		}
 		st.Source.ReceivedLSN = r.stream.Received().String()
 		if wal, err := eventlog.ParseLSN(st.Source.WALLSN); err == nil && ss.Doing == "streaming" {
-			for i := 0; i < 15 && r.stream.Progress() < wal && ctx.Err() == nil; i++ {
-				time.Sleep(100 * time.Millisecond)
+			for r.stream.Progress() < wal && time.Now().Before(until) && ctx.Err() == nil {
+				time.Sleep(20 * time.Millisecond)
 			}
 			done := r.stream.Progress()
 			st.CaughtUp = done >= wal

@@ -89,7 +89,7 @@ func (s *Sidecar) compare(ctx context.Context, captured []eventlog.Captured, at 
 		return nil, nil
 	}
 	if r := s.now.Load(); r != nil { // a comparison begins with another attempt, and tables without a key would be read anew in that
-		states, _ := r.rows.State()
+		states, _, _ := r.rows.State()
 		if slices.ContainsFunc(states, func(t capture.ImportState) bool { return t.Doing == "reading" || t.Doing == "comparing" }) {
 			return nil, nil
 		}

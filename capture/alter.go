@@ -30,6 +30,8 @@ type catalogue struct {
 	// Types are the elements of the user-defined types that its columns are made of: labels of enum types by their OIDs, attributes of
 	// composite types.
 	Types []string `json:"types,omitempty"`
+	// Told is of none that was read: the log says instead that the table is to be compared, and that an event tells why.
+	Told bool `json:"told,omitempty"`
 }
 
 func (c *catalogue) String() string {
@@ -221,7 +223,7 @@ func (c Config) altered(ctx context.Context, tx pgx.Tx, was *eventlog.Captured, 
 	before := parseCatalogue(was.Catalogue)
 	knownMissing(r, was.Relation, before.File == is.File)
 	a.Why = whyHeal(was.Relation, r, &before, is)
-	a.Heal = a.Why != "" && was.Catalogue != ""
+	a.Heal, a.Told = a.Why != "" && was.Catalogue != "", before.Told
 	a.Defined = !r.SameDefinition(was.Relation)
 	return a, nil
 }

@@ -35,6 +35,8 @@ type Existing struct {
 	eventlog.Baseline
 	// ShapeOnly tells that nothing is to be read of it: only its new shape is to get a place in the log.
 	ShapeOnly bool
+	// Compare tells that its rows are compared with those that the log has of before, rather than taken over.
+	Compare bool
 }
 
 // Import is the taking over of the existing rows of some tables. See package eventlog, Baseline, for how their places among the row
@@ -61,19 +63,28 @@ type ImportRate struct {
 }
 
 type rateMark struct {
-	at           time.Time
-	rows, weight float64
+	at              time.Time
+	taken, compared ImportRate // in all, not per second
 }
 
 // ImportState is what the import of a table is doing.
 type ImportState struct {
 	eventlog.Baseline
-	Table string
+	Table   string
+	Compare bool // as Existing.Compare
 	// Doing is queued, waiting (for transactions of the source, see For), reading, comparing (with what the log has), interrupted (by Error) or done.
 	Doing string
 	For   []string
 	Error error
 	Since time.Time // of Doing
+}
+
+// reads is what it is doing while rows are read.
+func (s *ImportState) reads() string {
+	if s.Compare {
+		return "comparing"
+	}
+	return "reading"
 }
 
 // importing is the import of one table.
@@ -117,38 +128,43 @@ type keyColumn struct {
 func (s *Stream) Import(tables []Existing, known Known, contents Contents) *Import {
 	i := &Import{stream: s, known: known, contents: contents, rate: limiter{perSecond: s.cfg.BaselineBytesPerSecond}}
 	for _, t := range tables {
-		i.tables = append(i.tables, &importing{imp: i, ImportState: ImportState{Baseline: t.Baseline, Table: t.Captured.String(), Doing: "queued", Since: time.Now()}, shape: t.ShapeOnly,
+		i.tables = append(i.tables, &importing{imp: i, ImportState: ImportState{Baseline: t.Baseline, Table: t.Captured.String(), Compare: t.Compare, Doing: "queued", Since: time.Now()}, shape: t.ShapeOnly,
 			after: t.AfterKey, number: t.Chunks, done: make(chan eventlog.Baseline, chunksAhead+1)})
 	}
 	s.importing.Store(len(tables) > 0)
 	return i
 }
 
-// State tells how far each table is, and how fast it goes.
-func (i *Import) State() ([]ImportState, ImportRate) {
+// State tells how far each table is, and how fast rows are taken over and compared.
+func (i *Import) State() (tables []ImportState, taking, comparing ImportRate) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	var out []ImportState
 	for _, t := range i.tables {
-		out = append(out, t.ImportState)
+		tables = append(tables, t.ImportState)
 	}
-	var r ImportRate
 	now := i.mark()
 	if n := len(i.rates); n > 0 {
 		if first := i.rates[0]; now.at.Sub(first.at) > time.Second {
 			s := now.at.Sub(first.at).Seconds()
-			r = ImportRate{max(0, now.rows-first.rows) / s, max(0, now.weight-first.weight) / s} // one that is read anew goes back
+			since := func(now, first ImportRate) ImportRate {
+				return ImportRate{max(0, now.Rows-first.Rows) / s, max(0, now.Weight-first.Weight) / s} // one that is read anew goes back
+			}
+			taking, comparing = since(now.taken, first.taken), since(now.compared, first.compared)
 		}
 	}
-	return out, r
+	return tables, taking, comparing
 }
 
 // mark sums up how far everything is.
 func (i *Import) mark() rateMark {
 	m := rateMark{at: time.Now()}
 	for _, t := range i.tables {
-		m.rows += float64(t.Rows)
-		m.weight += t.Weight() * t.Share()
+		sum := &m.taken
+		if t.Compare {
+			sum = &m.compared
+		}
+		sum.Rows += float64(t.Rows)
+		sum.Weight += t.Weight() * t.Share()
 	}
 	return m
 }
@@ -207,7 +223,7 @@ func (i *Import) Run(ctx context.Context, once bool) error {
 		})
 	}
 	wg.Wait()
-	states, _ := i.State()
+	states, _, _ := i.State()
 	for _, s := range states {
 		if s.Error != nil && ctx.Err() == nil {
 			return fmt.Errorf("take over the existing rows of %s: %w", s.Table, s.Error)
@@ -294,10 +310,7 @@ func (t *importing) attempt(ctx context.Context) error {
 		}
 	}
 	t.set(func(s *ImportState) {
-		s.Doing, s.For = "reading", nil
-		if s.Heal {
-			s.Doing = "comparing"
-		}
+		s.Doing, s.For = s.reads(), nil
 	})
 	for t.rel = nil; !t.Done; {
 		if t.rel == nil {
@@ -374,7 +387,7 @@ func (t *importing) takeOver(ctx context.Context, n int) error {
 		select {
 		case b := <-t.done:
 			t.ahead = t.ahead[1:]
-			t.set(func(s *ImportState) { s.Baseline, s.Error = b, nil })
+			t.set(func(s *ImportState) { s.Baseline, s.Compare, s.Error = b, s.Compare || b.Heal, nil })
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(time.Second):
@@ -406,25 +419,9 @@ var errWaiting = errors.New("transactions are open that were so when the table w
 // othersEnded returns errWaiting until the transactions that had begun when the table was taken in have ended: what they wrote before that
 // is not in the stream, and only then visible.
 func (t *importing) othersEnded(ctx context.Context, conn *pgx.Conn) error {
-	var oldest int64
-	if err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).Scan(&oldest); err != nil {
-		return fmt.Errorf("ask the source for its transactions: %w", err)
-	}
-	if oldest >= t.WaitFor {
-		return nil
-	}
-	rows, err := conn.Query(ctx, `
-		SELECT format('pid %s, %s, open for %s', pid, coalesce(nullif(application_name, ''), usename), date_trunc('second', clock_timestamp() - xact_start))
-		FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND age(backend_xid) >= age(($1::bigint & 4294967295)::text::xid) AND pid <> pg_backend_pid()
-		UNION ALL
-		SELECT format('prepared transaction %L, open for %s', gid, date_trunc('second', clock_timestamp() - prepared)) FROM pg_prepared_xacts
-		WHERE age(transaction) >= age(($1::bigint & 4294967295)::text::xid)`, t.WaitFor-1)
-	if err != nil {
-		return fmt.Errorf("ask the source for its transactions: %w", err)
-	}
-	who, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("ask the source for its transactions: %w", err)
+	who, open, err := openBefore(ctx, conn, t.WaitFor)
+	if err != nil || !open {
+		return err
 	}
 	first := false
 	t.set(func(s *ImportState) { first, s.Doing, s.For = s.Doing != "waiting", "waiting", who })
@@ -432,6 +429,30 @@ func (t *importing) othersEnded(ctx context.Context, conn *pgx.Conn) error {
 		t.imp.stream.cfg.Logger.Info("existing rows are taken over when the transactions have ended that were open when the table was taken in", "relation", t.Table, "waiting_for", strings.Join(who, "; "))
 	}
 	return errWaiting
+}
+
+// openBefore tells whether there are open transactions below a number, and which.
+func openBefore(ctx context.Context, conn *pgx.Conn, next int64) (who []string, open bool, err error) {
+	var oldest int64
+	if err := conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).Scan(&oldest); err != nil {
+		return nil, false, fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	if oldest >= next {
+		return nil, false, nil
+	}
+	rows, err := conn.Query(ctx, `
+		SELECT format('pid %s, %s, open for %s', pid, coalesce(nullif(application_name, ''), usename), date_trunc('second', clock_timestamp() - xact_start))
+		FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND age(backend_xid) >= age(($1::bigint & 4294967295)::text::xid) AND pid <> pg_backend_pid()
+		UNION ALL
+		SELECT format('prepared transaction %L, open for %s', gid, date_trunc('second', clock_timestamp() - prepared)) FROM pg_prepared_xacts
+		WHERE age(transaction) >= age(($1::bigint & 4294967295)::text::xid)`, next-1)
+	if err != nil {
+		return nil, false, fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	if who, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		return nil, false, fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	return who, true, nil
 }
 
 // errShape means that the table is not as it was described.

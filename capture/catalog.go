@@ -497,8 +497,11 @@ func (c Config) unmatched(all []tableName) (out []Finding) {
 					have += fmt.Sprintf(" and %d more", n-12)
 				}
 			}
-			out = append(out, Finding{Check: "pattern", Severity: Warning, What: fmt.Sprintf("%s: %s matches no table", list.name, text), Risk: list.risk,
-				Remedy: "spell it as Postgres does (capitals count), or leave it out; " + have, Cost: "none"})
+			remedy := "spell it as Postgres does (capitals count), or leave it out; "
+			if strings.Contains(text, `"`) {
+				remedy = "names are written without quotes here (capitals count); "
+			}
+			out = append(out, Finding{Check: "pattern", Severity: Warning, What: fmt.Sprintf("%s: %s matches no table", list.name, text), Risk: list.risk, Remedy: remedy + have, Cost: "none"})
 		}
 	}
 	return out

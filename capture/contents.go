@@ -172,6 +172,6 @@ func (t *importing) patience(ctx context.Context, err error) bool {
 	}
 	t.set(func(s *ImportState) { s.Doing, s.Error = "interrupted", err })
 	pass(ctx, time.Second)
-	t.set(func(s *ImportState) { s.Doing = "reading" })
+	t.set(func(s *ImportState) { s.Doing = s.reads() })
 	return ctx.Err() == nil
 }

@@ -97,6 +97,7 @@ type examination struct {
 	sv     *Server
 	slot   *Slot
 	tables []*Table // that are selected
+	begun  bool     // init has made the publications
 	found  []Finding
 }
 

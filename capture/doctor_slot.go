@@ -197,11 +197,12 @@ func (x *examination) spilled(ctx context.Context) error {
 
 // transactions looks for what lies in the way of the slot.
 func (x *examination) transactions(ctx context.Context) error {
-	open, err := openTransactions(ctx, x.conn)
+	exists := x.slot != nil && x.slot.Exists
+	much := exists && x.slot.RetainedBytes >= holdersBytes
+	open, err := openTransactions(ctx, x.conn, much)
 	if err != nil {
 		return err
 	}
-	exists := x.slot != nil && x.slot.Exists
 	for _, o := range open {
 		f := Finding{Check: "open-transaction", Severity: Info, What: o.what, Risk: "backstory init, which makes the slot, waits for it", SQL: o.end, Remedy: "or let it commit", Cost: "what it has done is undone"}
 		if o.prepared { // which no connection of an application ends by itself
@@ -210,7 +211,7 @@ func (x *examination) transactions(ctx context.Context) error {
 		if exists {
 			f.Severity, f.Risk = Warning, "the source keeps all WAL since it began"
 		}
-		if !exists && o.dated || o.prepared || exists && x.slot.RetainedBytes >= holdersBytes {
+		if !exists || o.prepared || much {
 			x.add(f)
 		}
 	}

@@ -26,7 +26,7 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	begun := now.names[x.Publication] != "" // before init, nothing is captured, and that is said once
+	x.begun = now.names[x.Publication] != "" // before init, nothing is captured, and that is said once
 	for _, t := range x.tables {
 		if id, ok := identities[t.OID]; ok {
 			what := "only inserts of %s are captured: %s"
@@ -45,18 +45,15 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 			x.add(f)
 		}
 		switch {
-		case t.Published || !begun:
-		case t.Inserts:
-			x.add(Finding{Check: "inserts-only", Severity: Warning, What: fmt.Sprintf("only inserts of %s are captured, through its schema", t),
-				Risk: "its updates and deletes are not in the log", Remedy: "backstory init", Cost: comparedOnce})
+		case t.Published || !x.begun:
 		default:
 			f := Finding{Check: "not-captured", Severity: Warning, What: fmt.Sprintf("%s is not captured", t), Risk: "its changes are not in the log", Remedy: "backstory init", Cost: "its rows are read once, and its events take room in the log"}
+			if t.Inserts {
+				f.Check, f.What, f.Risk = "inserts-only", fmt.Sprintf("only inserts of %s are captured, through its schema", t), "its updates and deletes are not in the log"
+				f.Cost = comparedOnce
+			}
 			if !t.Owned {
-				name := x.Publication
-				if t.InsertOnly {
-					name = x.InsertPublication()
-				}
-				f.SQL = "ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE " + only(t.Schema, t.Name) + ";"
+				f.SQL = strings.Join(x.PublishSQL(x.sv.Role, []*Table{t}), " ")
 				f.Remedy = "as a superuser, or the owner of both; then backstory init"
 			}
 			x.add(f)
@@ -148,7 +145,9 @@ func (u *usable) sql(t *Table) string {
 func (x *examination) reading(ctx context.Context) error {
 	var oids []uint32
 	for _, t := range x.tables {
-		oids = append(oids, t.OID)
+		if t.Published || !x.begun || t.Owned { // with others, that comes with being captured at all
+			oids = append(oids, t.OID)
+		}
 	}
 	rows, err := x.conn.Query(ctx, `SELECT n.nspname::text, c.relname::text, has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid::bigint = ANY ($1) ORDER BY 1, 2`, bigints(oids))

@@ -25,7 +25,7 @@ func holders(ctx context.Context, q *pgx.Conn, s *Slot, end eventlog.LSN) (list 
 	if behind := int64(end - s.ConfirmedFlush); end > s.ConfirmedFlush && behind > s.RetainedBytes/2 {
 		list = append(list, fmt.Sprintf("%s of it is not in the log yet", megabytes(behind)))
 	}
-	open, err := openTransactions(ctx, q)
+	open, err := openTransactions(ctx, q, true)
 	for _, o := range open {
 		list = append(list, o.what)
 	}
@@ -37,18 +37,22 @@ type openTransaction struct {
 	what     string
 	end      string // the SQL that ends it
 	prepared bool
-	dated    bool // it is known to be as old as that, which of other roles' it takes pg_monitor to see; otherwise it was there at two looks
+	dated    bool // it is known to be as old as that, which of other roles' it takes pg_monitor to see; otherwise it was open for stillOpen
 	who      string
 }
 
-// betweenLooks is between the two looks at transactions of which nobody tells when they began.
-const betweenLooks = 2 * time.Second
+// stillOpen is how long a transaction has to stay open of which nobody tells when it began; it is looked whether they have ended in between, at first after firstLook.
+const (
+	stillOpen = time.Second
+	firstLook = 10 * time.Millisecond
+)
 
-// openTransactions are the oldest of them, prepared ones too, a few of each kind.
-func openTransactions(ctx context.Context, q *pgx.Conn) ([]openTransaction, error) {
+// openTransactions are the oldest of them, prepared ones too, a few of each kind. Those that nobody dates are left out unless undated is set: it
+// takes up to stillOpen to tell that they are open for longer than a moment, and that only while there are some.
+func openTransactions(ctx context.Context, q *pgx.Conn, undated bool) ([]openTransaction, error) {
 	rows, err := q.Query(ctx, `
 		SELECT format('pid %s (%s, %s) has had a transaction open%s', pid, usename, coalesce(nullif(application_name, ''), 'no application name'),
-			coalesce(' for ' || date_trunc('second', clock_timestamp() - xact_start), ' for more than 2 seconds (how long, a role in pg_monitor sees)')),
+			coalesce(' for ' || date_trunc('second', clock_timestamp() - xact_start), ' for more than a second (how long, a role in pg_monitor sees)')),
 			format('SELECT pg_terminate_backend(%s);', pid), false, xact_start IS NOT NULL, concat(pid, ' ', backend_xid)
 		FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND coalesce(xact_start < clock_timestamp() - interval '10 seconds', true) ORDER BY age(backend_xid) DESC LIMIT 3) a
 		UNION ALL
@@ -61,10 +65,17 @@ func openTransactions(ctx context.Context, q *pgx.Conn) ([]openTransaction, erro
 		err = row.Scan(&o.what, &o.end, &o.prepared, &o.dated, &o.who)
 		return o, err
 	})
-	if err == nil && slices.ContainsFunc(open, func(o openTransaction) bool { return !o.dated }) {
-		pass(ctx, betweenLooks)
+	began := time.Now()
+	for pause := firstLook; err == nil && slices.ContainsFunc(open, func(o openTransaction) bool { return !o.dated }); pause *= 2 {
+		left := stillOpen - time.Since(began)
+		if undated && left <= 0 {
+			break
+		}
 		var still []string
-		err = q.QueryRow(ctx, `SELECT coalesce(array_agg(concat(pid, ' ', backend_xid)), '{}') FROM pg_stat_activity WHERE backend_xid IS NOT NULL`).Scan(&still)
+		if undated {
+			pass(ctx, min(pause, left))
+			err = q.QueryRow(ctx, `SELECT coalesce(array_agg(concat(pid, ' ', backend_xid)), '{}') FROM pg_stat_activity WHERE backend_xid IS NOT NULL`).Scan(&still)
+		}
 		open = slices.DeleteFunc(open, func(o openTransaction) bool { return !o.dated && !slices.Contains(still, o.who) })
 	}
 	if err != nil {

@@ -120,7 +120,8 @@ func Prepare(ctx context.Context, c Config) (*Plan, error) {
 		return nil, err
 	}
 	if len(p.NotOwned) > 0 && !slices.ContainsFunc(p.NotOwned, func(t *Table) bool { return t.Published || t.ToFull }) && len(p.NotOwned) < len(p.Tables) {
-		p.Left, p.left.tables = p.NotOwned, slices.DeleteFunc(slices.Clone(p.Tables), func(t *Table) bool { return slices.Contains(p.NotOwned, t) })
+		p.Left = p.NotOwned
+		p.left.tables = p.Taken()
 		if p.left.sql, err = c.publicationSQL(ctx, conn, p.left.tables, p); err != nil {
 			return nil, err
 		}
@@ -138,15 +139,34 @@ func (p *Plan) LeaveOut() {
 	}
 }
 
-// PublishSQL is what has to be run for a table of NotOwned, by a superuser or a role that owns it and the publications.
-func (c Config) PublishSQL(p *Plan, t *Table) []string {
+// Taken are the tables of a plan that init takes in: all of them but Left.
+func (p *Plan) Taken() []*Table {
+	return slices.DeleteFunc(slices.Clone(p.Tables), func(t *Table) bool { return slices.Contains(p.Left, t) })
+}
+
+// PublishSQL is what has to be run for tables of NotOwned, by a superuser or a role that owns them and the publications, so that role can have them captured.
+func (c Config) PublishSQL(role string, tables []*Table) (sql []string) {
 	c = c.WithDefaults()
-	name, role := c.Publication, eventlog.QuoteIdent(p.Role)
-	if t.InsertOnly {
-		name = c.InsertPublication()
+	var whole, inserts, schemas, names []string
+	for _, t := range tables {
+		if q := only(t.Schema, t.Name); t.InsertOnly {
+			inserts = append(inserts, q)
+		} else {
+			whole = append(whole, q)
+		}
+		if q := eventlog.QuoteIdent(t.Schema); !slices.Contains(schemas, q) {
+			schemas = append(schemas, q)
+		}
+		names = append(names, eventlog.QuoteQualified(t.Schema, t.Name))
 	}
-	return []string{"ALTER PUBLICATION " + eventlog.QuoteIdent(name) + " ADD TABLE " + only(t.Schema, t.Name) + ";",
-		"GRANT USAGE ON SCHEMA " + eventlog.QuoteIdent(t.Schema) + " TO " + role + ";", "GRANT SELECT ON " + eventlog.QuoteQualified(t.Schema, t.Name) + " TO " + role + ";"}
+	if len(whole) > 0 {
+		sql = append(sql, "ALTER PUBLICATION "+eventlog.QuoteIdent(c.Publication)+" ADD TABLE "+strings.Join(whole, ", ")+";")
+	}
+	if len(inserts) > 0 {
+		sql = append(sql, "ALTER PUBLICATION "+eventlog.QuoteIdent(c.InsertPublication())+" ADD TABLE "+strings.Join(inserts, ", ")+";")
+	}
+	role = eventlog.QuoteIdent(role)
+	return append(sql, "GRANT USAGE ON SCHEMA "+strings.Join(schemas, ", ")+" TO "+role+";", "GRANT SELECT ON "+strings.Join(names, ", ")+" TO "+role+";")
 }
 
 // Alters tells whether SQL gives a table another replica identity. ALTER TABLE wants the table for itself, and whoever comes after it
@@ -427,6 +447,11 @@ func Apply(ctx context.Context, c Config, p *Plan, before []eventlog.Captured, k
 		return nil, err
 	}
 	if p.Replace != nil {
+		if p.Slot.Exists {
+			if err := c.awaitTransactions(ctx, conn, waiting); err != nil {
+				return nil, err
+			}
+		}
 		if err := p.Replace(); err != nil {
 			return nil, err
 		}
@@ -658,6 +683,32 @@ func emptyTables(ctx context.Context, tx pgx.Tx, tables []*Table, before []event
 		}
 	}
 	return nil
+}
+
+// awaitTransactions waits, as long as making a slot may wait for them, until all transactions have ended that are open now.
+func (c Config) awaitTransactions(ctx context.Context, conn *pgx.Conn, waiting func([]string)) error {
+	var next int64
+	if err := conn.QueryRow(ctx, `SELECT `+nextXID).Scan(&next); err != nil {
+		return fmt.Errorf("ask the source for its transactions: %w", err)
+	}
+	began, told := time.Now(), time.Now()
+	for {
+		who, open, err := openBefore(ctx, conn, next)
+		if err != nil || !open {
+			return err
+		}
+		if time.Since(began) > c.BlockedAfter {
+			return &eventlog.Problem{Err: fmt.Errorf("the gap is not accepted: waited %s for open transactions, for which a new replication slot would wait, too: %s", c.BlockedAfter, strings.Join(who, "; ")),
+				Hint: "The old slot is still there. End them (SELECT pg_terminate_backend(pid), or COMMIT/ROLLBACK PREPARED 'gid'), then run it again."}
+		}
+		if waiting != nil && time.Since(told) >= time.Second && len(who) > 0 {
+			told = time.Now()
+			waiting(who)
+		}
+		if pass(ctx, 100*time.Millisecond); ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 }
 
 // DropSlot removes the slot from the server that has it.

@@ -38,15 +38,17 @@ type eventRow struct {
 	moved                    bool
 	data, before, rest, meta []byte
 	extra                    []byte
+	filing
+	also []int64 // link_hash of further entities
 }
 
 // event appends one event in COPY's binary form.
 func (w *Writer) event(t *table, e *eventRow) {
 	w.pos++
 	w.made.Events++
-	kind := w.kindOf(t, e.op, e.part)
+	kind := w.kindOf(t, e.owner, e.op, e.part)
 	b := w.rows
-	b = binary.BigEndian.AppendUint16(b, 20)
+	b = binary.BigEndian.AppendUint16(b, 24)
 	b = appendInt8(b, int64(w.pos))
 	b = appendInt4(b, kind)
 	b = appendInt4(b, t.agg.id)
@@ -75,6 +77,14 @@ func (w *Writer) event(t *table, e *eventRow) {
 		b = append(b, nullSeal...)
 		b = append(b, nullSeal...)
 	}
+	if e.owner != nil {
+		b = appendInt4(b, e.owner.id)
+		b = appendInt8(b, e.ownerID)
+		b = appendBytes(b, e.ownerText)
+	} else {
+		b = append(append(append(b, nullSeal...), nullSeal...), nullSeal...)
+	}
+	b = appendInt8s(b, e.also)
 	b = appendInt8(b, w.tx.at)
 	b = appendInt8(b, int64(w.tx.lsn))
 	b = appendInt8(b, int64(w.tx.xid))
@@ -93,6 +103,21 @@ func (w *Writer) event(t *table, e *eventRow) {
 
 func appendInt8(b []byte, v int64) []byte {
 	return binary.BigEndian.AppendUint64(append(b, 0, 0, 0, 8), uint64(v))
+}
+
+// appendInt8s appends an array; nil is NULL (PostgreSQL source, array_send: dimensions, has no NULLs, type of the elements, length and lower bound of the dimension).
+func appendInt8s(b []byte, list []int64) []byte {
+	if list == nil {
+		return append(b, nullSeal...)
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(20+12*len(list)))
+	for _, n := range []int{1, 0, 20, len(list), 1} {
+		b = binary.BigEndian.AppendUint32(b, uint32(n))
+	}
+	for _, v := range list {
+		b = appendInt8(b, v)
+	}
+	return b
 }
 
 func appendInt4(b []byte, v int32) []byte {
@@ -119,9 +144,9 @@ func (w *Writer) change(ctx context.Context, it *Item) error {
 		w.event(t, &eventRow{op: OpTruncate, part: t.rules.truncated, text: []byte{}})
 		return nil
 	case OpInsert:
-		return w.insert(ctx, t, it, OpInsert, t.rules.created)
+		return w.insert(ctx, t, it, OpInsert, asCreated)
 	case OpImport:
-		return w.insert(ctx, t, it, OpImport, t.rules.imported)
+		return w.insert(ctx, t, it, OpImport, asImported)
 	}
 	full := it.OldFull || t.rel.ReplicaIdentity == 'f'
 	switch {
@@ -181,12 +206,21 @@ func (t *table) member(b []byte, i int, v *Value) []byte {
 }
 
 // insert makes the events of a new row, or that of one that existed before.
-func (w *Writer) insert(ctx context.Context, t *table, it *Item, op Op, p part) error {
+func (w *Writer) insert(ctx context.Context, t *table, it *Item, op Op, as func(*tableRules) part) error {
 	s := &w.scratch
 	if len(it.New) != len(t.rel.Columns) {
 		return fmt.Errorf("bug: %s has %d columns, the row change %d", t.rel, len(t.rel.Columns), len(it.New))
 	}
-	e := eventRow{op: op, part: p}
+	c := RowChange{Op: op, w: w, ctx: ctx, t: t, now: it.New}
+	e := eventRow{op: op}
+	var err error
+	if e.filing, err = w.file(&c, true); err != nil {
+		return err
+	}
+	e.part = as(e.rules)
+	if e.also, err = w.links(&c); err != nil {
+		return err
+	}
 	e.id, e.text, s.key = w.entity(t, it.New, s.key)
 	s.data = t.object(it.New, s.data[:0])
 	e.data = s.data
@@ -195,10 +229,8 @@ func (w *Writer) insert(ctx context.Context, t *table, it *Item, op Op, p part) 
 		e.rowID, e.rowText = w.rowIdentity(t, it.New)
 	}
 	var parts []Part
-	c := RowChange{Op: op, w: w, ctx: ctx, t: t, now: it.New}
 	if op == OpInsert {
-		var err error
-		if parts, err = w.typed(&c); err != nil {
+		if parts, err = w.typed(&c, e.rules); err != nil {
 			return err
 		}
 		e.meta = c.mark(nil)
@@ -347,7 +379,7 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 		w.touched.add(t.rel.OID, key.id)
 	}
 	if st == nil {
-		return w.firstSeen(t, it, &e, key)
+		return w.firstSeen(ctx, t, it, &e, key)
 	}
 	// What the source did not send is as it was.
 	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
@@ -394,10 +426,10 @@ func (w *Writer) updateFromState(ctx context.Context, t *table, it *Item) error 
 }
 
 // firstSeen makes the event of a row that existed before the log first saw it: an import of what is known of it.
-func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error {
+func (w *Writer) firstSeen(ctx context.Context, t *table, it *Item, e *eventRow, key stateKey) error {
 	s := &w.scratch
 	w.made.FirstSeen++
-	e.op, e.part = OpImport, t.rules.imported
+	e.op = OpImport
 	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
 	s.data = append(s.data[:0], '{')
 	var unknown []byte
@@ -413,6 +445,15 @@ func (w *Writer) firstSeen(t *table, it *Item, e *eventRow, key stateKey) error 
 	}
 	s.data = append(s.data, '}')
 	e.data = s.data
+	var err error
+	c := RowChange{Op: OpImport, w: w, ctx: ctx, t: t, now: it.New}
+	if e.filing, err = w.file(&c, true); err != nil {
+		return err
+	}
+	if e.also, err = w.links(&c); err != nil {
+		return err
+	}
+	e.part = e.rules.imported
 	e.meta = []byte(`{"first_seen":true`)
 	if unknown != nil {
 		e.meta = append(append(append(e.meta, `,"unknown":[`...), unknown...), ']')

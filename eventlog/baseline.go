@@ -43,6 +43,7 @@ type Baseline struct {
 	BeganAt    time.Time
 	UpdatedAt  time.Time
 	Done       bool
+	DoneAt     time.Time // zero, unless Done
 	// Heal: the table was altered, and rows of before may have other values now, which no row change told: all are compared.
 	Heal bool
 	// Generation goes up when it begins anew, since the table was altered.
@@ -52,9 +53,12 @@ type Baseline struct {
 	// At is where the log ended behind its last chunk.
 	At    Position
 	again bool
-	first bool // this chunk is where reading began
-	gone  bool // the table was dropped, which is in the log now
-	doubt bool // that rows have to be compared has turned out with the last chunk
+	// altered: the table was altered, which no event says yet.
+	altered bool
+	shaped  bool // this chunk says it
+	first   bool // this chunk is where reading began
+	gone    bool // the table was dropped, which is in the log now
+	doubt   bool // that rows have to be compared has turned out with the last chunk
 }
 
 // Share is about how much of the table has been taken over, from 0 to 1.
@@ -191,15 +195,18 @@ func (f *touched) has(oid uint32, id int64) bool {
 // Baselines tells how far the existing rows of the captured tables have been taken over: of those that the log does not have whole
 // or did not have whole once. begun is false where nothing has been done yet.
 func (l *Log) Baselines(ctx context.Context) ([]Baseline, error) {
-	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at IS NOT NULL, b.heal, b.began_position, b.generation
+	rows, err := l.pool.Query(ctx, `SELECT b.oid::bigint, b.wait_for, b.chunks, b.after_key, b.again, b.pass, b.rows, b.bytes, b.imported, b.total_rows, b.total_bytes, b.began_at, b.updated_at, b.done_at, b.heal, b.altered, b.began_position, b.generation, b.changes
 		FROM backstory.baseline b JOIN backstory.captured c USING (oid) WHERE b.since_lsn = c.since_lsn ORDER BY c.schema, c.name`)
 	if err != nil {
 		return nil, Remedy(fmt.Errorf("read how far the existing rows are: %w", err))
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Baseline, err error) {
 		var oid int64
-		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &b.Done, &b.Heal, &b.Began, &b.Generation)
-		b.OID = uint32(oid)
+		var done *time.Time
+		err = row.Scan(&oid, &b.WaitFor, &b.Chunks, &b.AfterKey, &b.again, &b.Pass, &b.Rows, &b.Bytes, &b.Imported, &b.TotalRows, &b.TotalBytes, &b.BeganAt, &b.UpdatedAt, &done, &b.Heal, &b.altered, &b.Began, &b.Generation, &b.Changes)
+		if b.OID, b.Done = uint32(oid), done != nil; b.Done {
+			b.DoneAt = *done
+		}
 		return b, err
 	})
 	if err != nil {
@@ -218,7 +225,7 @@ func (l *Log) BeginBaseline(ctx context.Context, b Baseline) error {
 		_, err = l.pool.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, total_rows, total_bytes, began_position, changes, pass, heal)
 		SELECT oid, since_lsn, $2, $3, $4, $5, $6, $7, $8 FROM backstory.captured WHERE oid = $1::bigint::oid
 		ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = excluded.wait_for, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes, began_position = excluded.began_position, changes = excluded.changes,
-			chunks = 0, after_key = NULL, again = false, pass = excluded.pass, heal = excluded.heal, generation = excluded.generation, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
+			chunks = 0, after_key = NULL, again = false, pass = excluded.pass, heal = excluded.heal, altered = false, generation = excluded.generation, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL
 		WHERE baseline.since_lsn <> excluded.since_lsn`, int64(b.OID), b.WaitFor, b.TotalRows, b.TotalBytes, b.Began, b.Changes, b.Pass, b.Heal)
 	}
 	if err != nil {
@@ -249,6 +256,11 @@ func (l *Log) Compare(ctx context.Context, b Baseline, every time.Duration) (boo
 		return false, Remedy(fmt.Errorf("record that a table is to be compared with the source: %w", err))
 	}
 	return tag.RowsAffected() > 0, nil
+}
+
+// Next is when Compare has a table compared at the earliest of which all is done, if the source counts other changes of it by then.
+func (b *Baseline) Next(every time.Duration) time.Time {
+	return b.DoneAt.Add(max(every, 100*b.DoneAt.Sub(b.BeganAt)))
 }
 
 // Resume makes the writer ready to take over chunks of the tables, which BeginBaseline has recorded. It is called before the first
@@ -282,7 +294,8 @@ func (w *Writer) Resume(ctx context.Context, list []Baseline) error {
 	if w.head.Position-since > resumeEvents {
 		w.touched.all()
 		for _, b := range w.baselines {
-			b.again = b.again || b.Pass == PassRows
+			_, r := w.log.dict.newestVersion(b.OID)
+			b.again = b.again || b.Pass == PassRows && !(r != nil && r.InsertOnly) // of which no row lacks anything
 		}
 		return nil
 	}
@@ -376,6 +389,11 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	}
 	w.importing = true
 	defer func() { w.importing = false }()
+	if was.Pass != PassShape && !rel.Dropped { // it was altered while its rows are being read, and goes on to be
+		if err := w.altered(t, before, ids, &alteration{passing: true}, false); err != nil {
+			return err
+		}
+	}
 	heals, made := w.heals[t.rel.OID], w.pos
 	keyless := len(t.rel.Key) == 0
 	differs := heals || was.Heal // otherwise there was nothing that the log could have known wrongly
@@ -384,9 +402,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		if was.Heal && w.head.Baseline && w.log.lost(t.rel, w.head.Incarnation) {
 			w.discard(t)
 		}
-		// Where the event trigger has told of it already, that the rows are to be compared is in the log, too.
-		told := len(before) > 0 && !before[0].Complete && !before[0].InsertOnly
-		err = w.altered(t, before, ids, &alteration{}, was.Heal && !told)
+		err = w.altered(t, before, ids, &alteration{}, was.Heal && was.altered)
 	case keyless && c.Begins:
 		w.note(t, "BaselineBegan", []byte(`{}`))
 		made = w.pos
@@ -394,9 +410,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	case keyless && was.Pass == PassGone:
 		err = w.surplusContents(ctx, t, c)
 	case keyless && differs:
-		err = w.existingContents(ctx, t, c, t.rules.healed)
+		err = w.existingContents(ctx, t, c, asHealed)
 	case keyless:
-		err = w.existingContents(ctx, t, c, t.rules.imported)
+		err = w.existingContents(ctx, t, c, asImported)
 	case was.Pass == PassGone:
 		err = w.goneRows(ctx, t, c, was)
 	default:
@@ -412,7 +428,7 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 	}
 	b.Heal, b.doubt = b.Heal || doubt, doubt
 	b.again = b.again || doubt && was.Pass != PassShape
-	b.first = c.Begins || c.Number == 1
+	b.first, b.shaped = c.Begins || c.Number == 1, was.Pass == PassShape
 	if c.Begins {
 		b.Pass, b.Rows, b.Bytes = PassRows, 0, 0
 		b.Heal = b.Heal || !keyless && was.Rows > 0 // what was imported in another snapshot may have gone since
@@ -422,6 +438,9 @@ func (w *Writer) chunk(ctx context.Context, c *Chunk) error {
 		b.Bytes += c.Bytes
 	}
 	b.Imported += int64(w.pos - made)
+	if c.Last && b.Pass == PassRows && !keyless && t.rel.InsertOnly && w.log.dict.inserted(t.rel.OID, w.head.Incarnation) {
+		b.Heal = true // what has been inserted may have gone before the table was read
+	}
 	switch {
 	case !c.Last:
 	case t.rel.Dropped:
@@ -464,7 +483,7 @@ func (w *Writer) wholeNow(ctx context.Context, t *table, b *Baseline) (err error
 			return err
 		}
 	}
-	if t.rel.InsertOnly && b.Heal && b.Imported == 0 && len(t.rel.Key) > 0 { // it was compared, and nothing had happened; no event says that it began
+	if t.rel.InsertOnly && b.Heal && b.Imported == 0 && len(t.rel.Key) > 0 && w.log.dict.ended(t.rel.OID) { // it was compared, and nothing had happened; no event says that it began
 		return nil
 	}
 	w.note(t, "BaselineEnded", fmt.Appendf(nil, `{"rows":%d,"imported":%d}`, b.Rows, b.Imported))
@@ -481,13 +500,13 @@ func (w *Writer) note(t *table, what string, data []byte) {
 func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, heals bool) error {
 	pass := b.Pass
 	var hits, old map[int]rowState
-	var nameless map[int]bool
+	var nameless, seen map[int]bool
 	var err error
 	if b.Heal && pass == PassRows {
 		heals = true
 		hits, old, nameless, err = w.compareAll(ctx, t, c, b)
-	} else if hits, err = w.judge(ctx, t, c); err == nil && heals && pass == PassRows {
-		old, nameless, err = w.compare(ctx, t, c, hits)
+	} else if hits, seen, err = w.judge(ctx, t, c); err == nil && pass == PassRows && (heals || len(seen) > 0) {
+		old, nameless, err = w.compare(ctx, t, c, func(i int) bool { _, judged := hits[i]; return seen[i] || heals && !judged })
 	}
 	if err != nil {
 		return err
@@ -501,10 +520,10 @@ func (w *Writer) existing(ctx context.Context, t *table, c *Chunk, b *Baseline, 
 			err = w.fill(ctx, t, row, st)
 		} else if pass != PassRows {
 			continue // the first pass had it
-		} else if heals {
+		} else if heals || seen[i] {
 			err = w.heal(ctx, t, row, old[i], nameless[i])
 		} else {
-			err = w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, t.rules.imported)
+			err = w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, asImported)
 		}
 		if err == nil {
 			err = w.relieve(ctx)
@@ -685,25 +704,28 @@ func (b *Baseline) sql() string {
 		return fmt.Sprintf("DELETE FROM backstory.content WHERE oid = %d; DELETE FROM backstory.captured WHERE oid = %[1]d; ", b.OID)
 	}
 	if b.Done && b.Pass == PassShape { // nothing was read; whether there is something to read is as it was
-		return fmt.Sprintf("UPDATE backstory.baseline SET pass = 1, done_at = done_before, updated_at = clock_timestamp() WHERE oid = %d AND generation = %d AND done_before IS NOT NULL; "+
+		return fmt.Sprintf("UPDATE backstory.baseline SET pass = 1, altered = false, done_at = done_before, updated_at = clock_timestamp() WHERE oid = %d AND generation = %d AND done_before IS NOT NULL; "+
 			"DELETE FROM backstory.baseline WHERE oid = %[1]d AND generation = %[2]d AND done_before IS NULL; ", b.OID, b.Generation)
 	}
-	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, heal = %t, updated_at = clock_timestamp()%s WHERE oid = %d AND generation = %d; ",
-		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, b.Heal, done, b.OID, b.Generation)
+	q := fmt.Sprintf("UPDATE backstory.baseline SET chunks = %d, after_key = %s, again = %t, pass = %d, rows = %d, bytes = %d, imported = %d, heal = %t, altered = altered AND NOT %t, updated_at = clock_timestamp()%s WHERE oid = %d AND generation = %d; ",
+		b.Chunks, key, b.again, b.Pass, b.Rows, b.Bytes, b.Imported, b.Heal, b.shaped, done, b.OID, b.Generation)
 	if b.Done {
 		q += fmt.Sprintf("DELETE FROM backstory.content WHERE oid = %d; ", b.OID)
 	}
 	if b.Done || b.doubt {
 		q += fmt.Sprintf("UPDATE backstory.captured c SET complete = %t AND NOT insert_only FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND c.oid = %d AND b.generation = %d; ", b.Done, b.OID, b.Generation)
 	}
+	if b.Done { // altered after its last chunk was read, perhaps: its shape gets a place of its own
+		q += fmt.Sprintf("UPDATE backstory.baseline SET pass = 0, heal = false, altered = false, chunks = 0, after_key = NULL, done_before = done_at, done_at = NULL, generation = nextval('backstory.generation') WHERE oid = %d AND generation = %d AND altered; ", b.OID, b.Generation)
+	}
 	return q
 }
 
 // judge finds the rows of a chunk of which the log knows already, by their number in it: their last state, nil if the log knows that the
-// row is gone.
-func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowState, error) {
+// row is gone. seen are rows whose insert the chunk's snapshot sees, of a table of which only inserts are in the stream: what became of these the chunk alone tells.
+func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (hits map[int]rowState, seen map[int]bool, err error) {
 	if w.touched.bits == nil || c.Rows == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	row := make([]Value, len(t.rel.Columns))
 	var keys, named []stateKey // by identity, by entity
@@ -722,17 +744,17 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 		keys, named, numbers = append(keys, k), append(named, w.entityKey(t, id, text)), append(numbers, i)
 	}
 	if len(keys) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	// The log is asked for the last states of rows, and what is on its way has to be there.
 	if err := w.arrive(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	states, err := w.states(ctx, t, keys)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	hits := map[int]rowState{}
+	hits, seen = map[int]rowState{}, map[int]bool{}
 	var open []int // of which the log's entities have to be asked
 	for j, st := range states {
 		if st.gone() {
@@ -754,13 +776,15 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 	}
 	last, err := w.lastOf(ctx, entities, w.log.dict.events(t.rel.OID, w.head.Incarnation))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for i, l := range last {
 		k, n := &keys[open[i]], numbers[open[i]]
 		st, known := hits[n]
 		switch {
 		case l.id == 0 && l.old == 0 && !known: // nothing: the filter was wrong
+		case t.rel.InsertOnly && l.id > l.old && Sees(c.Snapshot, uint32(l.xid)):
+			seen[n] = true
 		case st == nil, l.old > l.id, t.byRow && (l.rowID != k.id || (l.rowText != nil) != k.isText || k.isText && *l.rowText != k.text):
 			hits[n] = nil // it goes by another name by now
 		case !Sees(c.Snapshot, uint32(l.xid)):
@@ -768,7 +792,7 @@ func (w *Writer) judge(ctx context.Context, t *table, c *Chunk) (map[int]rowStat
 			hits[n], w.baselines[t.rel.OID].again = nil, true
 		}
 	}
-	return hits, nil
+	return hits, seen, nil
 }
 
 // states gives the last states of rows, as of now.
@@ -872,7 +896,10 @@ func (w *Writer) fill(ctx context.Context, t *table, row []Value, st rowState) e
 		s.off = append(s.off, len(s.frags))
 	}
 	s.data, s.rest = append(s.data, '}'), append(s.rest, '}')
-	e := eventRow{op: OpImport, part: t.rules.imported, data: s.data, rest: s.rest}
+	e := eventRow{op: OpImport, data: s.data, rest: s.rest}
+	if err := w.fileRow(ctx, t, &e, asImported); err != nil {
+		return err
+	}
 	// Under the key that the log knows it by: the chunk's may be one of before.
 	if t.namesRow(st) {
 		var err error
@@ -921,6 +948,31 @@ func (d *dictionary) events(oid uint32, incarnation int) []place {
 		return out
 	}
 	return d.placesOf(oid, func(k *kind) bool { return k.relation.InsertOnly && k.source.incarnation == incarnation })
+}
+
+// inserted tells whether there are rows of a table that the stream has told of from their beginning.
+func (d *dictionary) inserted(oid uint32, incarnation int) bool {
+	return d.hasKind(func(k *kind) bool {
+		return k.op == OpInsert && k.relation != nil && k.relation.OID == oid && k.source.incarnation == incarnation
+	})
+}
+
+// ended tells whether a baseline of a table has come to its end.
+func (d *dictionary) ended(oid uint32) bool {
+	return d.hasKind(func(k *kind) bool {
+		return k.op == OpNote && k.relation != nil && k.relation.OID == oid && strings.HasSuffix(k.typ, "BaselineEnded")
+	})
+}
+
+func (d *dictionary) hasKind(is func(*kind) bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range d.kinds {
+		if is(k) {
+			return true
+		}
+	}
+	return false
 }
 
 // version gives a version of a table by its number; nil: there is none.

@@ -391,6 +391,8 @@ type Alteration struct {
 	// Heal tells that the values of its rows may have changed without a row change in the stream, and Why.
 	Heal bool
 	Why  string
+	// Told tells that an event says so already.
+	Told bool
 	// Next is above every transaction of the source that had begun when this was seen.
 	Next int64
 }
@@ -417,16 +419,23 @@ func (l *Log) Alter(ctx context.Context, list []Alteration, at Position) error {
 				continue // there is nothing to do, beside taking a note
 			}
 			// One that is under way goes on, as the rows that it has still to come to are read in the new shape, unless all have to be.
-			if _, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, pass, heal, began_position, total_rows, total_bytes)
-				SELECT c.oid, c.since_lsn, $3, 0, $2, $6, $4, $5 FROM backstory.captured c, backstory.head h WHERE c.oid = $1::bigint::oid
+			if _, err := tx.Exec(ctx, `INSERT INTO backstory.baseline (oid, since_lsn, wait_for, pass, heal, altered, began_position, total_rows, total_bytes)
+				SELECT c.oid, c.since_lsn, $3, 0, $2, $8, $6, $4, $5 FROM backstory.captured c, backstory.head h WHERE c.oid = $1::bigint::oid
 				AND ($2 OR c.complete OR c.insert_only OR c.dropped OR NOT h.baseline) -- otherwise its rows are still to be read, in its new shape
 				ON CONFLICT (oid) DO UPDATE SET since_lsn = excluded.since_lsn, wait_for = greatest(excluded.wait_for, baseline.wait_for), pass = 0,
-					heal = excluded.heal OR baseline.heal AND baseline.done_at IS NULL,
+					heal = excluded.heal OR baseline.heal AND baseline.done_at IS NULL, altered = excluded.altered OR baseline.altered AND baseline.pass = 0 AND baseline.done_at IS NULL,
 					began_position = CASE WHEN baseline.heal AND baseline.done_at IS NULL THEN least(baseline.began_position, excluded.began_position) ELSE excluded.began_position END, total_rows = excluded.total_rows, total_bytes = excluded.total_bytes,
 					chunks = 0, after_key = NULL, again = false, rows = 0, bytes = 0, imported = 0, began_at = now(), updated_at = now(), done_at = NULL,
 					generation = excluded.generation, done_before = CASE WHEN baseline.since_lsn = excluded.since_lsn THEN coalesce(baseline.done_at, CASE WHEN baseline.pass = 0 THEN baseline.done_before END) END
 				WHERE excluded.heal OR $7 OR baseline.since_lsn = excluded.since_lsn AND (baseline.done_at IS NOT NULL OR baseline.pass = 0)`,
-				int64(a.OID), a.Heal, a.Next, a.Rows, a.Bytes, at, a.Dropped); err != nil {
+				int64(a.OID), a.Heal, a.Next, a.Rows, a.Bytes, at, a.Dropped, a.Heal && !a.Told && (!a.Defined || a.Complete)); err != nil {
+				return err
+			}
+			if a.Heal {
+				continue
+			}
+			// The rows that are still to be read of it tell of its new shape, or, if there are no more, an empty chunk behind them.
+			if _, err := tx.Exec(ctx, `UPDATE backstory.baseline b SET altered = true FROM backstory.captured c WHERE b.oid = $1::bigint::oid AND c.oid = b.oid AND c.since_lsn = b.since_lsn AND b.done_at IS NULL AND b.pass <> 0`, int64(a.OID)); err != nil {
 				return err
 			}
 		}

@@ -174,7 +174,7 @@ func (w *Writer) contents(ctx context.Context, t *table, c *Chunk, n map[string]
 }
 
 // existingContents takes over the rows of a chunk of a table without a key.
-func (w *Writer) existingContents(ctx context.Context, t *table, c *Chunk, p part) error {
+func (w *Writer) existingContents(ctx context.Context, t *table, c *Chunk, as func(*tableRules) part) error {
 	row := make([]Value, len(t.rel.Columns))
 	asked := map[string]int64{}
 	data := c.data
@@ -202,7 +202,7 @@ func (w *Writer) existingContents(ctx context.Context, t *table, c *Chunk, p par
 			n.lacks--
 			known[string(id)] = n
 		}
-		if err := w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, p); err != nil {
+		if err := w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, as); err != nil {
 			return err
 		}
 		if err := w.relieve(ctx); err != nil {
@@ -237,7 +237,10 @@ func (w *Writer) surplusContents(ctx context.Context, t *table, c *Chunk) error 
 		if err != nil {
 			return err
 		}
-		e := eventRow{op: OpDelete, part: t.rules.healed, text: []byte(id), before: before}
+		e := eventRow{op: OpDelete, text: []byte(id), before: before}
+		if err := w.fileRow(ctx, t, &e, asHealed); err != nil {
+			return err
+		}
 		if before == nil { // it was filed before the table was altered, and has got its id since
 			var unknown []byte
 			for _, k := range t.keys {

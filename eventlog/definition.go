@@ -63,6 +63,7 @@ func (w *Writer) define(ctx context.Context, it *Item) error {
 	if !whole && !r.Dropped {
 		r.Complete, r.Generation = false, math.MaxInt64
 		w.compareLater(r.OID)
+		w.toldLater(r.OID)
 	}
 	w.lastDML = w.tx.lsn // it held to here
 	t, err := w.redefined(ctx, &r)
@@ -75,7 +76,18 @@ func (w *Writer) define(ctx context.Context, it *Item) error {
 // compareLater has whoever looks at the catalogue next begin to compare a table's rows, even if the table is by then as it was before; unless that is
 // about to begin.
 func (w *Writer) compareLater(oid uint32) {
-	w.tx.progress = fmt.Appendf(w.tx.progress, "UPDATE backstory.captured c SET catalogue = '{}', complete = false WHERE oid = %d AND catalogue <> '' AND NOT EXISTS (SELECT FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND b.heal AND b.done_at IS NULL AND b.pass = 0 AND b.chunks = 0); ", oid)
+	w.tx.progress = fmt.Appendf(w.tx.progress, "UPDATE backstory.captured c SET catalogue = '{}', complete = false WHERE oid = %d AND catalogue NOT IN ('', '"+toldCatalogue+"') AND NOT EXISTS (SELECT FROM backstory.baseline b WHERE b.oid = c.oid AND b.since_lsn = c.since_lsn AND b.heal AND b.done_at IS NULL AND b.pass = 0 AND b.chunks = 0); ", oid)
+}
+
+// toldCatalogue is what Captured.Catalogue says of a table that is to be compared, where an event tells why, exactly there.
+const toldCatalogue = `{"told":true}`
+
+// toldLater keeps whoever looks at the catalogue, or has done so already, from having an event made that says again what one says here.
+func (w *Writer) toldLater(oid uint32) {
+	if b := w.baselines[oid]; b != nil && b.Pass == PassShape {
+		b.altered = false
+	}
+	w.tx.progress = fmt.Appendf(w.tx.progress, "UPDATE backstory.captured SET catalogue = '%s' WHERE oid = %d AND catalogue = '{}'; UPDATE backstory.baseline SET altered = false WHERE oid = %[2]d AND pass = 0 AND done_at IS NULL; ", toldCatalogue, oid)
 }
 
 // redefined finds what the writer knows of a relation, as tableFor, whose partitioned table is known.
@@ -107,6 +119,12 @@ type alteration struct {
 	Renamed   map[string]string `json:"renamed,omitempty"`
 	Retyped   map[string]string `json:"retyped,omitempty"`
 	Key       *[]string         `json:"key,omitempty"`
+	passing   bool              // beside rows: there is an event only if it has something to say
+}
+
+// empty tells whether it says nothing.
+func (a *alteration) empty() bool {
+	return a.Table == "" && a.Partition == "" && a.Detached == "" && len(a.Added)+len(a.Dropped)+len(a.Renamed)+len(a.Retyped) == 0 && a.Key == nil
 }
 
 // altered makes the event that says where a table has got another shape: exactly there, or at the latest. before are its versions, newest
@@ -162,6 +180,9 @@ func (w *Writer) altered(t *table, before []*Relation, ids []int, what *alterati
 				*what.Key = append(*what.Key, t.rel.Columns[k].Name)
 			}
 		}
+	}
+	if what.passing && what.empty() {
+		return nil
 	}
 	typ := "Altered"
 	if t.rel.Dropped {

@@ -33,6 +33,7 @@ type kind struct {
 	relation     *Relation
 	relationID   int
 	aggregate    *aggregate
+	owner        *aggregate // of the entity that rules file the event under; nil: the row is its own
 	typ          string
 	op           Op
 	quiet        bool
@@ -122,7 +123,7 @@ func (d *dictionary) aggregateOf(r *Relation, given string, owned func(*aggregat
 		if name = aggregateName(r, given, n); name == sourceAggregate {
 			continue
 		}
-		if a = d.aggregateNamed(name); a == nil || owned(a) && a.idType == idType(r) {
+		if a = d.aggregateNamed(name); a == nil || owned(a) && a.idType == IDType(r) {
 			return name, a
 		}
 	}
@@ -267,19 +268,20 @@ func (d *dictionary) loadLocked(ctx context.Context, p pgx.Tx) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	rows, err = p.Query(ctx, `SELECT id, source, coalesce(relation, 0), aggregate, type, op, quiet, restates, rules_version FROM backstory.kind WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.kinds))
+	rows, err = p.Query(ctx, `SELECT id, source, coalesce(relation, 0), aggregate, coalesce(owner, 0), type, op, quiet, restates, rules_version FROM backstory.kind WHERE NOT id = ANY($1) AND sealed_at <= (SELECT position FROM backstory.head)`, keys(d.kinds))
 	if err != nil {
 		return err
 	}
 	for rows.Next() {
 		k := &kind{}
 		var src int
-		var agg int32
+		var agg, owner int32
 		var op string
-		if err := rows.Scan(&k.id, &src, &k.relationID, &agg, &k.typ, &op, &k.quiet, &k.restates, &k.rulesVersion); err != nil {
+		if err := rows.Scan(&k.id, &src, &k.relationID, &agg, &owner, &k.typ, &op, &k.quiet, &k.restates, &k.rulesVersion); err != nil {
 			return err
 		}
 		k.op, k.source, k.aggregate, k.relation = Op(op[0]), d.sources[src], d.aggregates[agg], d.relations[k.relationID]
+		k.owner = d.aggregates[owner]
 		d.kinds[k.id] = k
 	}
 	if err := rows.Err(); err != nil {

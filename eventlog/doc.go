@@ -34,6 +34,8 @@
 // row (FULL, which needs no look-ups: in a sixteenth of all, by a hash of its place). Values longer than 1 KiB are not cached;
 // the cache remembers which event holds them. A row that the log has never seen becomes an import with metadata.first_seen.
 // So does one that changes for the first time since a gap: what such an event does not know is as it was, once the log is complete again.
+// What a row was before a comparison (…Healed) is what was last told of it by its key: what happened while its table had none is told of rows that are known by
+// their content.
 //
 // The cache has two generations, each in one piece of memory (state_cache.go). What is dropped was put before the last time
 // that something was dropped, and so belongs to a step that has arrived: a look-up never misses what is on its way.
@@ -56,7 +58,7 @@
 // content (its temporary files).
 //
 // So are tables with a key of which only inserts are in the stream, in the order of that: nothing would tell of a row that goes to another key
-// between two chunks. Read anew, they are compared with what was imported before.
+// between two chunks. Read anew, they are compared with what was imported before; and so is, the first time, what the stream has inserted before the snapshot.
 //
 // Where the log has a history of the table that may be outdated (a gap, a time in which it was left out), the same chunks are compared with
 // the last state that it ever had of their rows, and then its own keys are looked for in the source (heal.go).
@@ -70,6 +72,9 @@
 // log has of them counts, so each row of a chunk is looked up, and yields only to a change that the chunk's snapshot does not see
 // (compareAll). The log's position when the comparison began tells old changes from new ones: transaction ids of before it may have been
 // used again.
+//
+// Each alteration has an event, made by an empty chunk before the rows are compared; whether an event trigger has told of it already is recorded with the baseline.
+// A table that is being read, and whose rows need not be compared for it, goes on to be read: its chunks tell of its new shape.
 //
 // A table whose rows the stream names by another index than before (REPLICA IDENTITY USING INDEX) is compared as well, and each row becomes an event
 // even if nothing of it differs: events of before do not have its new name (row_id), under which it is looked up from now on. Until then

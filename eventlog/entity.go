@@ -32,7 +32,8 @@ func (e Entity) One() bool { return e.ID != "" || e.EmptyID }
 var ErrNoEntity = errors.New("the log knows nothing of that name")
 
 // Entity finds what a person means by Order/42, orders/42, public.orders/42, or the same without an id; orders/ is the one whose key is
-// the empty text. Names are compared without regard to case where that is not ambiguous.
+// the empty text. Names are compared without regard to case where that is not ambiguous, and need no quotes; that of a table may have them where Postgres
+// prints them: public."Orders"/42.
 func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	name, id, hasID := strings.Cut(text, "/")
 	if name == "" {
@@ -49,6 +50,7 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	names := map[string][]string{}
 	exact := map[string][]*Relation{} // by the name of a table, with its schema or without, as it is written
 	of := map[string][]string{}       // table → its aggregates
+	var tables []namedTable
 	add := func(name, aggregate string) {
 		name = strings.ToLower(name)
 		if !slices.Contains(names[name], aggregate) {
@@ -57,6 +59,7 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	}
 	addTable := func(r *Relation, aggregate string) {
 		table[aggregate] = r.String()
+		tables = append(tables, namedTable{r, aggregate})
 		_, name := r.Table()
 		add(name, aggregate)
 		add(r.String(), aggregate)
@@ -71,6 +74,9 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	l.dict.mu.Lock()
 	for _, k := range l.dict.kinds {
 		add(k.aggregate.name, k.aggregate.name)
+		if k.owner != nil {
+			add(k.owner.name, k.owner.name)
+		}
 		if k.relation != nil {
 			addTable(k.relation, k.aggregate.name)
 			known[k.relation.String()] = true
@@ -86,6 +92,10 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 		addTable(c.Relation, aggregate)
 	}
 	found := names[strings.ToLower(name)]
+	if q, rest, ok := parseQuoted(text); ok && len(found) == 0 {
+		name, found = q.String(), q.find(tables)
+		id, hasID = strings.CutPrefix(rest, "/")
+	}
 	if len(found) > 1 { // what is spelt like that counts first
 		if t := theTable(exact[name]); t != "" {
 			found = slices.Clone(of[t])
@@ -118,6 +128,100 @@ func (l *Log) Entity(ctx context.Context, text string) (Entity, error) {
 	}
 	slices.Sort(found)
 	return Entity{}, &Problem{fmt.Errorf("%s can mean %s", name, strings.Join(found, " or ")), "Use one of these names, or the table with its schema."}
+}
+
+// namedTable is a table, and what its rows are called.
+type namedTable struct {
+	*Relation
+	aggregate string
+}
+
+// quotedName is the name of a table, perhaps with that of its schema, of which Postgres prints at least one in quotes (PostgreSQL manual, Identifiers and Key
+// Words).
+type quotedName struct {
+	parts  []string
+	quoted []bool
+}
+
+// UnquoteTable reads the name of a table as Postgres prints it; schema is empty where there is none. It is false where nothing is in quotes.
+func UnquoteTable(text string) (schema, name string, ok bool) {
+	q, rest, ok := parseQuoted(text)
+	if !ok || rest != "" {
+		return "", "", false
+	}
+	if len(q.parts) == 2 {
+		schema = q.parts[0]
+	}
+	return schema, q.parts[len(q.parts)-1], true
+}
+
+// parseQuoted reads such a name, up to the end or a slash. Within quotes, a dot or a slash is a part of the name, and a quote is written twice.
+func parseQuoted(text string) (q quotedName, rest string, ok bool) {
+	for rest = text; ; rest = rest[1:] { // behind a dot
+		part, end, quoted := "", 0, strings.HasPrefix(rest, `"`)
+		if quoted {
+			for end = 1; ; end++ {
+				i := strings.IndexByte(rest[end:], '"')
+				if i < 0 {
+					return q, text, false
+				}
+				part += rest[end : end+i]
+				if end += i + 1; !strings.HasPrefix(rest[end:], `"`) {
+					break
+				}
+				part += `"`
+			}
+		} else if end = strings.IndexAny(rest, `./"`); end < 0 {
+			end = len(rest)
+		}
+		if !quoted {
+			part = rest[:end]
+		}
+		if part == "" {
+			return q, text, false
+		}
+		q.parts, q.quoted, rest = append(q.parts, part), append(q.quoted, quoted), rest[end:]
+		if rest == "" || rest[0] != '.' {
+			return q, rest, (rest == "" || rest[0] == '/') && len(q.parts) <= 2 && slices.Contains(q.quoted, true)
+		}
+	}
+}
+
+// String gives it without quotes.
+func (q *quotedName) String() string { return strings.Join(q.parts, ".") }
+
+// means tells whether it is the name of a table; what stands without quotes may have other capitals where fold is set.
+func (q *quotedName) means(r *Relation, fold bool) bool {
+	schema, name := r.Table()
+	of := []string{schema, name}
+	for i, o := range of[2-len(q.parts):] {
+		if q.parts[i] != o && (q.quoted[i] || !fold || !strings.EqualFold(q.parts[i], o)) {
+			return false
+		}
+	}
+	return true
+}
+
+// find gives the aggregates of the table that it means, or of all that it can mean.
+func (q *quotedName) find(tables []namedTable) (found []string) {
+	for _, fold := range []bool{false, true} {
+		var meant []*Relation
+		for _, t := range tables {
+			if q.means(t.Relation, fold) {
+				meant = append(meant, t.Relation)
+			}
+		}
+		one := theTable(meant)
+		for _, t := range tables {
+			if q.means(t.Relation, fold) && (one == "" || t.Relation.String() == one) && !slices.Contains(found, t.aggregate) {
+				found = append(found, t.aggregate)
+			}
+		}
+		if len(found) > 0 {
+			break
+		}
+	}
+	return found
 }
 
 // theTable is the one that is meant by a name that all these tables have: that of schema public, or the only one; "" if there is none.

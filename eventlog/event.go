@@ -93,7 +93,11 @@ type Event struct {
 	OccurredAt time.Time // when its transaction was committed, by the source's clock; of a gap, the transaction before it
 	Relation   *Relation // nil for notes and gaps
 	// PreviousID is the entity's id before, where this event changed its key; otherwise empty.
-	PreviousID    string
+	PreviousID string
+	// Key and PreviousKey are those of the row: AggregateID and PreviousID, unless rules file the row's events under another entity.
+	Key, PreviousKey string
+	// Owned says that the row is not the entity itself: rules file its events under that.
+	Owned         bool
 	Source        int // number of the source in the log: lineage and timeline
 	XID           uint32
 	CommitLSN     LSN
@@ -157,7 +161,7 @@ func (e *Event) AppendJSON(b []byte) []byte {
 		b = appendText(b, name)
 		b = append(b[:n], b[n+1:]...) // without the opening one
 		b = append(b, `,"key":`...)
-		b = appendText(b, e.AggregateID)
+		b = appendText(b, e.Key)
 	} else {
 		b = append(b, `null,"key":null`...)
 	}

@@ -32,7 +32,7 @@ var smallColumns = map[smallTable]struct{ name, columns, read string }{
 	aggregateTable: {"aggregate", "id, name, id_type", "id, name, id_type"},
 	relationTable: {"relation", "id, oid, schema, name, root_oid, root_schema, root_name, columns, key, key_deferrable, generated, identity, insert_only, complete, dropped, after_lsn, at_lsn, at_position",
 		"id, oid::bigint, schema, name, root_oid::bigint, root_schema, root_name, columns::text, key, key_deferrable, generated::text, identity, insert_only, complete, dropped, after_lsn::text, at_lsn::text, at_position"},
-	kindTable:  {"kind", "id, source, relation, aggregate, type, op, quiet, restates, rules_version", "id, source, relation, aggregate, type, op, quiet, restates, rules_version"},
+	kindTable:  {"kind", "id, source, relation, aggregate, owner, type, op, quiet, restates, rules_version", "id, source, relation, aggregate, owner, type, op, quiet, restates, rules_version"},
 	rulesTable: {"rules", "id, text, at_position", "id, text, at_position"},
 }
 

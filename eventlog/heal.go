@@ -142,7 +142,7 @@ func (w *Writer) discard(t *table) {
 }
 
 func sameKey(a, b *Relation) bool {
-	return idType(a) == idType(b) && SameKeyColumns(a, b)
+	return IDType(a) == IDType(b) && SameKeyColumns(a, b)
 }
 
 // SameKeyColumns tells whether two versions of a table have the same columns for their key, in the same order.
@@ -385,16 +385,15 @@ func (w *Writer) named(t *table, l *lastEvent, row []Value) bool {
 	return l.hasRow && sameRow(w.log.dict.cached(l.kind).relation, t.rel) && (l.rowText != nil) == k.isText && (k.isText && *l.rowText == k.text || !k.isText && l.rowID == k.id)
 }
 
-// compare gives the old states of a chunk's rows, by their number, but for those that are judged already; and those that the log does not find by
-// what the source names them by.
-func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, judged map[int]rowState) (out map[int]rowState, nameless map[int]bool, err error) {
+// compare gives the old states of some of a chunk's rows, by their number; and those that the log does not find by what the source names them by.
+func (w *Writer) compare(ctx context.Context, t *table, c *Chunk, which func(int) bool) (out map[int]rowState, nameless map[int]bool, err error) {
 	row := make([]Value, len(t.rel.Columns))
 	var keys []stateKey
 	var numbers []int
 	data := c.data
 	for i := range c.Rows {
 		data = c.next(data, row)
-		if _, ok := judged[i]; ok {
+		if !which(i) {
 			continue
 		}
 		id, text, buf := w.entity(t, row, w.scratch.key)
@@ -584,7 +583,7 @@ func nameless(before []*Relation, now *Relation) bool {
 // heal makes the event of a row that is not as the log has it, or that is nameless; st is nil if the log does not have it.
 func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState, nameless bool) error {
 	if st == nil {
-		return w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, t.rules.healed)
+		return w.insert(ctx, t, &Item{Op: OpImport, New: row}, OpImport, asHealed)
 	}
 	s := &w.scratch
 	s.frags, s.off = s.frags[:0], append(s.off[:0], 0)
@@ -614,7 +613,10 @@ func (w *Writer) heal(ctx context.Context, t *table, row []Value, st rowState, n
 	if !any && !nameless {
 		return nil
 	}
-	e := eventRow{op: OpUpdate, part: t.rules.healed, data: append(s.data, '}'), before: append(s.before, '}'), rest: append(s.rest, '}')}
+	e := eventRow{op: OpUpdate, data: append(s.data, '}'), before: append(s.before, '}'), rest: append(s.rest, '}')}
+	if err := w.fileRow(ctx, t, &e, asHealed); err != nil {
+		return err
+	}
 	s.data, s.before, s.rest = e.data, e.before, e.rest
 	e.id, e.text, s.key = w.entity(t, row, s.key)
 	if t.byRow {
@@ -717,7 +719,10 @@ func (w *Writer) wholeRow(ctx context.Context, t *table, st rowState) (row, meta
 
 // healed makes an event of a row.
 func (w *Writer) healed(ctx context.Context, t *table, k *stateKey, e *eventRow) error {
-	if e.part, e.id = t.rules.healed, k.id; k.isText {
+	if err := w.fileRow(ctx, t, e, asHealed); err != nil {
+		return err
+	}
+	if e.id = k.id; k.isText {
 		e.text = []byte(k.text)
 	}
 	w.event(t, e)

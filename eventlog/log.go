@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -33,7 +34,7 @@ type Config struct {
 	// MaxCacheBytes bounds the memory for the last known state of rows, which tables with REPLICA IDENTITY DEFAULT need.
 	// Default 16 MiB.
 	MaxCacheBytes int
-	// Rules decide which events row changes become. Default: those of no file. Writer.SetRules gives others later.
+	// Rules decide which events row changes become. Default: those of no file. Log.SetRules gives others later.
 	Rules Rules
 	// Logger is told of changes of state. Default: none.
 	Logger *slog.Logger
@@ -41,10 +42,11 @@ type Config struct {
 
 // Log is an event log in a Postgres database. Its methods may be called by several goroutines.
 type Log struct {
-	cfg  Config
-	pool *pgxpool.Pool
-	dict *dictionary
-	log  *slog.Logger
+	cfg   Config
+	pool  *pgxpool.Pool
+	dict  *dictionary
+	log   *slog.Logger
+	rules atomic.Pointer[Rules] // never nil
 }
 
 // Attach prepares to use an event log, whose database need not answer yet. Before anything else is done with the log, Check has to
@@ -80,6 +82,7 @@ func Attach(cfg Config) (*Log, error) {
 	}
 	l := &Log{cfg: cfg, pool: pool, log: cfg.Logger}
 	l.dict = newDictionary(l)
+	l.SetRules(cfg.Rules)
 	return l, nil
 }
 

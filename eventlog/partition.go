@@ -66,6 +66,8 @@ func (l *Log) createPartition(ctx context.Context, conn *pgx.Conn, first Positio
 			// Few events have an entry in these: kept from the beginning they cost less than another two passes over a full partition.
 			fmt.Sprintf(`CREATE INDEX ON %s (old_id, stream, position) WHERE old_id IS NOT NULL`, n),
 			fmt.Sprintf(`CREATE INDEX ON %s (row_id, stream, position) WHERE row_id IS NOT NULL`, n),
+			fmt.Sprintf(`CREATE INDEX ON %s (owner_id, owner, position) WHERE owner IS NOT NULL`, n),
+			fmt.Sprintf(`CREATE INDEX ON %s USING gin (also) WHERE also IS NOT NULL`, n),
 			fmt.Sprintf(`CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION backstory.refuse()`, n),
 			fmt.Sprintf(`ALTER TABLE backstory.event ATTACH PARTITION %s FOR VALUES FROM (%d) TO (%d)`, n, p.first, p.last+1),
 		} {
@@ -170,7 +172,11 @@ func (l *Log) indexKey(ctx context.Context, conn *pgx.Conn, p *partition, a *agg
 		return nil
 	}
 	_, err := conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %s ON backstory.%s ((%s), position) WHERE stream = %d`,
-		QuoteIdent(fmt.Sprintf("%s_key_%d", p.name(), a.id)), p.name(), a.keyExpression(""), a.id))
+		QuoteIdent(fmt.Sprintf("%s_key_%d", p.name(), a.id)), p.name(), a.keyExpression("id_text"), a.id))
+	if err == nil {
+		_, err = conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX IF NOT EXISTS %s ON backstory.%s ((%s), position) WHERE owner = %d`,
+			QuoteIdent(fmt.Sprintf("%s_owner_%d", p.name(), a.id)), p.name(), a.keyExpression("owner_text"), a.id))
+	}
 	if err != nil {
 		return fmt.Errorf("index the keys of %s: %w", a.name, err)
 	}
@@ -180,8 +186,7 @@ func (l *Log) indexKey(ctx context.Context, conn *pgx.Conn, p *partition, a *agg
 // keyExpression is the key of an aggregate's entities in its own type, as the index has it and the view offers it. It takes
 // every key there can be, since one that an index refuses could never be appended: a TRUNCATE has none, and a key may be longer
 // than an entry of an index (2 704 bytes); the view has NULL for it.
-func (a *aggregate) keyExpression(alias string) string {
-	c := alias + "id_text"
+func (a *aggregate) keyExpression(c string) string {
 	if a.idType == "text" {
 		return "CASE WHEN octet_length(" + c + ") <= 2000 THEN " + c + " END"
 	}
@@ -206,14 +211,15 @@ func viewName(a *aggregate) string {
 // createView makes the aggregate's view in the shape of an event table, order_events(id, event_id, aggregate_id, type,
 // data, metadata, created_at): id is the position, so that the last one is the newest.
 func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) error {
-	id := "e.id"
+	id, owner := "e.id", "e.owner_id"
 	if a.idType != "bigint" {
-		id = a.keyExpression("e.")
+		id, owner = a.keyExpression("e.id_text"), a.keyExpression("e.owner_text")
 	}
 	name := viewName(a)
-	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE VIEW backstory.%[1]s AS
-			SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %[2]s AS aggregate_id, k.type, backstory.merged(e.data::json, e.extra::json) AS data, e.before::json AS before,
+	// A branch each, so that a join by aggregate_id goes by an index in both.
+	branch := func(id, where string) string {
+		return fmt.Sprintf(`SELECT e.position AS id, backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS event_id, %s AS aggregate_id, k.type,
+			       backstory.merged(e.data::json, e.extra::json) AS data, e.before::json AS before,
 			       backstory.merged(c.metadata, e.meta::json) AS metadata,
 			       e.occurred_at AS created_at
 			FROM backstory.event e
@@ -221,12 +227,15 @@ func (l *Log) createView(ctx context.Context, conn *pgx.Conn, a *aggregate) erro
 			JOIN backstory.source s ON s.id = k.source
 			LEFT JOIN LATERAL (SELECT x.last_position, x.metadata FROM backstory.context x
 				WHERE x.first_position <= e.position ORDER BY x.first_position DESC LIMIT 1) c ON c.last_position >= e.position
-			WHERE e.stream = %[3]d AND e.position <= (SELECT h.position FROM backstory.head h) AND NOT k.quiet`,
-			QuoteIdent(name), id, a.id))
-		if err != nil {
+			WHERE %s AND e.position <= (SELECT h.position FROM backstory.head h) AND NOT k.quiet`, id, where)
+	}
+	// Both from the beginning: another definition later would wait for whoever reads the view.
+	query := branch(id, fmt.Sprintf("e.stream = %d AND e.owner IS NULL", a.id)) + " UNION ALL " + branch(owner, fmt.Sprintf("e.owner = %d", a.id))
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE VIEW backstory.%s AS %s`, QuoteIdent(name), query)); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE TRIGGER append_only INSTEAD OF INSERT OR UPDATE OR DELETE ON backstory.%s
+		_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE OR REPLACE TRIGGER append_only INSTEAD OF INSERT OR UPDATE OR DELETE ON backstory.%s
 			FOR EACH ROW EXECUTE FUNCTION backstory.refuse()`, QuoteIdent(name)))
 		return err
 	})

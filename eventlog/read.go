@@ -19,9 +19,11 @@ type Selection struct {
 	Aggregates []string // only these
 	OIDs       []uint32 // of all aggregates but the first, only events of these tables
 	EntityID   string   // with aggregates: only this entity, by its id; events that moved it away count too
+	Rows       bool     // with an entity: only events of the row that it is, not of what belongs to it
 	EmptyID    bool     // with aggregates: only the entity whose id is the empty text
 	Types      []string // only these
 	Relations  []string // only row changes of these tables, public.orders
+	Tables     []uint32 // the same, by their OIDs
 	Ops        []Op     // only these
 	Quiet      bool     // quiet events too
 	Newest     bool     // newest first
@@ -107,11 +109,11 @@ func (l *Log) Read(ctx context.Context, sel Selection, f func(*Event) error) err
 }
 
 // eventColumns are what a seal covers, in this order.
-const eventColumns = `e.position, e.kind, e.stream, e.id, e.id_text, e.row_id, e.row_text, e.old_id, e.old_text, e.occurred_at, e.commit_lsn, e.xid,
+const eventColumns = `e.position, e.kind, e.stream, e.id, e.id_text, e.row_id, e.row_text, e.old_id, e.old_text, e.owner, e.owner_id, e.owner_text, e.also, e.occurred_at, e.commit_lsn, e.xid,
 	e.change, e.part, e.data, e.before, e.rest, e.extra, e.meta`
 
 // scanColumns are what a scan reads: each column that is not NULL costs the server some 60 ns.
-const scanColumns = `e.position, e.kind, e.id, e.id_text, e.old_id, e.old_text, e.occurred_at, e.commit_lsn, e.xid, e.change, e.part, e.data, e.before, e.rest, e.extra, e.meta`
+const scanColumns = `e.position, e.kind, e.id, e.id_text, e.old_id, e.old_text, e.owner_id, e.owner_text, e.occurred_at, e.commit_lsn, e.xid, e.change, e.part, e.data, e.before, e.rest, e.extra, e.meta`
 
 // leanColumns are those of Selection.Lean.
 const leanColumns = `e.position, e.kind, e.id, e.id_text, e.old_id, e.old_text, e.commit_lsn, e.data, e.before, e.rest, e.meta`
@@ -123,13 +125,15 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 	d := l.dict
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(sel.Aggregates) > 0 || len(sel.Types) > 0 || len(sel.Relations) > 0 || len(sel.Ops) > 0 || sel.EmptyID || !sel.Quiet {
+	linked := len(d.rules) > 0 // only by rules are events found under entities that are not their row
+	if len(sel.Aggregates) > 0 || len(sel.Types) > 0 || len(sel.Relations) > 0 || len(sel.Tables) > 0 || len(sel.Ops) > 0 || sel.EmptyID || !sel.Quiet {
 		var ids []string
 		for id, k := range d.kinds {
-			if len(sel.Aggregates) > 0 && !slices.Contains(sel.Aggregates, k.aggregate.name) ||
-				len(sel.OIDs) > 0 && k.aggregate.name != sel.Aggregates[0] && (k.relation == nil || !slices.Contains(sel.OIDs, k.relation.OID)) ||
+			if len(sel.Aggregates) > 0 && !slices.Contains(sel.Aggregates, k.aggregate.name) && !(k.owner != nil && slices.Contains(sel.Aggregates, k.owner.name)) && !(sel.One() && !sel.Rows && linked) ||
+				len(sel.OIDs) > 0 && slices.Contains(sel.Aggregates[1:], k.aggregate.name) && (k.relation == nil || !slices.Contains(sel.OIDs, k.relation.OID)) ||
 				len(sel.Types) > 0 && !slices.Contains(sel.Types, k.typ) ||
 				len(sel.Relations) > 0 && (k.relation == nil || !slices.Contains(sel.Relations, k.relation.String()) && !slices.Contains(sel.Relations, k.relation.Own())) ||
+				len(sel.Tables) > 0 && (k.relation == nil || !slices.Contains(sel.Tables, k.relation.OID)) ||
 				len(sel.Ops) > 0 && !slices.Contains(sel.Ops, k.op) ||
 				sel.EmptyID && !k.op.OfRow() ||
 				k.quiet && !sel.Quiet {
@@ -159,7 +163,14 @@ func (l *Log) where(sel Selection, after, until Position) (string, bool) {
 				}
 				return c
 			}
+			owned := fmt.Sprintf("e.owner = %d AND e.owner_id = %d", a.id, hash)
+			if text {
+				owned += " AND e.owner_text = " + QuoteLiteral(sel.EntityID)
+			}
 			or = append(or, "("+cond("id", "id_text")+")", "("+cond("old_id", "old_text")+")")
+			if linked && !sel.Rows {
+				or = append(or, "("+owned+")", fmt.Sprintf("(e.also @> ARRAY[%d]::bigint[])", linkHash(a.id, sel.EntityID)))
+			}
 		}
 		if len(or) == 0 {
 			return "", false
@@ -249,18 +260,22 @@ func (s *scanner) emit(_ []byte, f [][]byte) error {
 		return err
 	}
 	k, e := s.kind, &s.event
-	e.StreamID = k.aggregate.id
+	if e.StreamID = k.aggregate.id; k.owner != nil {
+		e.StreamID = k.owner.id
+	}
 	s.entity(f[2], f[3], f[4], f[5])
-	us := i64(f[6]) + pgEpoch
+	s.owner(f[6], f[7])
+	f = f[8:]
+	us := i64(f[0]) + pgEpoch
 	e.OccurredAt = time.UnixMicro(us).UTC()
-	e.CommitLSN = LSN(i64(f[7]))
-	e.XID = uint32(i64(f[8]))
-	e.Change, e.Part = i64(f[9]), int(i32(f[10]))
+	e.CommitLSN = LSN(i64(f[1]))
+	e.XID = uint32(i64(f[2]))
+	e.Change, e.Part = i64(f[3]), int(i32(f[4]))
 	e.ID = makeID(k.source.tag, e.CommitLSN, e.Change, e.Part)
-	e.Data, e.Before, e.Rest, e.Extra, e.Metadata = f[11], f[12], f[13], f[14], f[15]
+	e.Data, e.Before, e.Rest, e.Extra, e.Metadata = f[5], f[6], f[7], f[8], f[9]
 	var who []byte
-	if s.contexts && len(f) > 16 {
-		who = f[16]
+	if s.contexts && len(f) > 10 {
+		who = f[10]
 	}
 	for len(s.ranges) > 1 && s.ranges[1].first <= e.Position {
 		s.ranges = s.ranges[1:]
@@ -305,26 +320,44 @@ func (s *scanner) begin(position, kindID []byte) error {
 	}
 	s.kind, s.kindID = k, id
 	e.Aggregate, e.Type, e.Op, e.Quiet, e.Restates, e.Relation = k.aggregate.name, k.typ, k.op, k.quiet, k.restates, k.relation
+	if e.Owned = k.owner != nil; e.Owned {
+		e.Aggregate = k.owner.name
+	}
 	e.Source, e.SchemaVersion, e.RulesVersion = k.source.id, k.relationID, k.rulesVersion
 	return nil
 }
 
-// entity takes the ids of an event's entity, of now and of before.
+// entity takes the keys of an event's row, of now and of before. They are the ids of its entity, unless it has an owner.
 func (s *scanner) entity(id, text, oldID, oldText []byte) {
 	e := &s.event
 	e.EntityHash = i64(id)
 	if text != nil {
-		e.AggregateID = string(text)
+		e.Key = string(text)
 	} else {
-		e.AggregateID = itoa(e.EntityHash)
+		e.Key = itoa(e.EntityHash)
 	}
 	switch {
 	case oldText != nil:
-		e.PreviousID = string(oldText)
+		e.PreviousKey = string(oldText)
 	case oldID != nil:
-		e.PreviousID = itoa(i64(oldID))
+		e.PreviousKey = itoa(i64(oldID))
 	default:
-		e.PreviousID = ""
+		e.PreviousKey = ""
+	}
+	e.AggregateID, e.PreviousID = e.Key, e.PreviousKey
+}
+
+// owner takes the id of the entity that rules file the event under.
+func (s *scanner) owner(id, text []byte) {
+	e := &s.event
+	if s.kind.owner == nil {
+		return
+	}
+	e.PreviousID = ""
+	if e.EntityHash = i64(id); text != nil {
+		e.AggregateID = string(text)
+	} else {
+		e.AggregateID = itoa(e.EntityHash)
 	}
 }
 

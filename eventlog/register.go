@@ -18,6 +18,9 @@ type table struct {
 	rel        *Relation
 	id         int
 	rules      *tableRules
+	filings    []*tableRules // of rows that belong to entities of other aggregates
+	links      []*tableRules // further entities under which events are found: their aggregates and keys
+	chooser    func(*RowChange, bool) (int, error)
 	agg        *aggregate
 	keys       [][]byte // `"name":` of each column
 	identity   []int    // the columns by which the source names a row
@@ -30,6 +33,7 @@ type table struct {
 
 type kindKey struct {
 	source   int
+	owner    *aggregate
 	op       Op
 	typ      string
 	quiet    bool
@@ -139,6 +143,11 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 	t.deferrable = r.Deferrable || d.wasDeferrable(r.OID)
 	w.retype(t)
 	w.tables[r], w.latest[r.OID] = t, t
+	for _, o := range w.tables { // what belongs to its rows
+		if len(o.filings) > 0 && o != t {
+			w.retype(o)
+		}
+	}
 	return t, nil
 }
 
@@ -203,8 +212,8 @@ func sameColumns(a, b []int) bool {
 }
 
 // kindOf finds the number for what an event shares with others, or gives it one.
-func (w *Writer) kindOf(t *table, op Op, p part) int32 {
-	key := kindKey{w.cur.id, op, p.typ, p.quiet, p.restates}
+func (w *Writer) kindOf(t *table, owner *aggregate, op Op, p part) int32 {
+	key := kindKey{w.cur.id, owner, op, p.typ, p.quiet, p.restates}
 	if id, ok := t.kinds[key]; ok {
 		return id
 	}
@@ -212,19 +221,22 @@ func (w *Writer) kindOf(t *table, op Op, p part) int32 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for id, k := range d.kinds {
-		if k.source == w.cur && k.relationID == t.id && k.aggregate == t.agg && k.op == op && k.typ == p.typ && k.quiet == p.quiet && k.restates == p.restates && k.rulesVersion == w.rulesVersion {
+		if k.source == w.cur && k.relationID == t.id && k.aggregate == t.agg && k.op == op && k.typ == p.typ && k.quiet == p.quiet && k.restates == p.restates && k.owner == owner && k.rulesVersion == w.rulesVersion {
 			t.kinds[key] = id
 			return id
 		}
 	}
 	w.nextIDs.kind++
-	k := &kind{id: int32(w.nextIDs.kind), source: w.cur, relation: t.rel, relationID: t.id, aggregate: t.agg, typ: p.typ, op: op, quiet: p.quiet, restates: p.restates, rulesVersion: w.rulesVersion}
-	var rel any
+	k := &kind{id: int32(w.nextIDs.kind), source: w.cur, relation: t.rel, relationID: t.id, aggregate: t.agg, owner: owner, typ: p.typ, op: op, quiet: p.quiet, restates: p.restates, rulesVersion: w.rulesVersion}
+	var rel, of any
 	if t.id != 0 {
 		rel = t.id
 	}
+	if owner != nil {
+		of = int(owner.id)
+	}
 	w.news = append(w.news, newRow{kindTable,
-		[]any{k.id, k.source.id, rel, k.aggregate.id, k.typ, string(k.op), k.quiet, k.restates, k.rulesVersion}})
+		[]any{k.id, k.source.id, rel, int(k.aggregate.id), of, k.typ, string(k.op), k.quiet, k.restates, k.rulesVersion}})
 	d.kinds[k.id], t.kinds[key] = k, k.id
 	return k.id
 }

@@ -180,7 +180,7 @@ func makeLog(t testing.TB, perPartition int64, events []logEvent) *Log {
 	defer conn.Release()
 	_, err = conn.Exec(ctx, `INSERT INTO backstory.source VALUES (1, 'test', 'test', 0, 1, 1, 0);
 		INSERT INTO backstory.aggregate VALUES (1, 'Order', 'bigint', 0);
-		INSERT INTO backstory.kind VALUES (1, 1, NULL, 1, 'OrderNoted', 'n', false, false, 1, 0)`, pgx.QueryExecModeSimpleProtocol)
+		INSERT INTO backstory.kind (id, source, aggregate, type, op, quiet, restates, rules_version, sealed_at) VALUES (1, 1, 1, 'OrderNoted', 'n', false, false, 1, 0)`, pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,12 +16,36 @@ type Rules interface {
 
 // TableRules are the rules of one version of a table. They belong to one goroutine.
 type TableRules struct {
-	// Aggregate is the name of the table's aggregate; empty: by convention.
+	// Aggregate is the name of the table's own aggregate; empty: by convention.
 	Aggregate string
+	// RowRules are those of rows that are their own entity.
+	RowRules
+	// Filings are the ways in which rows belong to entities of other aggregates.
+	Filings []Filing
+	// File chooses one of them for the row before or after a change; -1: the row is its own entity. nil: the first one, always.
+	File func(c *RowChange, after bool) (int, error)
+	// Links are further entities under which the rows' events are found, too.
+	Links []Filing
+}
+
+// RowRules say which events changes of rows become.
+type RowRules struct {
 	// Quiet tells which columns are no news: a change of only such ones becomes …Touched. nil: those by convention.
 	Quiet []bool
 	// Type decides which events an insert, update or delete becomes, beside the default ones. What it returns is valid until it is called again.
 	Type func(c *RowChange) ([]Part, error)
+}
+
+// Filing says how rows belong to entities of another aggregate, as an order's items do. Their events are those of that entity. Where its key is NULL or not known,
+// the row is its own entity.
+type Filing struct {
+	RowRules
+	// Aggregate is that of the entities, and Table theirs, public.orders.
+	Aggregate, Table string
+	// Key are the columns that hold the entity's key, in the order of that.
+	Key []int
+	// IDType is the type of that, as IDType gives it; empty: that of these columns.
+	IDType string
 }
 
 // MaxParts is how many events rules may make of one row change: the number of each in it has eight bits of its id.
@@ -46,7 +70,8 @@ type RowChange struct {
 	t         *table
 	old, now  []Value // the rows as the source sent them; nil where the log's own state is used
 	st        rowState
-	frags     []byte // of an update whose row before is a state: the row after, a column after the other
+	objects   [][]byte // the row, told by members of these, where it is neither
+	frags     []byte   // of an update whose row before is a state: the row after, a column after the other
 	off       []int
 	firstSeen bool // of a delete: the log does not know the row
 	failed    []byte
@@ -60,15 +85,41 @@ func (c *RowChange) Value(column int, after bool) (state State, value []byte, js
 		return StateNull, nil, false, nil
 	case row != nil:
 		return row[column].State, row[column].Text, false, nil
+	case c.objects != nil:
+		for _, o := range c.objects {
+			if f := c.t.valueIn(o, column); f != nil {
+				return jsonState(f), f, true, nil
+			}
+		}
+		return StateUnknown, nil, false, nil
 	}
 	f, err := c.fragment(column, after)
-	switch {
-	case err != nil || len(f) == 0:
+	if err != nil || len(f) == 0 {
 		return StateUnknown, nil, false, err
-	case string(f) == "null" && c.t.rel.Columns[column].Type.Kind != KindJSON:
-		return StateNull, nil, false, nil
 	}
-	return StateText, f, true, nil
+	return jsonState(f), f, true, nil
+}
+
+// jsonState tells whether a value in the form of the log is NULL. A json null is as that there.
+func jsonState(f []byte) State {
+	if string(f) == "null" {
+		return StateNull
+	}
+	return StateText
+}
+
+// valueIn gives a column's member of a JSON object; nil: it has none.
+func (t *table) valueIn(object []byte, column int) (found []byte) {
+	if object == nil {
+		return nil
+	}
+	_ = EachMember(object, func(name, value []byte) error {
+		if string(name) == t.rel.Columns[column].Name {
+			found = value
+		}
+		return nil
+	})
+	return found
 }
 
 // Known tells whether a column's value before an update is known.
@@ -90,13 +141,18 @@ func (c *RowChange) Fail(rule string, err error) {
 
 // mark adds to an event's metadata what went wrong with a rule.
 func (c *RowChange) mark(meta []byte) []byte {
+	return withMember(meta, c.failed)
+}
+
+// withMember adds a member to a JSON object, nil is none.
+func withMember(object, member []byte) []byte {
 	switch {
-	case c.failed == nil:
-		return meta
-	case meta == nil:
-		return append(append([]byte{'{'}, c.failed...), '}')
+	case member == nil:
+		return object
+	case object == nil:
+		return append(append([]byte{'{'}, member...), '}')
 	}
-	return append(append(append(meta[:len(meta)-1], ','), c.failed...), '}')
+	return append(append(append(object[:len(object)-1], ','), member...), '}')
 }
 
 // row gives the row before or after as the source sent it; nil: it is known from the log.
@@ -145,11 +201,11 @@ func (c *RowChange) size(i int) int {
 }
 
 // typed gives what the rules make of a row change.
-func (w *Writer) typed(c *RowChange) ([]Part, error) {
-	if c.t.rules.typer == nil {
+func (w *Writer) typed(c *RowChange, rules *tableRules) ([]Part, error) {
+	if rules.typer == nil {
 		return nil, nil
 	}
-	parts, err := c.t.rules.typer(c)
+	parts, err := rules.typer(c)
 	return parts[:min(len(parts), MaxParts)], err
 }
 
@@ -162,9 +218,9 @@ type telling struct {
 
 // tellings gives the events of an update. What no rule takes becomes …Updated. A key that changes comes first, as what follows is filed under it; columns that
 // are no news go with the first event, or become …Touched.
-func (w *Writer) tellings(c *RowChange) ([]telling, error) {
-	s, rules := &w.scratch, c.t.rules
-	parts, err := w.typed(c)
+func (w *Writer) tellings(c *RowChange, rules *tableRules) ([]telling, error) {
+	s := &w.scratch
+	parts, err := w.typed(c, rules)
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +276,20 @@ func (w *Writer) mask(n int, flags []bool) []bool {
 // not, this update's included. What is long in c.frags is marked with the event that has it where that is not the last one.
 func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err error) {
 	t, s := c.t, &w.scratch
-	list, err := w.tellings(c)
+	f, err := w.file(c, true)
+	if err != nil {
+		return 0, err
+	}
+	e.filing = f
+	if e.also, err = w.links(c); err != nil {
+		return 0, err
+	}
+	links := e.also
+	was, err := w.leaves(c, &f)
+	if err != nil {
+		return 0, err
+	}
+	list, err := w.tellings(c, f.rules)
 	if err != nil {
 		return 0, err
 	}
@@ -236,6 +305,9 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 		e.number, e.part, e.extra, e.rest = n, p.part, p.extra, nil
 		if first && n > 0 {
 			e.moved, e.part.restates = false, true
+		}
+		if e.also = links; was != nil && n == 0 {
+			e.also = append(slices.Clone(links), was.also...)
 		}
 		var unknown []byte
 		var known bool
@@ -282,6 +354,9 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 		}
 		if last {
 			e.meta = c.mark(e.meta)
+		}
+		if was != nil && n == 0 {
+			e.meta = withMember(e.meta, was.meta)
 		}
 		w.event(t, e)
 		switch {
@@ -332,9 +407,15 @@ func (c *RowChange) longOnes() (out []int) {
 // delete makes the events of a delete: those of rules, and then the row's own.
 func (w *Writer) delete(c *RowChange, e *eventRow) (err error) {
 	t, s := c.t, &w.scratch
+	if e.filing, err = w.file(c, false); err != nil {
+		return err
+	}
+	if e.also, err = w.links(c); err != nil {
+		return err
+	}
 	var parts []Part
 	if !c.firstSeen {
-		if parts, err = w.typed(c); err != nil {
+		if parts, err = w.typed(c, e.rules); err != nil {
 			return err
 		}
 	}
@@ -343,7 +424,7 @@ func (w *Writer) delete(c *RowChange, e *eventRow) (err error) {
 			return err
 		}
 	}
-	e.number, e.part = len(parts), t.rules.deleted
+	e.number, e.part = len(parts), e.rules.deleted
 	s.before = append(s.before[:0], '{')
 	var unknown []byte
 	for i := range t.rel.Columns {
@@ -370,17 +451,26 @@ func (w *Writer) delete(c *RowChange, e *eventRow) (err error) {
 	return nil
 }
 
-// SetRules gives the rules that hold from the next transaction on; nil: the default ones. Any goroutine may call it.
-func (w *Writer) SetRules(r Rules) { w.newRules.Store(&r) }
+// SetRules gives the rules by which the writer makes events of the next transaction on; nil: the default ones.
+func (l *Log) SetRules(r Rules) { l.rules.Store(&r) }
+
+// RulesInForce gives the version and the text of the rules that the log ends with; 1 and no text are those of no file.
+func (l *Log) RulesInForce(ctx context.Context) (version int, text string, err error) {
+	if err := l.dict.load(ctx); err != nil {
+		return 0, "", err
+	}
+	version, text = l.dict.newestRules()
+	return version, text, nil
+}
 
 // takeRules puts new rules into force, between two transactions. Where they are not those that the log ended with, they become a version of their own, with the
 // position from which they hold.
 func (w *Writer) takeRules() {
-	next := w.newRules.Swap(nil)
-	if next == nil {
+	next := w.log.rules.Load()
+	if next == w.taken {
 		return
 	}
-	w.rules = *next
+	w.rules, w.taken = *next, next
 	text := ""
 	if w.rules != nil {
 		text = w.rules.Text()
@@ -411,15 +501,169 @@ func (w *Writer) rulesOf(r *Relation) *TableRules {
 	return &TableRules{}
 }
 
-// retype gives a table the rules that are in force, and the aggregate that it has by them.
+// retype gives a table the rules that are in force, and the aggregates that it has by them.
 func (w *Writer) retype(t *table) {
 	from := w.rulesOf(t.rel)
 	var name string
 	if name, t.agg = w.aggregateOf(t.rel, from.Aggregate); t.agg == nil {
-		t.agg = w.newAggregate(name, idType(t.rel))
+		t.agg = w.newAggregate(name, IDType(t.rel))
 	}
-	t.rules, t.kinds = rulesFor(t.rel, t.agg.name, from), map[kindKey]int32{}
+	t.rules, t.kinds = rulesFor(t.rel, t.agg.name, &from.RowRules), map[kindKey]int32{}
+	t.filings, t.chooser = nil, from.File
+	t.links = nil
+	for i := range from.Links {
+		t.links = append(t.links, &tableRules{key: from.Links[i].Key, owner: w.aggregateOfTable(&from.Links[i], t)})
+	}
+	for i := range from.Filings {
+		f := &from.Filings[i]
+		r := rulesFor(t.rel, AggregateName(t.rel), &f.RowRules)
+		r.key, r.owner = f.Key, w.aggregateOfTable(f, t)
+		t.filings = append(t.filings, r)
+	}
 }
+
+// aggregateOfTable finds the aggregate of the entities that rows belong to: that which their table has, or will have.
+func (w *Writer) aggregateOfTable(f *Filing, child *table) *aggregate {
+	for _, t := range w.latest {
+		if t.rel.String() == f.Table {
+			return t.agg
+		}
+	}
+	if a := w.log.dict.aggregateNamed(f.Aggregate); a != nil {
+		return a
+	}
+	typ := f.IDType
+	if typ == "" { // as a reference has it
+		key := *child.rel
+		key.Key = f.Key
+		typ = IDType(&key)
+	}
+	return w.newAggregate(f.Aggregate, typ)
+}
+
+// filing is under which entity the events of a row are.
+type filing struct {
+	rules     *tableRules // the row's
+	owner     *aggregate  // nil: the row is its own
+	ownerID   int64
+	ownerText []byte
+}
+
+// file tells under which entity the row before or after a change is.
+func (w *Writer) file(c *RowChange, after bool) (f filing, err error) {
+	t, n := c.t, 0
+	if f.rules = t.rules; len(t.filings) == 0 {
+		return f, nil
+	}
+	if t.chooser != nil {
+		if n, err = t.chooser(c, after); err != nil || n < 0 {
+			return f, err
+		}
+	}
+	of := t.filings[n]
+	id, err := w.keyOf(c, of.key, after)
+	if err != nil || id == nil {
+		return f, err
+	}
+	f.rules, f.owner = of, of.owner
+	if f.ownerID, f.ownerText = 0, id; of.owner.idType == "bigint" {
+		if n, ok := parseInt(id); ok {
+			f.ownerID, f.ownerText = n, nil
+		}
+	}
+	if f.ownerText != nil {
+		f.ownerID = keyHash(f.ownerText)
+	}
+	return f, nil
+}
+
+// keyOf gives the key that some columns of the row before or after a change hold; nil: it is not known, or NULL.
+func (w *Writer) keyOf(c *RowChange, columns []int, after bool) ([]byte, error) {
+	row, order := make([]Value, len(columns)), make([]int, len(columns))
+	for i, k := range columns {
+		state, text, json, err := c.Value(k, after)
+		if err != nil || state != StateText {
+			return nil, err
+		}
+		if json {
+			if text, _, err = AppendText(nil, &c.t.rel.Columns[k].Type, text); err != nil {
+				return nil, err
+			}
+		}
+		row[i], order[i] = Value{StateText, text}, i
+	}
+	return appendKey([]byte{}, order, row), nil
+}
+
+// links gives the further entities under which the events of a row change are found.
+func (w *Writer) links(c *RowChange) (also []int64, err error) {
+	for _, l := range c.t.links {
+		for _, after := range []bool{false, true} {
+			if after && c.Op == OpDelete || !after && c.Op != OpDelete && c.Op != OpUpdate {
+				continue
+			}
+			id, err := w.keyOf(c, l.key, after)
+			if err != nil {
+				return nil, err
+			}
+			if h := linkHash(l.owner.id, string(id)); id != nil && !slices.Contains(also, h) {
+				also = append(also, h)
+			}
+		}
+	}
+	return also, nil
+}
+
+// left is what tells of the entity that a row belonged to before.
+type left struct {
+	also []int64
+	meta []byte
+}
+
+// leaves tells which entity a row leaves by an update; nil: none.
+func (w *Writer) leaves(c *RowChange, now *filing) (*left, error) {
+	t := c.t
+	if len(t.filings) == 0 {
+		return nil, nil
+	}
+	if t.chooser == nil && now.owner != nil && !anyOf(c.Changed, now.rules.key) {
+		return nil, nil
+	}
+	was, err := w.file(c, false)
+	if err != nil || was.owner == now.owner && was.ownerID == now.ownerID && string(was.ownerText) == string(now.ownerText) || was.owner == nil {
+		return nil, err
+	}
+	id := string(was.ownerText)
+	if was.ownerText == nil {
+		id = itoa(was.ownerID)
+	}
+	return &left{[]int64{linkHash(was.owner.id, id)}, AppendString([]byte(`"moved_from":`), []byte(was.owner.name+"/"+id))}, nil
+}
+
+// linkHash is backstory.link_hash.
+func linkHash(stream int32, id string) int64 { return keyHash([]byte(itoa(stream) + "/" + id)) }
+
+// fileRow files an event that tells all that is known of a row, and says which of its table's default events it is.
+func (w *Writer) fileRow(ctx context.Context, t *table, e *eventRow, as func(*tableRules) part) error {
+	c := RowChange{Op: e.op, w: w, ctx: ctx, t: t, objects: [][]byte{e.data, e.rest}}
+	if e.op == OpDelete {
+		c.objects = [][]byte{e.before}
+	}
+	var err error
+	if e.filing, err = w.file(&c, e.op != OpDelete); err != nil {
+		return err
+	}
+	if e.op == OpUpdate { // all that is known is what it is now
+		c.Op = OpImport
+	}
+	e.also, err = w.links(&c)
+	e.part = as(e.rules)
+	return err
+}
+
+func asImported(r *tableRules) part { return r.imported }
+func asHealed(r *tableRules) part   { return r.healed }
+func asCreated(r *tableRules) part  { return r.created }
 
 // newestRules gives the rules that the log ends with: 1 and no text are those of no file.
 func (d *dictionary) newestRules() (id int, text string) {

@@ -21,23 +21,23 @@ type tableRules struct {
 	created, updated, touched, deleted, truncated, imported part
 	healed                                                  part // what a comparison with the source has found
 	typer                                                   func(*RowChange) ([]Part, error)
+	owner                                                   *aggregate // of the entities that the rows belong to, and the columns with its key
+	key                                                     []int
 }
 
 // rulesFor gives the rules of a table. Without any of a file, subscriptions becomes SubscriptionCreated, SubscriptionUpdated (only the changed
 // attributes), SubscriptionTouched (only quiet columns changed), SubscriptionDeleted, SubscriptionTruncated, SubscriptionImported.
-func rulesFor(r *Relation, name string, from *TableRules) *tableRules {
+func rulesFor(r *Relation, name string, from *RowRules) *tableRules {
 	t := &tableRules{quiet: make([]bool, len(r.Columns)),
 		created: part{typ: name + "Created"}, updated: part{typ: name + "Updated"}, touched: part{typ: name + "Touched", quiet: true},
 		deleted: part{typ: name + "Deleted"}, truncated: part{typ: name + "Truncated"}, imported: part{typ: name + "Imported"}, healed: part{typ: name + "Healed"}}
 	for i, c := range r.Columns {
 		t.quiet[i] = QuietByConvention(c.Name)
 	}
-	if from != nil {
-		if from.Quiet != nil {
-			t.quiet = from.Quiet
-		}
-		t.typer = from.Type
+	if from.Quiet != nil {
+		t.quiet = from.Quiet
 	}
+	t.typer = from.Type
 	return t
 }
 
@@ -46,8 +46,8 @@ func QuietByConvention(column string) bool {
 	return column == "updated_at" || column == "lock_version" || strings.HasSuffix(column, "_count")
 }
 
-// idType is the type in which an aggregate's view offers the keys of its entities.
-func idType(r *Relation) string {
+// IDType is the type in which the view of a table's aggregate offers the keys of its entities: bigint, uuid, numeric or text.
+func IDType(r *Relation) string {
 	if len(r.Key) == 1 {
 		switch ty := r.Columns[r.Key[0]].Type; {
 		case r.IntegerKey():

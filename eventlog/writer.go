@@ -63,9 +63,9 @@ type Writer struct {
 	cur     *source
 	state   *stateCache
 
-	rules        Rules                 // nil: the default ones
-	rulesVersion int                   // their number in the log
-	newRules     atomic.Pointer[Rules] // those that hold from the next transaction on
+	rules        Rules  // nil: the default ones
+	rulesVersion int    // their number in the log
+	taken        *Rules // what Log.SetRules gave when they were taken; nil: before that
 
 	baselines map[uint32]*Baseline // by OID: tables whose existing rows are being taken over
 	heals     map[uint32]bool      // those whose last state is compared, since changes may be missing
@@ -198,7 +198,6 @@ func (w *Writer) begin(ctx context.Context) error {
 		return err
 	}
 	w.rulesVersion, _ = w.log.dict.newestRules() // until the first transaction
-	w.newRules.Store(&w.log.cfg.Rules)
 	return w.createViews(ctx)
 }
 
@@ -385,6 +384,6 @@ func (w *Writer) rewind(ctx context.Context) error {
 	if err := w.cleanUp(ctx); err != nil {
 		return err
 	}
-	w.newRules.CompareAndSwap(nil, &w.rules) // what they were registered by may be gone
+	w.taken = nil // what they were registered by may be gone
 	return w.log.dict.reload(ctx)
 }

@@ -190,11 +190,11 @@ func (s orderStream) Read(_ context.Context, _ eventlog.Selection, f func(*event
 		if n >= s.rows {
 			i = r.IntN(s.rows)
 		}
-		e.AggregateID = strconv.Itoa(i + 1)
-		rest = append(append(rest[:0], `{"id":`...), e.AggregateID...)
+		e.Key = strconv.Itoa(i + 1)
+		rest = append(append(rest[:0], `{"id":`...), e.Key...)
 		rest = strconv.AppendInt(append(rest, `,"customer_id":`...), int64(i%5000), 10)
 		rest = strconv.AppendInt(append(rest, `,"total":"`...), int64(i%1000), 10)
-		rest = append(append(rest, `.50","note":"a note of some length for order `...), e.AggregateID...)
+		rest = append(append(rest, `.50","note":"a note of some length for order `...), e.Key...)
 		rest = append(rest, `","created_at":"2026-01-01T00:00:04.000000Z"`...)
 		data = append(append(data[:0], `"status":"`...), statuses[n%6]...)
 		data = append(data, `","updated_at":"2026-01-09T02:26:39.000000Z"}`...)

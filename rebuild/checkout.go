@@ -360,6 +360,11 @@ func choose(all []*history, names []string, rev eventlog.Revision) ([]*history, 
 		}
 	}
 	for _, asked := range names {
+		if schema, name, ok := eventlog.UnquoteTable(asked); ok {
+			if asked = name; schema != "" {
+				asked = schema + "." + name
+			}
+		}
 		n, err := theTable(all, asked)
 		if err != nil {
 			return nil, err

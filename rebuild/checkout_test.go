@@ -285,7 +285,7 @@ func TestHistoryWithHoles(t *testing.T) {
 	_, _ = orders, pairs
 	ev := func(t *modelTable, op eventlog.Op, id, previous, data, before, rest string) {
 		e := m.event(t, op, id)
-		e.PreviousID = previous
+		e.PreviousKey = previous
 		for to, s := range map[*[]byte]string{&e.Data: data, &e.Before: before, &e.Rest: rest} {
 			if s != "" {
 				*to = []byte(s)

@@ -70,12 +70,12 @@ func (s *pendingEvents) Read(ctx context.Context, sel eventlog.Selection, f func
 			}
 			switch e.Op {
 			case eventlog.OpInsert:
-				s.pending[e.AggregateID]++
+				s.pending[e.Key]++
 			case eventlog.OpUpdate:
-				s.pending[e.AggregateID]++
-				s.pending[e.PreviousID]--
+				s.pending[e.Key]++
+				s.pending[e.PreviousKey]--
 			case eventlog.OpDelete:
-				s.pending[e.AggregateID]--
+				s.pending[e.Key]--
 			default:
 				return eventlog.ErrNotVisible
 			}

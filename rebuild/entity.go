@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/backstory-dev/backstory/eventlog"
@@ -22,6 +23,8 @@ type EntityState struct {
 	// Gap says why the row may be outdated, gone, or there all the same: changes may be missing since a gap that is not healed by then, or since one that
 	// is recorded later and begins before. Nil where it is known for sure.
 	Gap *eventlog.Gap
+	// AlsoIn are other partitions that have a row of this key, where that is unique in a partition alone: Row is the one that was changed last.
+	AlsoIn []string
 }
 
 var errWhole = errors.New("the whole row is known")
@@ -29,12 +32,52 @@ var errWhole = errors.New("the whole row is known")
 // Entity folds one entity until a revision. It begins at the last event that holds the whole row, so that its cost does not
 // grow with the length of the history.
 func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eventlog.Position) (*EntityState, error) {
-	st := &EntityState{}
 	if until == 0 {
-		return st, nil
+		return &EntityState{}, nil
 	}
+	st, err := entityIn(ctx, log, e, until, nil)
+	if err != nil || st.Last == nil || st.Relation == nil || st.Relation.RootName == "" {
+		return st, err
+	}
+	versions, err := log.Relations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	parts := map[uint32]bool{} // that it may be in, too
+	for _, v := range versions {
+		if v.AtPosition > until {
+			continue
+		}
+		if delete(parts, v.OID); v.String() == e.Table && !v.Dropped && v.OID != st.Relation.OID {
+			parts[v.OID] = true
+		}
+	}
+	for len(parts) > 0 {
+		o, err := entityIn(ctx, log, e, until, slices.Sorted(maps.Keys(parts)))
+		if err != nil {
+			return nil, err
+		}
+		if o.Last == nil {
+			break
+		}
+		delete(parts, o.Relation.OID)
+		switch {
+		case o.Row == nil:
+		case st.Row == nil:
+			st = o
+		default:
+			st.AlsoIn = append(st.AlsoIn, o.Relation.Own())
+		}
+	}
+	return st, nil
+}
+
+// entityIn does so by the events of one of some tables, nil for all: of the one that has the last event.
+func entityIn(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eventlog.Position, tables []uint32) (*EntityState, error) {
+	st := &EntityState{}
 	sel := e.Selection()
-	sel.Until, sel.Quiet, sel.Newest, sel.Limit = until, true, true, 64
+	sel.Tables = tables
+	sel.Until, sel.Quiet, sel.Newest, sel.Limit, sel.Rows = until, true, true, 64, true
 	for {
 		n, whole := 0, false
 		var oldest eventlog.Position
@@ -46,6 +89,9 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 			}
 			if st.Last == nil {
 				st.Last, st.Relation = ev.Clone(), ev.Relation
+			}
+			if ev.Relation.OID != st.Relation.OID { // another row, in another partition
+				return nil
 			}
 			if ev.Op == eventlog.OpInsert || ev.Op == eventlog.OpDelete || (ev.Op == eventlog.OpImport || ev.Rest != nil) && !hasUnknown(ev.Metadata) {
 				whole = true
@@ -106,7 +152,7 @@ func Entity(ctx context.Context, log *eventlog.Log, e eventlog.Entity, until eve
 		switch same := slices.EqualFunc(v.Key, st.Relation.Key, func(a, b int) bool { return eventlog.SameColumn(&v.Columns[a], &st.Relation.Columns[b]) }); {
 		case same:
 			st.Rekeyed = nil
-		case st.Rekeyed == nil && v.AtPosition > st.Last.Position && st.Last.Op != eventlog.OpDelete && (st.Last.PreviousID != e.ID || st.Last.AggregateID == e.ID):
+		case st.Rekeyed == nil && v.AtPosition > st.Last.Position && st.Last.Op != eventlog.OpDelete && (st.Last.PreviousKey != e.ID || st.Last.Key == e.ID):
 			st.Rekeyed, st.From = v.Relation, v.AtPosition
 		}
 	}

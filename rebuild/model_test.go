@@ -138,7 +138,7 @@ func (t *modelTable) id(r modelRow) string {
 }
 
 func (m *model) event(t *modelTable, op eventlog.Op, id string) *eventlog.Event {
-	e := &eventlog.Event{Position: eventlog.Position(len(m.events) + 1), Op: op, AggregateID: id, CommitLSN: m.lsn,
+	e := &eventlog.Event{Position: eventlog.Position(len(m.events) + 1), Op: op, AggregateID: id, Key: id, CommitLSN: m.lsn,
 		OccurredAt: time.Unix(int64(m.lsn), 0)}
 	if t != nil {
 		e.Relation, e.SchemaVersion = t.now().Relation, t.now().ID
@@ -167,7 +167,7 @@ func (m *model) update(t *modelTable, i int, set modelRow) {
 	e.Data, e.Before = t.object(now, changed), t.object(old, changed)
 	moved := len(t.key) == 0 || t.id(old) != t.id(now)
 	if moved {
-		e.PreviousID = t.id(old)
+		e.PreviousKey = t.id(old)
 	}
 	if t.updates++; moved || t.restless == 0 || t.updates%t.restless != 0 {
 		e.Rest = t.object(now, func(c string) bool { return !changed(c) })

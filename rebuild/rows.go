@@ -18,7 +18,7 @@ import (
 //   - An insert or import is a whole row.
 //   - An update sets attributes. One that tells the unchanged attributes too (Rest) makes the row where there is none; of
 //     another the known attributes are kept, and it is counted as an orphan.
-//   - An update that changed the key (PreviousID) takes the row away from its old key and puts the whole row under the new one.
+//   - An update that changed the key (PreviousKey) takes the row away from its old key and puts the whole row under the new one.
 //   - A row of a table without a key is known by its content: it is counted how often it is there.
 //
 // Order within a transaction. Events come in the order of the WAL. Where the key is checked row by row, that order never has
@@ -192,7 +192,7 @@ func (c *Rows) Route(e *eventlog.Event, to *Router) error {
 			}
 		}
 	}
-	c.key = append(c.key[:0], e.AggregateID...)
+	c.key = append(c.key[:0], e.Key...)
 	var before []byte
 	if v.deferrable {
 		before = e.Before
@@ -210,9 +210,9 @@ func (c *Rows) Route(e *eventlog.Event, to *Router) error {
 	default:
 		return nil
 	}
-	moved := e.PreviousID != "" || e.Op == eventlog.OpUpdate && v.keyWasEmpty(e.Before)
+	moved := e.PreviousKey != "" || e.Op == eventlog.OpUpdate && v.keyWasEmpty(e.Before)
 	if moved {
-		c.key = append(c.key[:0], e.PreviousID...)
+		c.key = append(c.key[:0], e.PreviousKey...)
 		var err error
 		switch {
 		case !keyed:
@@ -225,7 +225,7 @@ func (c *Rows) Route(e *eventlog.Event, to *Router) error {
 		if err != nil {
 			return err
 		}
-		c.key = append(c.key[:0], e.AggregateID...)
+		c.key = append(c.key[:0], e.Key...)
 	}
 	switch {
 	case !keyed:

@@ -15,6 +15,23 @@ import (
 type compiler struct {
 	mu      sync.Mutex // guards the following
 	trouble []string
+	idTypes map[string]string // by table: that of its key
+}
+
+// Know tells the file of the tables that are captured: whose key is of which type.
+func (f *File) Know(tables []*eventlog.Relation) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.know(tables...)
+}
+
+func (f *File) know(tables ...*eventlog.Relation) {
+	if f.idTypes == nil {
+		f.idTypes = map[string]string{}
+	}
+	for _, r := range tables {
+		f.idTypes[r.String()] = eventlog.IDType(r)
+	}
 }
 
 // Trouble tells which rules do not fit the tables as they have become since they were checked, and why.
@@ -28,11 +45,8 @@ func (f *File) Trouble() []string {
 func (f *File) Table(r *eventlog.Relation) *eventlog.TableRules {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	a := f.aggregateOf(r)
-	if a == nil {
-		return nil
-	}
-	t := f.compile(a, r, nil)
+	f.know(r)
+	t := f.compileTable(r, nil)
 	if err := f.file.Take(); err != nil {
 		for _, p := range err {
 			if text := fmt.Sprintf("%s as it is now: %s", r, p); !slices.Contains(f.trouble, text) {
@@ -46,9 +60,8 @@ func (f *File) Table(r *eventlog.Relation) *eventlog.TableRules {
 // Finding is something about a file that is not wrong, but can hardly be meant.
 type Finding = yamlfile.Problem
 
-// Check compiles the file against tables. The error is yamlfile.Problems: all that is wrong, in the file's order. names are those of all tables that the source
-// has, captured or not, for better messages.
-func (f *File) Check(tables []*eventlog.Relation, names []string) (warnings []Finding, err error) {
+// Check compiles the file against the captured tables. The error is yamlfile.Problems: all that is wrong, in the file's order.
+func (f *File) Check(tables []*eventlog.Relation) (warnings []Finding, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	warn := func(p yamlfile.Place, text string) {
@@ -63,20 +76,19 @@ func (f *File) Check(tables []*eventlog.Relation, names []string) (warnings []Fi
 	slices.Sort(known)
 	known = slices.Compact(known)
 	for _, a := range f.aggregates {
-		found := false
-		for _, r := range tables {
-			if f.aggregateOf(r) == a {
-				f.compile(a, r, warn)
-				found = true
+		there := func(table string, p yamlfile.Place) {
+			if !slices.ContainsFunc(tables, func(r *eventlog.Relation) bool { return r.String() == qualified(table) }) {
+				p.Fail("no table %s is captured%s", table, expr.Nearest(table, known))
 			}
 		}
-		if !found {
-			if slices.Contains(names, qualified(a.table.Value)) {
-				a.table.Place.Fail("the table %s is there, but not captured (BACKSTORY_TABLES, BACKSTORY_EXCLUDE)", a.table.Value)
-			} else {
-				a.table.Place.Fail("there is no table %s%s", a.table.Value, expr.Nearest(a.table.Value, known))
-			}
+		there(a.table.Value, a.table.Place)
+		for _, c := range a.children {
+			there(c.table, c.place)
 		}
+	}
+	f.know(tables...)
+	for _, r := range tables {
+		f.compileTable(r, warn)
 	}
 	if p := f.file.Take(); p != nil {
 		return warnings, p
@@ -92,48 +104,155 @@ func short(table string) string {
 	return table
 }
 
-func (f *File) aggregateOf(r *eventlog.Relation) *aggregate {
+// compileTable makes the rules of a version of a table; nil: the file does not speak of it. What is wrong is noted in the file's problems.
+func (f *File) compileTable(r *eventlog.Relation, warn func(yamlfile.Place, string)) *eventlog.TableRules {
+	if a := f.owner(r.String()); a != nil {
+		return &eventlog.TableRules{Aggregate: a.name, RowRules: f.compile(a.of(nil), a.quiet, a.given, r, warn), Links: f.compileLinks(a.links, r)}
+	}
+	out := &eventlog.TableRules{}
+	row := newTyper(r)
+	var wheres []*expr.Program
+	dynamic := false
 	for _, a := range f.aggregates {
-		if qualified(a.table.Value) == r.String() {
-			return a
+		for _, c := range a.children {
+			if qualified(c.table) != r.String() {
+				continue
+			}
+			n := len(f.file.Noted())
+			filing := f.filing(a, c.key, r)
+			for _, l := range f.compileLinks(c.links, r) {
+				if !slices.ContainsFunc(out.Links, func(o eventlog.Filing) bool { return o.Aggregate == l.Aggregate && slices.Equal(o.Key, l.Key) }) {
+					out.Links = append(out.Links, l)
+				}
+			}
+			var where *expr.Program
+			if c.where != nil {
+				where, dynamic = c.where.Compile(&expr.Scope{Vars: []expr.Var{{Name: "row", Type: row.record}}, Bare: 0, Before: -1, After: -1}, expr.Condition, warn), true
+			}
+			if len(f.file.Noted()) > n {
+				continue
+			}
+			filing.RowRules = f.compile(a.of(c), c.quiet, c.given, r, warn)
+			out.Filings, wheres = append(out.Filings, filing), append(wheres, where)
+			if where == nil {
+				dynamic = dynamic || len(wheres) > 1
+			}
 		}
 	}
-	return nil
+	if len(out.Filings) == 0 {
+		return nil
+	}
+	if dynamic {
+		out.File = func(c *eventlog.RowChange, after bool) (int, error) { return row.choose(wheres, c, after) }
+	}
+	return out
 }
 
-// compile makes the rules of a version of a table. What is wrong is noted in the file's problems.
-func (f *File) compile(a *aggregate, r *eventlog.Relation, warn func(yamlfile.Place, string)) *eventlog.TableRules {
-	t := &typer{rel: r, updates: make([][]int, len(r.Columns))}
+// filing says that rows belong to an aggregate's entities, by the columns that hold their key.
+func (f *File) filing(a *aggregate, key []yamlfile.Text, r *eventlog.Relation) eventlog.Filing {
+	out := eventlog.Filing{Aggregate: a.name, Table: qualified(a.table.Value), IDType: f.idTypes[qualified(a.table.Value)]}
 	var names []string
-	record := expr.Type{Kind: expr.Record}
+	for i := range r.Columns {
+		names = append(names, r.Columns[i].Name)
+	}
+	for _, k := range key {
+		if i := slices.Index(names, k.Value); i >= 0 {
+			out.Key = append(out.Key, i)
+		} else {
+			k.Place.Fail("%s has no column %s%s", short(r.String()), k.Value, expr.Nearest(k.Value, names))
+		}
+	}
+	return out
+}
+
+// compileLinks gives the further entities under which a table's events are found. Those that do not fit are noted, and left out.
+func (f *File) compileLinks(list []link, r *eventlog.Relation) (out []eventlog.Filing) {
+	for _, l := range list {
+		for _, a := range f.aggregates {
+			if n := len(f.file.Noted()); a.name == l.aggregate {
+				if filing := f.filing(a, l.key, r); len(f.file.Noted()) == n {
+					out = append(out, filing)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// of gives the rules of an aggregate that are about rows of its children, or its own.
+func (a *aggregate) of(c *child) (out []*rule) {
+	for _, r := range a.rules {
+		if r.child == c {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func newTyper(r *eventlog.Relation) *typer {
+	t := &typer{rel: r, updates: make([][]int, len(r.Columns)), record: expr.Type{Kind: expr.Record}}
 	for i := range r.Columns {
 		c := &r.Columns[i]
-		names = append(names, c.Name)
-		record.Columns = append(record.Columns, expr.Column{Name: c.Name, Type: expr.TypeOf(&c.Type)})
+		t.names = append(t.names, c.Name)
+		t.record.Columns = append(t.record.Columns, expr.Column{Name: c.Name, Type: expr.TypeOf(&c.Type)})
 	}
-	out := &eventlog.TableRules{Aggregate: a.name}
-	if a.given {
+	t.before.of, t.after.of = t, t
+	t.after.after = true
+	return t
+}
+
+// choose gives the first of several conditions that holds for the row before or after a change; -1: none does.
+func (t *typer) choose(wheres []*expr.Program, c *eventlog.RowChange, after bool) (int, error) {
+	t.change = c
+	row := &t.before
+	if after {
+		row = &t.after
+	}
+	for i, w := range wheres {
+		if w == nil {
+			return i, nil
+		}
+		v, err := run(w, expr.Env{Vars: []expr.Value{{Kind: expr.Record, Record: row}}})
+		var source *sourceError
+		switch {
+		case errors.As(err, &source):
+			return -1, source.error
+		case err != nil && !errors.Is(err, errUnknown):
+			c.Fail("where", err)
+		case err == nil && v.True():
+			return i, nil
+		}
+	}
+	return -1, nil
+}
+
+// compile makes the rules of rows of a version of a table. What is wrong is noted in the file's problems.
+func (f *File) compile(list []*rule, quiet []yamlfile.Text, given bool, r *eventlog.Relation, warn func(yamlfile.Place, string)) (out eventlog.RowRules) {
+	t := newTyper(r)
+	if given {
 		out.Quiet = make([]bool, len(r.Columns))
-		for _, q := range a.quiet {
-			if i := slices.Index(names, q.Value); i >= 0 {
+		for _, q := range quiet {
+			if i := slices.Index(t.names, q.Value); i >= 0 {
 				out.Quiet[i] = true
 			} else {
-				q.Place.Fail("%s has no column %s%s", short(r.String()), q.Value, expr.Nearest(q.Value, names))
+				q.Place.Fail("%s has no column %s%s", short(r.String()), q.Value, expr.Nearest(q.Value, t.names))
 			}
 		}
 	}
 	t.quiet = out.Quiet
 	if t.quiet == nil {
-		for _, n := range names {
+		for _, n := range t.names {
 			t.quiet = append(t.quiet, eventlog.QuietByConvention(n))
 		}
 	}
-	t.before.of, t.after.of = t, t
-	t.after.after = true
-	scope := &expr.Scope{Vars: []expr.Var{{Name: "before", Type: record}, {Name: "after", Type: record}}, Bare: 1, Before: 0, After: 1}
-	for _, rule := range a.rules {
+	scope := &expr.Scope{Vars: []expr.Var{{Name: "before", Type: t.record}, {Name: "after", Type: t.record}}, Bare: 1, Before: 0, After: 1}
+	for _, rule := range list {
 		n := len(f.file.Noted())
-		c := rule.compile(scope, r, names, warn)
+		scope.Bare = 1
+		if rule.ops == [3]bool{onDelete: true} { // there is nothing after
+			scope.Bare = 0
+		}
+		c := rule.compile(scope, r, t.names, warn)
 		if len(f.file.Noted()) == n {
 			t.add(c)
 		}
@@ -170,27 +289,51 @@ func (r *rule) compile(scope *expr.Scope, rel *eventlog.Relation, names []string
 		}
 	}
 	if r.when != nil {
-		c.when = r.when.Compile(scope, expr.Condition, warn)
+		if c.when = r.when.Compile(scope, expr.Condition, warn); c.when != nil && warn != nil && r.never(c.when) {
+			warn(r.when.Place(0), "this is never so "+map[bool]string{true: "on insert, as there every column is NULL before", false: "on delete, as there every column is NULL after"}[r.ops[onInsert]])
+		}
 	}
 	for i := range r.with {
 		w := &r.with[i]
 		c.with = append(c.with, w.value.Compile(scope, expr.Anything, warn))
 		c.names = append(c.names, append(eventlog.AppendString(nil, []byte(w.name)), ':'))
-		if c.columns == nil && r.ops[onInsert] { // the event has it once
+		if r.data == nil { // the event has it once
 			if n := slices.Index(names, w.name); n >= 0 {
-				c.columns = make([]bool, len(names))
-				for j := range c.columns {
-					c.columns[j] = j != n
+				if c.columns == nil {
+					c.columns = slices.Repeat([]bool{true}, len(names))
 				}
+				c.columns[n] = false
 			}
 		}
 	}
 	return c
 }
 
+// never tells whether a condition cannot hold in a rule of inserts alone, or of deletes alone, whatever the row is.
+func (r *rule) never(when *expr.Program) bool {
+	nothing, unknown := expr.Value{Kind: expr.Record, Record: blank{nil}}, expr.Value{Kind: expr.Record, Record: blank{errUnknown}}
+	vars := []expr.Value{nothing, unknown}
+	switch r.ops {
+	case [3]bool{onInsert: true}:
+	case [3]bool{onDelete: true}:
+		vars = []expr.Value{unknown, nothing}
+	default:
+		return false
+	}
+	v, err := when.Run(expr.Env{Vars: vars, Changed: func(int) bool { return true }})
+	return err == nil && !v.True()
+}
+
+// blank is a row of which every column is NULL, or gives an error.
+type blank struct{ err error }
+
+func (b blank) Column(int) (expr.Value, error) { return expr.Value{}, b.err }
+
 // typer decides which events row changes of one version of a table become.
 type typer struct {
 	rel     *eventlog.Relation
+	names   []string  // of the columns
+	record  expr.Type // the row's
 	quiet   []bool
 	rules   []*compiled
 	inserts []int
@@ -329,7 +472,7 @@ func (t *typer) tells(c *compiled) (bool, error) {
 func (t *typer) fire(c *compiled) error {
 	env := expr.Env{Vars: []expr.Value{{Kind: expr.Record, Record: &t.before}, {Kind: expr.Record, Record: &t.after}}, Changed: t.changed}
 	if c.when != nil {
-		v, err := c.when.Run(env)
+		v, err := run(c.when, env)
 		if err != nil {
 			return t.failed(c, err)
 		}
@@ -339,7 +482,7 @@ func (t *typer) fire(c *compiled) error {
 	}
 	from := len(t.extra)
 	for i, w := range c.with {
-		v, err := w.Run(env)
+		v, err := run(w, env)
 		if err != nil {
 			t.extra = t.extra[:from]
 			return t.failed(c, err)
@@ -359,6 +502,16 @@ func (t *typer) fire(c *compiled) error {
 	}
 	t.parts_ = append(t.parts_, p)
 	return nil
+}
+
+// run gives the value of an expression. Whatever happens in it, the capture goes on.
+func run(p *expr.Program, env expr.Env) (v expr.Value, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			v, err = expr.Value{}, fmt.Errorf("bug in an expression: %v", r)
+		}
+	}()
+	return p.Run(env)
 }
 
 // failed takes what went wrong with a rule.

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/internal/expr"
 	"github.com/backstory-dev/backstory/internal/yamlfile"
 )
 
@@ -19,12 +21,34 @@ type File struct {
 
 // aggregate is what the file says of one.
 type aggregate struct {
-	name  string
+	name     string
+	place    yamlfile.Place
+	table    yamlfile.Text
+	quiet    []yamlfile.Text
+	given    bool // quiet is given, though perhaps empty
+	rules    []*rule
+	children []*child
+	links    []link
+}
+
+// link says that events are found under a further entity.
+type link struct {
+	aggregate string
+	place     yamlfile.Place
+	key       []yamlfile.Text
+}
+
+// child is a table whose rows belong to an aggregate's entities.
+type child struct {
+	of    *aggregate
 	place yamlfile.Place
-	table yamlfile.Text
+	table string
+	key   []yamlfile.Text // columns with the key of the entity
+	as    string
+	where *yamlfile.Expression
 	quiet []yamlfile.Text
-	given bool // quiet is given, though perhaps empty
-	rules []*rule
+	given bool
+	links []link
 }
 
 // rule is an event that a row change can become.
@@ -32,6 +56,7 @@ type rule struct {
 	name  string
 	place yamlfile.Place
 	on    []yamlfile.Text
+	child *child  // whose rows it is about; nil: the aggregate's own
 	ops   [3]bool // insert, update, delete
 	when  *yamlfile.Expression
 	data  []yamlfile.Text // columns
@@ -72,6 +97,17 @@ func Parse(name string, src []byte) (*File, error) {
 // Text is what the rules were made of.
 func (f *File) Text() string { return f.text }
 
+// Aggregates and Events tell how many of them the file speaks of.
+func (f *File) Aggregates() int { return len(f.aggregates) }
+
+// Events tells how many events the file's rules make.
+func (f *File) Events() (n int) {
+	for _, a := range f.aggregates {
+		n += len(a.rules)
+	}
+	return n
+}
+
 func (f *File) parseAggregates(n *yamlfile.Node) {
 	types := map[string]string{}
 	for _, m := range n.Members("aggregates") {
@@ -82,7 +118,14 @@ func (f *File) parseAggregates(n *yamlfile.Node) {
 		if m.Name == "Source" {
 			m.Place.Fail("Source is the aggregate of what happens to the source as a whole")
 		}
+		var events []yamlfile.Member
 		m.Value.Fields("an aggregate", map[string]func(*yamlfile.Node){
+			"links": func(n *yamlfile.Node) { a.links = parseLinks(n) },
+			"children": func(n *yamlfile.Node) {
+				for _, c := range n.Members("children") {
+					a.parseChild(c)
+				}
+			},
 			"table": func(n *yamlfile.Node) { a.table = yamlfile.Text{Value: n.Text("table"), Place: n.Place()} },
 			"quiet": func(n *yamlfile.Node) { a.quiet, a.given = n.Texts("a quiet column"), true },
 			"events": func(n *yamlfile.Node) {
@@ -92,10 +135,13 @@ func (f *File) parseAggregates(n *yamlfile.Node) {
 						continue
 					}
 					types[e.Name] = a.name
-					a.parseRule(e)
+					events = append(events, e)
 				}
 			},
 		})
+		for _, e := range events { // which can name the children
+			a.parseRule(e)
+		}
 		if a.table.Value == "" {
 			m.Place.Fail("%s needs a table", m.Name)
 			continue
@@ -107,6 +153,76 @@ func (f *File) parseAggregates(n *yamlfile.Node) {
 		}
 		f.aggregates = append(f.aggregates, a)
 	}
+	for _, a := range f.aggregates {
+		for _, list := range append([]*child{nil}, a.children...) {
+			if n := len(a.of(list)); n > eventlog.MaxParts {
+				a.place.Fail("%d events of one table; there may be %d", n, eventlog.MaxParts)
+			}
+		}
+		f.checkLinks(a.links)
+		for _, c := range a.children {
+			f.checkLinks(c.links)
+			if o := f.owner(c.table); o != nil {
+				c.place.Fail("%s is the table of %s: its rows are entities of their own", c.table, o.name)
+			}
+		}
+	}
+}
+
+func (f *File) checkLinks(list []link) {
+	var known []string
+	for _, a := range f.aggregates {
+		known = append(known, a.name)
+	}
+	for _, l := range list {
+		if !slices.Contains(known, l.aggregate) {
+			l.place.Fail("the file has no aggregate %s%s", l.aggregate, expr.Nearest(l.aggregate, known))
+		}
+		if len(l.key) == 0 {
+			l.place.Fail("%s needs the column that holds its key", l.aggregate)
+		}
+	}
+}
+
+// owner is the aggregate whose table this is.
+func (f *File) owner(table string) *aggregate {
+	for _, a := range f.aggregates {
+		if qualified(a.table.Value) == qualified(table) {
+			return a
+		}
+	}
+	return nil
+}
+
+func parseLinks(n *yamlfile.Node) (out []link) {
+	for _, m := range n.Members("links") {
+		out = append(out, link{m.Name, m.Place, m.Value.Texts("key")})
+	}
+	return out
+}
+
+func (a *aggregate) parseChild(m yamlfile.Member) {
+	c := &child{of: a, place: m.Place, table: m.Name, as: m.Name[strings.LastIndex(m.Name, ".")+1:]}
+	m.Value.Fields("a child", map[string]func(*yamlfile.Node){
+		"key":   func(n *yamlfile.Node) { c.key = n.Texts("key") },
+		"as":    func(n *yamlfile.Node) { c.as = n.Text("as") },
+		"links": func(n *yamlfile.Node) { c.links = parseLinks(n) },
+		"where": func(n *yamlfile.Node) {
+			if e, ok := n.Expression("where"); ok {
+				c.where = &e
+			}
+		},
+		"quiet": func(n *yamlfile.Node) { c.quiet, c.given = n.Texts("a quiet column"), true },
+	})
+	if len(c.key) == 0 {
+		m.Place.Fail("%s needs key: the column that holds the key of its %s", m.Name, a.name)
+	}
+	for _, o := range a.children {
+		if o.as == c.as {
+			m.Place.Fail("%s has %s already: give this one another name by as", a.name, c.as)
+		}
+	}
+	a.children = append(a.children, c)
 }
 
 // taken are the endings of default events that no rule may have, and the operations for which that is so; none: for all.
@@ -134,10 +250,31 @@ func (a *aggregate) parseRule(m yamlfile.Member) {
 			}
 		},
 	})
-	for _, on := range r.on {
-		op := slices.Index(opNames[:], on.Value)
+	for i, on := range r.on {
+		as, name, of := strings.Cut(on.Value, ".")
+		var child *child
+		if !of {
+			name = on.Value
+		} else {
+			var known []string
+			for _, c := range a.children {
+				if known = append(known, c.as); c.as == as {
+					child = c
+				}
+			}
+			if child == nil {
+				on.Place.Fail("%s has no children %s%s", a.name, as, expr.Nearest(as, known))
+				continue
+			}
+		}
+		if i > 0 && child != r.child {
+			on.Place.Fail("one event is about rows of one table: %s and %s are two", r.on[0].Value, on.Value)
+			continue
+		}
+		r.child = child
+		op := slices.Index(opNames[:], name)
 		if op < 0 {
-			on.Place.Fail("on is insert, update or delete, not %s", on.Value)
+			on.Place.Fail("on is insert, update or delete, or items.insert of children, not %s%s", on.Value, expr.Nearest(name, opNames[:]))
 			continue
 		}
 		r.ops[op] = true

@@ -34,6 +34,7 @@ type settings struct {
 	Publication    string   `default:"backstory"`
 	Tables         []string `default:"public.*"`
 	Exclude        []string
+	Config         string // the file of rules; default: backstory.yaml, if it is there
 	HTTPAddr       string `split_words:"true" default:"127.0.0.1:8800"` // off: no HTTP
 	TZ             string // of dates and times without one
 

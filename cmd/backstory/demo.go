@@ -242,6 +242,9 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err != nil {
 		return d.hint(fmt.Errorf("make the shop's database: %w", err))
 	}
+	if err := d.home.writeRules(); err != nil {
+		return err
+	}
 	plan, err := backstory.Prepare(ctx, d.config())
 	if err != nil {
 		return d.hint(err)
@@ -273,7 +276,12 @@ func (d *demo) config() backstory.Config {
 // work runs sidecar and shop until ctx ends, the time is over, or something fails. Then it stops them in the order in which
 // data flows.
 func (d *demo) work(ctx context.Context) error {
-	sidecar, err := backstory.New(ctx, d.config())
+	cfg := d.config()
+	var err error
+	if cfg.Rules, err = readRules(d.home.rules(), true); err != nil {
+		return err
+	}
+	sidecar, err := backstory.New(ctx, cfg)
 	if err != nil {
 		return d.hint(leftByUser(ctx, err))
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/internal/shop"
 )
 
 // demoHome is the directory in which a demo lives:
@@ -110,6 +111,7 @@ func (h *demoHome) writeEnv(url, http string) error {
 for name in $(env | sed -n 's/^\(BACKSTORY_[A-Z0-9_]*\)=.*/\1/p'); do unset "$name"; done
 export BACKSTORY_SOURCE_URL=` + shellQuote(url) + `
 export BACKSTORY_HTTP_ADDR=` + shellQuote(http) + `
+export BACKSTORY_CONFIG=` + shellQuote(h.rules()) + `
 case ":$PATH:" in
 *:` + shellQuote(h.bin()) + `:*) ;;
 *) export PATH=` + shellQuote(h.bin()) + `:"$PATH" ;;
@@ -120,6 +122,19 @@ esac
 	}
 	if err := os.Rename(h.env()+".new", h.env()); err != nil {
 		return fmt.Errorf("write demo.env: %w", err)
+	}
+	return nil
+}
+
+// rules is the shop's backstory.yaml. One that is there already stays as it is: somebody may have edited it.
+func (h *demoHome) rules() string { return filepath.Join(h.dir, "backstory.yaml") }
+
+func (h *demoHome) writeRules() error {
+	if _, err := os.Stat(h.rules()); err == nil {
+		return nil
+	}
+	if err := os.WriteFile(h.rules(), shop.Rules(), 0o644); err != nil {
+		return fmt.Errorf("write the shop's rules: %w", err)
 	}
 	return nil
 }

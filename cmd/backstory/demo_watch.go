@@ -116,7 +116,7 @@ func (w *watcher) note(e *eventlog.Event, live bool) {
 	if live && (w.best == nil || w.interest(e) > w.interest(w.best)) {
 		w.best = e.Clone()
 	}
-	if e.Aggregate == "Order" {
+	if e.Aggregate == "Order" && !e.Owned {
 		w.order(e)
 	}
 }
@@ -150,13 +150,12 @@ func (w *watcher) order(e *eventlog.Event) {
 
 // interest tells how much an event has to say to somebody who sees only a few. The caller holds mu.
 func (w *watcher) interest(e *eventlog.Event) float64 {
-	base, ok := map[string]float64{"OrderUpdated": 8, "OrderCreated": 5, "OrderItemDeleted": 9, "OrderItemCreated": 1, "PaymentUpdated": 5, "PaymentCreated": 1,
-		"CustomerUpdated": 7, "CustomerCreated": 4, "ProductUpdated": 6, "CartCreated": 1, "CartItemCreated": 2, "CartItemUpdated": 4, "CartItemDeleted": 4, "CartDeleted": 5}[e.Type]
+	base, ok := map[string]float64{"OrderPaid": 8, "OrderShipped": 8, "OrderDelivered": 6, "OrderRefunded": 9, "OrderCancelled": 9, "OrderDiscounted": 7, "AddressCorrected": 8, "OrderPlaced": 6, "OrderUpdated": 5,
+		"OrderCreated": 3, "OrderItemDeleted": 9, "OrderItemCreated": 1, "PaymentReceived": 6, "PaymentFailed": 9, "PaymentRefunded": 9, "PaymentUpdated": 4, "PaymentCreated": 1,
+		"CustomerUpdated": 7, "CustomerCreated": 4, "CustomerSuspended": 9, "CustomerErased": 9, "ProductRepriced": 6, "ProductRestocked": 6, "ProductSold": 1, "CartCreated": 1, "CartItemCreated": 2,
+		"CartItemAmended": 4, "CartItemDeleted": 4, "CartDeleted": 5, "CartAbandoned": 6, "CartOrdered": 2}[e.Type]
 	if !ok {
 		base = 6
-	}
-	if member(e.Data, "stock") != nil { // sold: its order says more
-		base = 1
 	}
 	for _, k := range w.shown {
 		if k == kindOf(e) {

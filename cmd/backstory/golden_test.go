@@ -371,6 +371,7 @@ var (
 		{regexp.MustCompile(`\d+(\.\d)? ([kMG]?B) behind( \(\d+ s\))?`), "<size> behind"},
 		{regexp.MustCompile(`(events? in) \d+\.\d s`), "${1} <seconds> s"},
 		{regexp.MustCompile(`It grows by about (\d+ B) for each row change; the server has counted (none so far|them for less than a day, .*)\.`), "It grows by about $1 for each row change; <what the server has counted>."},
+		{regexp.MustCompile(`again in [0-9hms]+`), "again in <time>"},
 		{regexp.MustCompile(`streaming for \d+ (second|minute)s?`), "streaming for <time>"},
 	}
 )

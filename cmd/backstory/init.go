@@ -148,11 +148,15 @@ func ask(year int64) error {
 func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	v := p.Server.Version
 	fmt.Fprintf(s, "%s   PostgreSQL %d.%d, database %s. wal_level is logical, so no restart is needed for that.\n", s.bold("source"), v/10000, v%10000, p.Server.Database)
-	match := "match"
+	match, taken := "match", p.Taken()
 	if len(p.Tables) == 1 {
 		match = "matches"
 	}
-	fmt.Fprintf(s, "%s   %d %s %s: %s, %s.\n", s.bold("tables"), len(p.Tables), match, strings.Join(cfg.Capture.WithDefaults().Tables, ", "), counted(p.Rows, "row"), bytesText(p.Bytes))
+	fmt.Fprintf(s, "%s   %d %s %s", s.bold("tables"), len(p.Tables), match, strings.Join(cfg.Capture.WithDefaults().Tables, ", "))
+	if len(p.Left) > 0 {
+		fmt.Fprintf(s, "; init goes on with %d of them", len(taken))
+	}
+	fmt.Fprintf(s, ": %s, %s.\n", counted(p.Rows, "row"), bytesText(p.Bytes))
 	const indent = "         "
 	var existing, more int64
 	full, memory := false, false
@@ -161,7 +165,11 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		how := ""
 		switch {
 		case slices.Contains(p.Left, t):
-			how = "  " + s.yellow("not captured: it belongs to "+t.Owner+", and "+p.Role+" may not publish it")
+			how = "not captured"
+			if t.Inserts {
+				how = "only inserts are captured, through its schema"
+			}
+			how = "  " + s.yellow(how+": it belongs to "+t.Owner+", and "+p.Role+" may not publish it")
 		case t.InsertOnly:
 			how = "  " + s.yellow("inserts only: "+t.Why)
 		case t.ToFull:
@@ -172,7 +180,7 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 		default:
 			memory = true
 		}
-		if t.Rows > 0 {
+		if t.Rows > 0 && !slices.Contains(p.Left, t) {
 			existing++
 		}
 		if i < 20 || t.InsertOnly || t.ToFull || slices.Contains(p.Left, t) {
@@ -190,7 +198,7 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	case memory:
 		fmt.Fprintln(s, indent+"What a row was before a change is told by the log's own memory of the row: no ALTER TABLE is needed.")
 	}
-	day, changes, each := logGrowth(p.Tables)
+	day, changes, each := logGrowth(taken)
 	year := 365 * day
 	where := "another server"
 	if p.SameServer {
@@ -227,7 +235,7 @@ func showPlan(s *screen, cfg backstory.Config, p *backstory.Plan) int64 {
 	for _, h := range p.Histories {
 		fmt.Fprintf(s, indent+"%s keeps a history of its own (%s); it stays as it is.\n", h.Table, h.Library)
 	}
-	if existing > 0 && p.NewSlot {
+	if existing > 0 && p.NewSlot && p.Head == nil { // with a log, that its slot is gone is a gap
 		have := "have"
 		if existing == 1 {
 			have = "has"
@@ -273,13 +281,7 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 	if p.NewSlot {
 		say("made replication slot %s; history begins at %s, %s", c.Slot, d.Start, time.Now().Format("2006-01-02 15:04:05 MST"))
 	}
-	for _, t := range p.Left {
-		fmt.Fprintf(s, "%s  %s is not captured: it belongs to %s, and role %s may not publish it. Let a superuser run\n", s.yellow("warning"), t, t.Owner, p.Role)
-		for _, q := range c.PublishSQL(p.Plan, t) {
-			fmt.Fprintf(s, "         → %s\n", q)
-		}
-		fmt.Fprintf(s, "         and then run backstory init again; or make %s a member of %s (README, What Postgres needs).\n", p.Role, t.Owner)
-	}
+	showLeft(s, c, d)
 	if p.Head != nil && p.Head.Baseline == cfg.NoBaseline { // it is another choice than before
 		if cfg.NoBaseline {
 			say("existing rows that the log does not have yet are left out from now on (--no-baseline); a backstory init without it takes them over")
@@ -291,6 +293,29 @@ func showDone(s *screen, cfg backstory.Config, p *backstory.Plan, d *backstory.D
 		fmt.Fprintf(s, "%s     everything was there already (%s captured); nothing was changed\n", s.bold("done"), counted(int64(len(d.Tables)), "table"))
 	}
 	fmt.Fprintf(s, "%s     backstory run    (and backstory doctor, to see what could be safer)\n", s.bold("next"))
+}
+
+// showLeft names the tables that init went on without, and says what has to be run for them.
+func showLeft(s *screen, c capture.Config, d *backstory.Done) {
+	if len(d.Left) == 0 {
+		return
+	}
+	var owners []string
+	for _, t := range d.Left {
+		what := t.String() + " is not captured"
+		if t.Inserts {
+			what = "only inserts of " + t.String() + " are captured, through its schema"
+		}
+		fmt.Fprintf(s, "%s  %s: it belongs to %s, and role %s may not publish it\n", s.yellow("warning"), what, t.Owner, d.Role)
+		if !slices.Contains(owners, t.Owner) {
+			owners = append(owners, t.Owner)
+		}
+	}
+	fmt.Fprintln(s, "         Let a superuser run")
+	for _, q := range c.PublishSQL(d.Role, d.Left) {
+		fmt.Fprintf(s, "         → %s\n", q)
+	}
+	fmt.Fprintf(s, "         and then run backstory init again; or make %s a member of %s (README, What Postgres needs). BACKSTORY_EXCLUDE leaves a table out for good.\n", d.Role, strings.Join(owners, " and "))
 }
 
 // printSQL prints what init would run, for somebody who may.
@@ -388,5 +413,6 @@ func acceptGap(ctx context.Context, s *screen, cfg backstory.Config) error {
 	}
 	fmt.Fprintf(s, "%s     the gap is accepted; the history goes on at %s with a new replication slot %s\n", s.bold("done"), d.Start, cfg.Capture.WithDefaults().Slot)
 	fmt.Fprintln(s, "         backstory run compares the tables with the log; what differs becomes …Healed events. Until then no table counts as complete: a checkout wants --partial.")
+	showLeft(s, cfg.Capture.WithDefaults(), d)
 	return nil
 }

@@ -32,7 +32,9 @@ func newLog() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "log [ENTITY]",
 		Short: "What happened: one line per event, newest first. ENTITY is orders/17 or Order/17, or orders for the whole table.",
-		Args:  cobra.MaximumNArgs(1),
+		Long: "What happened: one line per event, newest first. ENTITY is orders/17 or Order/17, or orders for the whole table.\n" +
+			"Times are those of commits. A gap (…Gap) has that of the commit before it, also for --since and --until, and says when it was found.",
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			if o.limit < 0 {
@@ -194,7 +196,7 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 		table uint32
 	}
 	after := func(e *eventlog.Event) moment {
-		m := moment{at: e.Position, there: e.Op != eventlog.OpDelete && e.AggregateID == id}
+		m := moment{at: e.Position, there: e.Op != eventlog.OpDelete && e.Key == id}
 		if e.Relation != nil {
 			m.table = e.Relation.OID
 		}
@@ -210,13 +212,16 @@ func readEvents(ctx context.Context, l *eventlog.Log, sel eventlog.Selection, f 
 	}
 	var before moment // the row when the selection begins
 	if sel.After > 0 {
-		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, EntityID: id, EmptyID: sel.EmptyID, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
+		if err := l.Read(ctx, eventlog.Selection{Aggregates: sel.Aggregates, OIDs: sel.OIDs, EntityID: id, EmptyID: sel.EmptyID, Rows: true, Until: sel.After, Quiet: true, Newest: true, Limit: 1},
 			func(e *eventlog.Event) error { before = after(e); return nil }); err != nil {
 			return err
 		}
 	}
 	next := eventlog.Position(math.MaxInt64)
 	if err := l.Read(ctx, sel, func(e *eventlog.Event) error {
+		if e.Owned { // the row is another one, which belongs to it
+			return give(e)
+		}
 		m, until := before, e.Position // oldest first: what came before this event, and then it
 		if sel.Newest {
 			m, until, next = after(e), next, e.Position
@@ -277,7 +282,22 @@ func (c *columns) eventLine(s *screen, e *eventlog.Event, now time.Time) string 
 	if c.iso {
 		when = e.OccurredAt.UTC().Format("2006-01-02T15:04:05.000Z")
 	}
-	return c.line(s, e, s.dim(fmt.Sprintf("%-15s", when))+"  ", 32, 1<<10)
+	return c.line(s, e, s.dim(fmt.Sprintf("%-15s", when))+"  ", 32, 1<<10) + s.dim(c.found(e, now))
+}
+
+// found tells when a gap was found, whose time is that of the commit before it, where that is another one.
+func (c *columns) found(e *eventlog.Event, now time.Time) string {
+	if e.Op != eventlog.OpGap {
+		return ""
+	}
+	at, err := time.Parse(time.RFC3339Nano, plain(member(e.Data, "found_at")))
+	switch {
+	case err != nil || at.Sub(e.OccurredAt) < time.Minute:
+		return ""
+	case c.iso:
+		return "  [found at " + at.UTC().Format("2006-01-02T15:04:05.000Z") + "]"
+	}
+	return "  [found " + age(at, now) + "]"
 }
 
 // briefLine is for one that has just happened, where there is little room.
@@ -313,6 +333,9 @@ func (c *columns) line(s *screen, e *eventlog.Event, when string, actorWidth, en
 	}
 	if member(e.Metadata, "first_seen") != nil {
 		b.WriteString("  " + s.dim("[first seen: what it was before is not known]"))
+	}
+	if rule := member(member(e.Metadata, "rule_error"), "rule"); rule != nil {
+		b.WriteString("  " + s.red("[the rule "+short(rule)+" failed]"))
 	}
 	if w.Reason != "" {
 		b.WriteString("  " + s.dim("("+printable(w.Reason)+")"))
@@ -353,12 +376,17 @@ func changes(e *eventlog.Event, width int) string {
 	add := func(p string) { parts = append(parts, p) }
 	switch e.Op {
 	case eventlog.OpUpdate:
-		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
-			if n := string(name); n != "updated_at" || len(parts) == 0 {
-				add(n + ": " + fromTo(member(e.Before, n), value))
+		for _, quiet := range []bool{false, true} { // what is no news where there is nothing else
+			_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
+				if n := string(name); eventlog.QuietByConvention(n) == quiet {
+					add(n + ": " + fromTo(member(e.Before, n), value))
+				}
+				return nil
+			})
+			if len(parts) > 0 {
+				break
 			}
-			return nil
-		})
+		}
 	case eventlog.OpDelete:
 		_ = eventlog.EachMember(e.Before, func(name, value []byte) error {
 			if !dull(string(name), value) {
@@ -366,6 +394,15 @@ func changes(e *eventlog.Event, width int) string {
 			}
 			return nil
 		})
+	case eventlog.OpGap: // why comes first, and whole
+		if why := member(e.Data, "reason"); why != nil {
+			add("reason: " + plain(why))
+		}
+		for _, name := range []string{"from_lsn", "to_lsn"} {
+			if v := member(e.Data, name); v != nil {
+				add(name + ": " + short(v))
+			}
+		}
 	default:
 		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {
 			if !dull(string(name), value) {
@@ -374,6 +411,10 @@ func changes(e *eventlog.Event, width int) string {
 			return nil
 		})
 	}
+	_ = eventlog.EachMember(e.Extra, func(name, value []byte) error {
+		add(string(name) + ": " + short(value))
+		return nil
+	})
 	line := ""
 	for i, p := range parts {
 		if over := len(line) + len(p) - width; i > 0 && over > 0 && (i < len(parts)-1 || over > 20) { // saying that there is one more takes room, too

@@ -94,7 +94,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.AddCommand(newDemo(), newInit(), newRun(), newStatus(), newLog(), newShow(), newCheckout(), newVerify(), newSink(), newDoctor())
+	root.AddCommand(newDemo(), newInit(), newRun(), newStatus(), newLog(), newShow(), newCheckout(), newVerify(), newSink(), newRules(), newDoctor())
 	strict(root)
 	return root
 }

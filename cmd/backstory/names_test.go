@@ -26,6 +26,43 @@ func TestNamesThatAreAlike(t *testing.T) {
 	}
 }
 
+// A table is found by its name as Postgres prints it, in quotes, as well as without them.
+func TestNamesThatPostgresQuotes(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.env["BACKSTORY_TABLES"] = "*.*"
+	s.sql(`CREATE SCHEMA "Łódź"; CREATE TABLE "Łódź".orders (id int PRIMARY KEY, v text); CREATE TABLE "Łódź"."Big Ones" (id int PRIMARY KEY, v text);
+		CREATE SCHEMA "a.b"; CREATE TABLE "a.b"."c/d" (id int PRIMARY KEY, v text); CREATE TABLE "say ""hi""" (id text PRIMARY KEY, v text)`)
+	s.must("init")
+	s.sql(`INSERT INTO orders VALUES (100, 'public'); INSERT INTO "Łódź".orders VALUES (100, 'polish'); INSERT INTO "Łódź"."Big Ones" VALUES (1, 'big'); INSERT INTO "a.b"."c/d" VALUES (1, 'odd'); INSERT INTO "say ""hi""" VALUES ('a/"b"', 'quoted')`)
+	s.must("run", "--once")
+	for name, want := range map[string]string{
+		`Łódź.orders/100`: "polish", `"Łódź".orders/100`: "polish", `"Łódź"."orders"/100`: "polish", `"Łódź".ORDERS/100`: "polish", `"orders"/100`: "public", `public."orders"/100`: "public",
+		`"Łódź"."Big Ones"/1`: "big", `"Big Ones"/1`: "big", `"a.b"."c/d"/1`: "odd", `"c/d"/1`: "odd", `public."say ""hi"""/a/"b"`: "quoted",
+	} {
+		for _, command := range []string{"log", "show"} {
+			if r := s.run(command, name); r.code != 0 || !strings.Contains(r.out, want) {
+				t.Errorf("%s %s: exit code %d, want %s\n%s%s", command, name, r.code, want, r.out, r.err)
+			}
+		}
+	}
+	if r := s.must("log", `"a.b"."c/d"`); strings.Count(r.out, "\n") != 1 {
+		t.Errorf("log of a whole table:\n%s", r.out)
+	}
+	for _, name := range []string{`"łódź".orders/100`, `"Łódź"."Orders"/100`, `"Łódź.orders"/100`, `"Łódź.orders/100`} {
+		if r := s.run("log", name); r.code != exitFailed || !strings.Contains(r.err, "the log knows nothing of that name") {
+			t.Errorf("log %s: exit code %d\n%s%s", name, r.code, r.out, r.err)
+		}
+	}
+	if r := s.must("checkout", "--at", "HEAD", "--jsonl", t.TempDir(), `"Łódź"."Big Ones"`, `public."orders"`, `"a.b"."c/d"`); !strings.Contains(r.out, "Łódź.Big Ones") || strings.Contains(r.out, "Łódź.orders") {
+		t.Errorf("checkout:\n%s%s", r.out, r.err)
+	}
+	s.env["BACKSTORY_TABLES"] = `public.*,"Łódź".orders`
+	if r := s.run("doctor"); !strings.Contains(r.out, "names are written without quotes here") {
+		t.Errorf("doctor:\n%s", r.out)
+	}
+}
+
 // The aggregate that a table gets with another kind of key, or since another table has the conventional one, is that of no other table, met before or later.
 func TestAggregatesOfOneTable(t *testing.T) {
 	t.Parallel()

@@ -124,7 +124,7 @@ func age(t, now time.Time) string {
 		return fmt.Sprintf("%d %ss ago", n, name)
 	}
 	switch {
-	case d < 0:
+	case d < time.Second:
 		return "just now"
 	case d < 90*time.Second:
 		return unit(int(d/time.Second), "second")

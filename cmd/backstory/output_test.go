@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"regexp"
 	"strings"
@@ -99,6 +100,33 @@ func TestHealedLines(t *testing.T) {
 		if got := new(columns).eventLine(&screen{}, e, time.Time{}); c.op == eventlog.OpDelete && !strings.HasSuffix(got, "Customer/17  [gone]") {
 			t.Errorf("where nothing is known of it: %q", got)
 		}
+	}
+}
+
+// A gap's line says why first, and when it was found if that is long after the commit whose time it has.
+func TestLineOfAGap(t *testing.T) {
+	why := "replication slot backstory was moved or made again; what changed meanwhile is not in the stream"
+	e := &eventlog.Event{Position: 7, Aggregate: "Source", AggregateID: "backstory", Type: "SourceGap", Op: eventlog.OpGap, OccurredAt: time.Date(2024, 3, 1, 12, 0, 0, 0, time.UTC)}
+	line := func(found string, iso bool) string {
+		e.Data = []byte(`{"found_at":"` + found + `","from_lsn":"0/1","reason":"` + why + `","to_lsn":"0/2"}`)
+		return (&columns{iso: iso}).eventLine(&screen{}, e, time.Date(2024, 3, 1, 17, 0, 0, 0, time.UTC))
+	}
+	if got := line("2024-03-01T16:57:00.5Z", false); !strings.Contains(got, "5 hours ago") || !strings.HasSuffix(got, "  reason: "+why+", … 2 more  [found 2 minutes ago]") {
+		t.Errorf("found late: %s", got)
+	}
+	if got := line("2024-03-01T16:57:00.5Z", true); !strings.HasSuffix(got, "  [found at 2024-03-01T16:57:00.500Z]") {
+		t.Errorf("found late, in UTC: %s", got)
+	}
+	if got := line("2024-03-01T12:00:59Z", false); strings.Contains(got, "found") {
+		t.Errorf("found at once: %s", got)
+	}
+	var b bytes.Buffer
+	s := &screen{Writer: bufio.NewWriter(&b)}
+	e.Type, e.AggregateID, e.Relation = "OrderGap", "", &eventlog.Relation{Schema: "public", Name: "orders"}
+	printEvent(s, e)
+	_ = s.Flush()
+	if got := b.String(); !strings.Contains(got, "\ntable        public.orders\n") || !strings.Contains(got, "\nnote         its time is that of the commit before it") {
+		t.Errorf("show:\n%s", got)
 	}
 }
 

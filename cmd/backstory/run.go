@@ -33,6 +33,9 @@ func newRun() *cobra.Command {
 			}
 			cfg := s.config(log)
 			cfg.Once = once
+			if cfg.Rules, err = s.readRules(); err != nil {
+				return err
+			}
 			if cfg.Reactors, err = s.reactors(log); err != nil {
 				return err
 			}
@@ -60,7 +63,7 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 		logURL = s.SourceURL
 	}
 	log.Info("starting", "source", eventlog.Address(s.SourceURL), "log", eventlog.Address(logURL), "slot", s.Slot, "tables", strings.Join(s.Tables, ","),
-		"http", s.HTTPAddr, "kafka", strings.Join(s.KafkaBrokers, ","), "topic", s.KafkaTopic, "max_batch_bytes", s.MaxBatchBytes, "max_cache_bytes", s.MaxCacheBytes)
+		"http", s.HTTPAddr, "kafka", strings.Join(s.KafkaBrokers, ","), "topic", s.KafkaTopic, "rules", s.rulesName(cfg.Rules), "max_batch_bytes", s.MaxBatchBytes, "max_cache_bytes", s.MaxCacheBytes)
 	var l net.Listener // before anything else: on one machine it keeps a second sidecar of the same settings away
 	if !cfg.Once && s.HTTPAddr != "off" {
 		var err error
@@ -74,6 +77,7 @@ func (s *settings) run(ctx context.Context, cfg backstory.Config, log *slog.Logg
 		return err
 	}
 	defer sc.Close()
+	defer s.reloadRules(ctx, sc, log)()
 	if isTerminal(os.Stderr) {
 		defer showBaseline(sc)()
 	}
@@ -108,7 +112,12 @@ func showBaseline(sc *backstory.Sidecar) (stop func()) {
 			}
 			line := ""
 			if b := sc.Baseline(); b != nil {
-				line = barLine("existing rows", b.Share, b.RowsPerSecond, b.SecondsLeft)
+				p, comparing := b.Now()
+				what := "existing rows"
+				if comparing {
+					what = "comparing rows"
+				}
+				line = barLine(what, p.Share, p.RowsPerSecond, p.SecondsLeft)
 			}
 			stderr.show(line)
 		}

@@ -93,6 +93,9 @@ func newShow() *cobra.Command {
 				fmt.Fprintf(os.Stderr, "%s the history has a gap at position %d (%s), which is not healed at this position: %s\n",
 					out.yellow("warning:"), g.Position, printable(g.Reason), perhaps)
 			}
+			if len(st.AlsoIn) > 0 {
+				fmt.Fprintf(os.Stderr, "%s %s is the key of another row, too: in %s. This one was changed last\n", out.yellow("warning:"), name, strings.Join(st.AlsoIn, ", "))
+			}
 			if st.Row == nil {
 				if st.Last == nil {
 					hint := "backstory log " + ent.Aggregate + " shows what it knows of others."
@@ -124,7 +127,7 @@ func newShow() *cobra.Command {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its table had become %s, or a part of that", name, pos, st.Became),
 						Hint: "backstory show " + st.Became + "/" + ent.ID + " shows it."}
 				}
-				if st.Last.PreviousID == ent.ID && st.Last.AggregateID != ent.ID {
+				if st.Last.PreviousKey == ent.ID && st.Last.Key != ent.ID {
 					return &eventlog.Problem{Err: fmt.Errorf("%s was not there at position %d: its key became %s%s", name, pos, st.Last.AggregateID, byAndAt(st.Last)),
 						Hint: "backstory show " + st.Last.Entity() + " shows it."}
 				}
@@ -141,6 +144,12 @@ func newShow() *cobra.Command {
 				if g := st.Gap; g != nil {
 					b = eventlog.AppendString(fmt.Appendf(b, `,"gap":{"position":%d,"from_lsn":"%s","reason":`, g.Position, g.From), []byte(g.Reason))
 					b = append(b, '}')
+				}
+				for i, table := range st.AlsoIn {
+					b = eventlog.AppendString(append(b, []string{`,"also_in":[`, `,`}[min(i, 1)]...), []byte(table))
+				}
+				if len(st.AlsoIn) > 0 {
+					b = append(b, ']')
 				}
 				_, err := out.Write(append(b, "}\n"...))
 				return err
@@ -195,8 +204,10 @@ func printEvent(s *screen, e *eventlog.Event) {
 	case e.Relation == nil:
 	case e.Op == eventlog.OpTruncate:
 		line("table", e.Relation.String()+", all rows")
+	case !e.Op.OfRow() && e.AggregateID == "":
+		line("table", e.Relation.String())
 	default:
-		line("row", e.Relation.String()+" "+printable(e.AggregateID))
+		line("row", e.Relation.String()+" "+printable(e.Key))
 	}
 	line("was", e.PreviousID)
 	line("transaction", fmt.Sprintf("%d at %s, change %d", e.XID, e.CommitLSN, e.Change))
@@ -206,9 +217,24 @@ func printEvent(s *screen, e *eventlog.Event) {
 	if member(e.Metadata, "first_seen") != nil {
 		line("note", "the log had not seen this row before: what it was until then is not known")
 	}
+	if e.Op == eventlog.OpGap {
+		line("note", "its time is that of the commit before it, since what is missing may be as old; found_at is when it was found")
+	}
 	if e.Op == eventlog.OpTruncate {
 		return
 	}
+	if rule := member(e.Metadata, "rule_error"); rule != nil {
+		line("rule failed", oneLine(rule))
+	}
+	if e.Restates {
+		line("note", "what it says of the row, another event of the same row change says too")
+	}
+	defer func() {
+		if len(e.Extra) > 0 {
+			fmt.Fprintln(s, s.dim("Added by the rules:"))
+			printObject(s, e.Extra, nil)
+		}
+	}()
 	fmt.Fprintln(s)
 	if e.Op == eventlog.OpUpdate {
 		_ = eventlog.EachMember(e.Data, func(name, value []byte) error {

@@ -201,7 +201,7 @@ func printStatus(s *screen, st *backstory.Status) {
 		if n > 10 {
 			fmt.Fprintf(s, " and %d more", n-10)
 		}
-		fmt.Fprint(s, "\n         → backstory init takes them in; BACKSTORY_EXCLUDE leaves them out.\n")
+		fmt.Fprint(s, "\n         → backstory init takes them in, or says what has to be run for that; BACKSTORY_EXCLUDE leaves them out.\n")
 	}
 	if st.Log.Error != "" {
 		fmt.Fprintf(s, "%s      %s", s.bold("log"), s.red("cannot be read now"))
@@ -254,35 +254,28 @@ func seen(hint string) string {
 	return strings.Replace(hint, "See backstory status and ", "See ", 1)
 }
 
-// printBaseline tells about rows that existed before the history.
+// printBaseline tells about rows that existed before the history, and about those that are compared with the log.
 func printBaseline(s *screen, b *backstory.BaselineStatus, running bool) {
 	const indent = "         "
-	list := func(names []string) {
-		for i, t := range names {
-			if i == 5 {
-				fmt.Fprintf(s, " … (--json shows all)")
-				break
-			}
-			fmt.Fprintf(s, " %s", t)
+	label := s.bold("baseline") + " "
+	progress := func(tables []backstory.TableBaseline, p *backstory.Progress, is, will string) {
+		if len(tables) == 0 || p == nil {
+			return
 		}
-		fmt.Fprintln(s)
-	}
-	rest := slices.DeleteFunc(slices.Clone(b.Incomplete), func(name string) bool { return slices.Contains(b.ToRead, name) || slices.Contains(b.ToCompare, name) })
-	if n := len(b.Tables); n > 0 {
 		if running {
-			fmt.Fprintf(s, "%s taking over existing rows: %.0f %%, %s read", s.bold("baseline"), 100*b.Share, counted(b.Rows, "row"))
+			fmt.Fprintf(s, label+is+": %.0f %%, %s read", 100*p.Share, counted(p.Rows, "row"))
 		} else {
-			fmt.Fprintf(s, "%s %.0f %% of the existing rows are taken over; backstory run goes on with them", s.bold("baseline"), 100*b.Share)
+			fmt.Fprintf(s, label+will, 100*p.Share)
 		}
-		if b.RowsPerSecond > 0 {
-			fmt.Fprintf(s, ", %s/s", countText(int64(b.RowsPerSecond)))
+		label = indent
+		if p.RowsPerSecond > 0 {
+			fmt.Fprintf(s, ", %s/s", countText(int64(p.RowsPerSecond)))
 		}
-		if b.SecondsLeft > 0 {
-			fmt.Fprintf(s, ", about %s left", leftText(b.SecondsLeft))
+		if p.SecondsLeft > 0 {
+			fmt.Fprintf(s, ", about %s left", leftText(p.SecondsLeft))
 		}
 		fmt.Fprintln(s)
-		for i, t := range b.Tables {
-			rest = slices.DeleteFunc(rest, func(name string) bool { return name == t.Table })
+		for i, t := range tables {
 			if i >= 10 && t.Error == "" && len(t.WaitingFor) == 0 {
 				continue
 			}
@@ -297,20 +290,94 @@ func printBaseline(s *screen, b *backstory.BaselineStatus, running bool) {
 				}
 			}
 		}
-		if n > 10 {
+		if n := len(tables); n > 10 {
 			fmt.Fprintf(s, indent+"… %s in all\n", counted(int64(n), "table"))
 		}
 	}
+	var taken, compared []backstory.TableBaseline
+	told := slices.Concat(b.ToRead, b.ToCompare)
+	for _, t := range b.Tables {
+		if told = append(told, t.Table); t.Compared {
+			compared = append(compared, t)
+		} else {
+			taken = append(taken, t)
+		}
+	}
+	progress(taken, &b.Progress, "taking over existing rows", "%.0f %% of the existing rows are taken over; backstory run goes on with them")
+	progress(compared, b.Comparison, "comparing rows with the log", "%.0f %% of the rows are compared with the log; backstory run goes on with them")
 	if n := len(b.ToCompare); n > 0 {
 		fmt.Fprintf(s, indent+"%s to be compared with the log:", counted(int64(n), "table")+map[bool]string{true: " is", false: " are"}[n == 1])
-		list(b.ToCompare)
+		printNames(s, b.ToCompare)
 	}
 	if n := len(b.ToRead); n > 0 {
 		fmt.Fprintf(s, indent+"the rows of %s are to be taken over:", counted(int64(n), "table"))
-		list(b.ToRead)
+		printNames(s, b.ToRead)
 	}
-	if n := len(rest); n > 0 {
-		fmt.Fprintf(s, indent+"%s may have had rows before the history, which are known from their next change on:", counted(int64(n), "table"))
-		list(rest)
+	if rest := slices.DeleteFunc(slices.Clone(b.Incomplete), func(name string) bool { return slices.Contains(told, name) }); len(rest) > 0 {
+		fmt.Fprintf(s, indent+"%s may have had rows before the history, which are known from their next change on:", counted(int64(len(rest)), "table"))
+		printNames(s, rest)
 	}
+	printComparisons(s, slices.DeleteFunc(slices.Clone(b.Comparisons), func(c backstory.TableComparison) bool { return slices.Contains(told, c.Table) }), b.Wanted, running)
+}
+
+// printNames ends a line with the first few of some tables.
+func printNames(s *screen, names []string) {
+	for i, t := range names {
+		if i == 5 {
+			fmt.Fprintf(s, " … (--json shows all)")
+			break
+		}
+		fmt.Fprintf(s, " %s", t)
+	}
+	fmt.Fprintln(s)
+}
+
+// printComparisons tells when tables are compared of which only inserts are in the stream.
+func printComparisons(s *screen, tables []backstory.TableComparison, wanted, running bool) {
+	if len(tables) == 0 {
+		return
+	}
+	const indent, shown = "         ", 10
+	fmt.Fprintf(s, indent+"only inserts are captured of %s; ", counted(int64(len(tables)), "table"))
+	if !wanted {
+		fmt.Fprint(s, "what updates and deletes make of their rows is not found, since init --no-baseline:")
+		var names []string
+		for _, c := range tables {
+			names = append(names, c.Table)
+		}
+		printNames(s, names)
+		return
+	}
+	fmt.Fprintln(s, "what updates and deletes make of their rows is found by comparing them with the log:")
+	for i, c := range tables {
+		if i == shown {
+			fmt.Fprintf(s, indent+"… and %s more (--json shows all)\n", counted(int64(len(tables)-shown), "table"))
+			break
+		}
+		fmt.Fprintf(s, indent+"%-32s %s\n", c.Table, nextComparison(c, running, time.Now()))
+	}
+}
+
+// nextComparison tells when a table was compared, and when it is next.
+func nextComparison(c backstory.TableComparison, running bool, now time.Time) string {
+	if c.ReadAt.IsZero() {
+		return "not read yet"
+	}
+	last := "read " + age(c.ReadAt, now)
+	left := c.NextAt.Sub(now)
+	switch {
+	case c.NextAt.IsZero():
+		return last + ", not again (BACKSTORY_COMPARE_INTERVAL is 0)"
+	case c.Changed != nil && !*c.Changed:
+		last += ", again when the source counts an UPDATE or DELETE of it"
+		if left > 0 {
+			last += ", in " + leftText(left.Seconds()) + " at the earliest"
+		}
+		return last
+	case left > 0:
+		return last + ", again in " + leftText(left.Seconds())
+	case running:
+		return last + ", again now"
+	}
+	return last + ", again as soon as backstory run is at work"
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -177,6 +178,65 @@ func TestStatusOfATableThatHasLostItsKey(t *testing.T) {
 	s.must("init")
 	if st, r := s.status(); !lost("")(st) {
 		t.Errorf("with a key again: %s", r.out)
+	}
+}
+
+// What compares rows with the log is not called taking over existing rows, with a sidecar and without.
+func TestComparingIsNotTakingOver(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, shared(t))
+	s.sql("CREATE TABLE keyless (v int); INSERT INTO keyless VALUES (1)")
+	s.must("init")
+	s.sql("INSERT INTO orders SELECT i, repeat('x', 100) FROM generate_series(1, 60000) i; ANALYZE orders")
+	s.must("run", "--once")
+	next := func(st *backstory.Status) *backstory.TableComparison {
+		t.Helper()
+		if len(st.Baseline.Comparisons) != 1 || st.Baseline.Comparisons[0].Table != "public.keyless" {
+			t.Fatalf("comparisons: %+v", st.Baseline.Comparisons)
+		}
+		return &st.Baseline.Comparisons[0]
+	}
+	st, _ := s.status()
+	if c := next(st); c.NextAt.Sub(c.ReadAt) < 10*time.Minute || c.Changed == nil || *c.Changed {
+		t.Errorf("of a table that has not changed: %+v", c)
+	}
+	if out := s.must("status").out; !regexp.MustCompile(`only inserts are captured of 1 table; what updates and deletes make of their rows is found by comparing them with the log:\n +public\.keyless +read (just now|[0-9]+ seconds? ago), again when the source counts an UPDATE or DELETE of it, in [0-9ms]+ at the earliest\n`).MatchString(out) {
+		t.Errorf("status:\n%s", out)
+	}
+	s.sql("UPDATE keyless SET v = 2")
+	eventually(t, 20*time.Second, "the source has counted that", func() bool { st, _ := s.status(); return *next(st).Changed })
+	if out := s.must("status").out; !regexp.MustCompile(`public\.keyless +read (just now|[0-9]+ seconds? ago), again in [0-9ms]+\n`).MatchString(out) {
+		t.Errorf("status of one that has:\n%s", out)
+	}
+	s.env["BACKSTORY_COMPARE_INTERVAL"] = "0"
+	if st, _ := s.status(); !next(st).NextAt.IsZero() || !strings.Contains(s.must("status").out, "not again (BACKSTORY_COMPARE_INTERVAL is 0)") {
+		t.Errorf("status of one that is not to be: %+v", next(st))
+	}
+	delete(s.env, "BACKSTORY_COMPARE_INTERVAL")
+
+	s.sql("SELECT pg_drop_replication_slot('%s')", s.slot())
+	if r := s.run("init"); r.code != exitFailed || strings.Contains(r.out, "takes them over") {
+		t.Errorf("init at a gap: exit code %d\n%s%s", r.code, r.out, r.err)
+	}
+	s.must("init", "--accept-gap")
+	s.env["BACKSTORY_BASELINE_RATE"] = "200000"
+	p := s.sidecar()
+	st = s.until(time.Minute, "rows are compared", p, func(st *backstory.Status) bool {
+		c := st.Baseline.Comparison
+		return c != nil && c.Rows > 0 && c.RowsPerSecond > 0 && c.SecondsLeft > 0
+	})
+	if st.Baseline.Share != 1 || !st.Baseline.Tables[0].Compared || st.Baseline.Comparison.Share >= 1 {
+		t.Errorf("while rows are compared: %+v", st.Baseline)
+	}
+	if out := s.must("status").out; !regexp.MustCompile(`baseline comparing rows with the log: [0-9]+ %, [0-9,]+ rows read, [0-9,]+/s, about [0-9ms]+ left\n(.*\n)? +public\.orders +comparing +[0-9,]+ of about 60,000 rows`).MatchString(out) || strings.Contains(out, "existing rows") {
+		t.Errorf("status:\n%s", out)
+	}
+	p.stop()
+	if out := s.must("status").out; !regexp.MustCompile(`baseline [0-9]+ % of the rows are compared with the log; backstory run goes on with them\n`).MatchString(out) || strings.Contains(out, "existing rows") {
+		t.Errorf("status without a sidecar:\n%s", out)
+	}
+	if out := s.run("doctor").out; !regexp.MustCompile(`the rows of .*public\.orders are not all compared with the log's yet \([0-9]+ % read\)`).MatchString(out) || strings.Contains(out, "does not have all rows") {
+		t.Errorf("doctor:\n%s", out)
 	}
 }
 

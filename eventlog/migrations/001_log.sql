@@ -55,7 +55,8 @@ CREATE TABLE backstory.kind (
   id            int PRIMARY KEY,
   source        int NOT NULL REFERENCES backstory.source,
   relation      int REFERENCES backstory.relation,
-  aggregate     int NOT NULL REFERENCES backstory.aggregate,
+  aggregate     int NOT NULL REFERENCES backstory.aggregate, -- of the table
+  owner         int REFERENCES backstory.aggregate, -- of the entity that rules file the event under; NULL: the row is its own
   type          text NOT NULL,
   op            text NOT NULL,
   quiet         boolean NOT NULL,
@@ -82,6 +83,10 @@ CREATE TABLE backstory.event (
   row_text    text,
   old_id      bigint,            -- the entity's key before, where this event changed it
   old_text    text,
+  owner       int,               -- aggregate.id, owner_id and owner_text: the entity that rules file the event under, if that is not the row
+  owner_id    bigint,
+  owner_text  text,
+  also        bigint[],          -- link_hash of further entities that it is found under
   occurred_at timestamptz NOT NULL, -- commit time; a gap has that of the commit before it
   commit_lsn  pg_lsn NOT NULL,
   xid         bigint NOT NULL,
@@ -183,6 +188,7 @@ CREATE TABLE backstory.baseline (
   again       boolean NOT NULL DEFAULT false, -- what rows lack that moved to another key meanwhile takes a second pass
   pass        int NOT NULL DEFAULT 1,
   heal        boolean NOT NULL DEFAULT false, -- the table was altered, and all of its rows are compared with the log's
+  altered     boolean NOT NULL DEFAULT false, -- … which no event says yet
   began_position bigint NOT NULL DEFAULT 0,   -- of the log, when it began
   generation  bigint NOT NULL DEFAULT nextval('backstory.generation'), -- another one when it begins anew: what was under way before moves nothing
   done_before timestamptz,       -- done_at before the table was altered
@@ -276,11 +282,16 @@ CREATE FUNCTION backstory.key_hash(key text) RETURNS bigint LANGUAGE sql IMMUTAB
   SELECT ('x' || substr(md5(key), 1, 16))::bit(64)::bigint
 $$;
 
+-- The number under which an event is found that is filed under another entity, too.
+CREATE FUNCTION backstory.link_hash(stream int, key text) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
+  SELECT backstory.key_hash(stream || '/' || key)
+$$;
+
 CREATE VIEW backstory.events AS
 SELECT e.position,
        backstory.event_id(s.tag, e.commit_lsn, e.change, e.part) AS id,
        a.name AS aggregate,
-       coalesce(e.id_text, e.id::text) AS aggregate_id,
+       CASE WHEN e.owner IS NULL THEN coalesce(e.id_text, e.id::text) ELSE coalesce(e.owner_text, e.owner_id::text) END AS aggregate_id,
        k.type,
        CASE k.op WHEN 'i' THEN 'insert' WHEN 'u' THEN 'update' WHEN 'd' THEN 'delete' WHEN 't' THEN 'truncate'
                  WHEN 'b' THEN 'import' WHEN 'n' THEN 'note' WHEN 'g' THEN 'gap' END AS op,
@@ -290,11 +301,11 @@ SELECT e.position,
        CASE WHEN r.id IS NULL THEN NULL WHEN r.root_name <> '' THEN r.root_schema || '.' || r.root_name ELSE r.schema || '.' || r.name END AS relation,
        CASE WHEN r.id IS NOT NULL THEN coalesce(e.id_text, e.id::text) END AS key,
        k.source, e.xid, e.commit_lsn, e.change, e.part,
-       k.relation AS schema_version, k.rules_version, k.quiet,
+       k.relation AS schema_version, k.rules_version, k.quiet, k.restates,
        CASE WHEN r.root_name <> '' THEN r.schema || '.' || r.name END AS partition
 FROM backstory.event e
 JOIN backstory.kind k ON k.id = e.kind
-JOIN backstory.aggregate a ON a.id = e.stream
+JOIN backstory.aggregate a ON a.id = coalesce(e.owner, e.stream)
 JOIN backstory.source s ON s.id = k.source
 LEFT JOIN backstory.relation r ON r.id = k.relation
 LEFT JOIN LATERAL (

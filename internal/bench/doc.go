@@ -14,6 +14,7 @@
 //
 //	full       1 M row changes, 25 per transaction, REPLICA IDENTITY FULL: run --once, against decoding and pg_recvlogical;
 //	           memory, CPU, bytes per event, verify
+//	rules      the same with 30 rules on the table, against full
 //	default    the same with REPLICA IDENTITY DEFAULT, against full; rows updated in the order in which they were made,
 //	           and at random
 //	huge       1 M rows inserted by one transaction, against the same in transactions of 25

@@ -30,7 +30,7 @@ type options struct {
 }
 
 // groupNames are in the order in which they run. The first ones are interleaved: one pair of each after the other.
-var groupNames = []string{"full", "default", "huge", "one-row", "steady", "latency", "app", "baseline", "checkout", "kafka"}
+var groupNames = []string{"full", "rules", "default", "huge", "one-row", "steady", "latency", "app", "baseline", "checkout", "kafka"}
 
 func parseFlags(args []string) (options, error) {
 	var o options

@@ -58,7 +58,7 @@ func (in *installation) check(ctx context.Context, w *loaded) error {
 		return fmt.Errorf("the log has %d events, not %d", position, w.events)
 	}
 	bare, err := ask[int](ctx, in.log, `SELECT count(*) FROM pg_inherits i WHERE i.inhparent = 'backstory.event'::regclass
-		AND (SELECT count(*) FROM pg_index x WHERE x.indrelid = i.inhrelid AND x.indisvalid) < 4`)
+		AND (SELECT count(*) FROM pg_index x WHERE x.indrelid = i.inhrelid AND x.indisvalid) < 7`)
 	if err == nil && bare > 0 {
 		err = fmt.Errorf("%d partitions of the log have no indexes", bare)
 	}

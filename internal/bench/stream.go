@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -12,6 +15,7 @@ const (
 	ofReceiving   = 0.5
 	ofFull        = 0.5
 	ofSteady      = 0.25
+	ofUntyped     = 0.85
 	ofSmall       = 0.8
 	memoryMB      = 64
 	againstServer = "the server's own decoding"
@@ -26,6 +30,7 @@ type contest struct {
 	w       workload
 	receive bool     // pg_recvlogical is a side
 	steady  bool     // the log is in the source's own database
+	rules   bool     // thirty of them are on the table
 	than    *contest // of the same pair, before it: what its rate is compared with, beside others
 	primary bool     // size and verify are measured on its log
 	bound   bool     // its ratio to the server's own decoding has a target
@@ -50,6 +55,7 @@ func (l *lab) streams(ctx context.Context, r *report) {
 	many := &contest{group: "huge", label: "the same rows, 25 a transaction", w: small}
 	contests := []*contest{
 		full,
+		{group: "rules", label: "30 rules on the table", w: w, rules: true, than: full},
 		{group: "default", label: "DEFAULT, rows updated in order", w: byDefault, than: full},
 		{group: "default", label: "DEFAULT, rows updated at random", w: random, than: full},
 		many,
@@ -60,7 +66,7 @@ func (l *lab) streams(ctx context.Context, r *report) {
 	}
 	var chosen []*contest
 	for _, c := range contests {
-		if l.opt.runs(c.group) || c == full && l.opt.runs("default") {
+		if l.opt.runs(c.group) || c == full && (l.opt.runs("default") || l.opt.runs("rules")) {
 			chosen = append(chosen, c)
 			if g := r.group(c.group); g.About == "" {
 				g.About = c.w.String()
@@ -69,6 +75,9 @@ func (l *lab) streams(ctx context.Context, r *report) {
 	}
 	if l.opt.runs("huge") {
 		r.group("huge").About = number(float64(small.rows), "rows") + " rows inserted by one transaction, and by many, each with a context, REPLICA IDENTITY FULL"
+	}
+	if l.opt.runs("rules") {
+		r.group("rules").About = "as full, with 30 rules on the table: of an update 13 conditions are evaluated, of an insert 6"
 	}
 	if g := r.group("default"); l.opt.runs("default") {
 		g.About = "as full, with REPLICA IDENTITY DEFAULT: the values before come from the log's own state"
@@ -95,6 +104,26 @@ func (l *lab) streams(ctx context.Context, r *report) {
 			rates[c] = rate
 		}
 	}
+}
+
+// thirtyRules are rules of which one takes each update of the workload. Thirteen are about its columns, six about inserts, the others do not concern it.
+func thirtyRules() string {
+	var b strings.Builder
+	b.WriteString("aggregates:\n  Order:\n    table: orders\n    events:\n")
+	b.WriteString("      OrderPaid: {on: update, when: 'before.status == \"pending\" and after.status startsWith \"paid\"', data: [status, total], with: {customer_id: after.customer_id}}\n")
+	for i := range 12 {
+		fmt.Fprintf(&b, "      OrderState%d: {on: update, when: 'became(\"status\", \"state %d\")', data: [status]}\n", i, i)
+	}
+	for i := range 6 {
+		fmt.Fprintf(&b, "      OrderOdd%d: {on: insert, when: after.total < %d and after.customer_id < 0, data: [total]}\n", i, i)
+	}
+	for i := range 6 {
+		fmt.Fprintf(&b, "      NoteTaken%d: {on: update, when: after.note contains \"note %d\", data: [note]}\n", i, i)
+	}
+	for i := range 5 {
+		fmt.Fprintf(&b, "      OrderHandedOver%d: {on: update, when: after.customer_id == %d, data: [customer_id]}\n", i, i)
+	}
+	return b.String()
 }
 
 // drop takes a group out again.
@@ -135,6 +164,13 @@ func (l *lab) contest(ctx context.Context, g *group, c *contest, pair int, than 
 	in, err := l.install(ctx, source, log)
 	if err != nil {
 		return 0, err
+	}
+	if c.rules {
+		file := filepath.Join(l.scratch.Path, "rules.yaml")
+		if err := os.WriteFile(file, []byte(thirtyRules()), 0o600); err != nil {
+			return 0, err
+		}
+		in.env = append(in.env, "BACKSTORY_CONFIG="+file)
 	}
 	idle, _, err := in.command(ctx, "run", "--once") // also brings the program into memory
 	if err != nil {
@@ -206,6 +242,8 @@ func (l *lab) contest(ctx context.Context, g *group, c *contest, pair int, than 
 	own := rates[c.label]
 	switch {
 	case than == 0:
+	case c.rules:
+		g.compare(c.label, "rows/s", own, "the same without rules", than, atLeast(ofUntyped))
 	case c.group == "huge":
 		g.compare(c.label, "rows/s", own, c.than.label, than, atLeast(ofSmall))
 		g.add("a transaction that commits right after it is in the log after", "s", float64(w.changes())/own, nil)

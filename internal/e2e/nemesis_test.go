@@ -107,6 +107,7 @@ func TestNemesis(t *testing.T) {
 	}
 	n.says("the end")
 	n.settle()
+	n.compare()
 	n.says("what is in the log")
 	n.validate()
 	committed := 0
@@ -276,6 +277,21 @@ func (n *nemesis) level() {
 	clear(n.doubt)
 }
 
+// compare has the tables compared of which only inserts are in the stream.
+func (n *nemesis) compare() {
+	n.says("tables of inserts are to be compared")
+	l := n.direct.logSQL()
+	defer l.Close(context.Background())
+	n.env = append(n.env, "BACKSTORY_COMPARE_INTERVAL=1s")
+	n.start()
+	l.do(`UPDATE backstory.baseline SET began_at = done_at - interval '1 ms', changes = '' WHERE done_at IS NOT NULL`) // as if that had been quick, and somebody had changed something
+	eventually(n.t, 2*time.Minute, "they are compared", func() (bool, error) {
+		left := l.rows(`SELECT c.name, b.pass, b.rows, b.done_at FROM backstory.captured c LEFT JOIN backstory.baseline b USING (oid) WHERE c.insert_only AND (b.oid IS NULL OR b.changes = '' OR b.done_at IS NULL)`)
+		return len(left) == 0, fmt.Errorf("%v; the sidecar says:\n%s", left, n.program.out.tail(10))
+	})
+	n.settle()
+}
+
 // validate looks at the whole log.
 func (n *nemesis) validate() {
 	t, l := n.t, n.direct.openLog()
@@ -285,7 +301,13 @@ func (n *nemesis) validate() {
 	}
 	db := n.direct.sql()
 	n.direct.warned = regexp.MustCompile(`the history has a gap|whose end the log does not have|perhaps dropped`)
-	n.direct.sameRows("parted", n.things)
+	names := []string{"parted", n.things}
+	logs := n.direct.logSQL()
+	for _, r := range logs.rows(`SELECT name FROM backstory.captured WHERE insert_only AND root_name = '' ORDER BY name`) {
+		names = append(names, r[0])
+	}
+	_ = logs.Close(context.Background())
+	n.direct.sameRows(names...)
 	head, err := l.Head(within(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)

@@ -469,3 +469,80 @@ func TestMovedToAnotherPartitionInAGap(t *testing.T) {
 	s.sameRows("orders")
 	verify(t, s.openLog())
 }
+
+// TestSameKeyInTwoPartitions: where a key is unique in a partition alone, two rows may have the same. Each is what its own events make of it; show tells of the
+// one that was changed last, and of the other.
+func TestSameKeyInTwoPartitions(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.orders (id int, state int, v text) PARTITION BY LIST (state)`)
+	for i, identity := range []string{"DEFAULT", "FULL"} {
+		db.do(`CREATE TABLE public.orders_%d PARTITION OF public.orders (PRIMARY KEY (id)) FOR VALUES IN (%[1]d); ALTER TABLE public.orders_%[1]d REPLICA IDENTITY %s`, i+1, identity)
+	}
+	db.do(`INSERT INTO public.orders VALUES (1, 1, 'before'), (1, 2, 'before')`)
+	s.init()
+	s.once()
+	db.do(`INSERT INTO public.orders VALUES (2, 1, 'a'), (2, 2, 'b')`)
+	s.once()
+	at := db.one(`SELECT position FROM backstory.head`)
+	db.do(`DELETE FROM public.orders WHERE id = 1 AND state = 2; UPDATE public.orders SET v = 'A' WHERE id = 2 AND state = 1; UPDATE public.orders SET v = 'B' WHERE id = 2 AND state = 2`)
+	s.once()
+	s.sameRows("orders")
+	db.do(`DROP SCHEMA IF EXISTS past CASCADE`)
+	s.says(0, "4 rows", "checkout", "--at", at, "--schema", "past", "orders")
+	for _, c := range []struct{ args, want string }{
+		{"orders/1", `{"aggregate":"Order","aggregate_id":"1","position":%[1]d,"row":{"id":1,"state":1,"v":"before"}}`},
+		{"orders/2", `{"aggregate":"Order","aggregate_id":"2","position":%[1]d,"row":{"id":2,"state":2,"v":"B"},"also_in":["public.orders_1"]}`},
+		{"orders/2 --at " + at, `{"aggregate":"Order","aggregate_id":"2","position":` + at + `,"row":{"id":2,"state":2,"v":"b"},"also_in":["public.orders_1"]}`},
+	} {
+		want := strings.ReplaceAll(c.want, "%[1]d", db.one(`SELECT position FROM backstory.head`))
+		s.says(0, want, append([]string{"show", "--json"}, strings.Fields(c.args)...)...)
+	}
+	s.says(0, "Order/2 is the key of another row, too: in public.orders_1", "show", "orders/2")
+	db.do(`DELETE FROM public.orders WHERE id = 2`)
+	s.once()
+	s.says(1, "Order/2 was not there", "show", "orders/2")
+	db.do(`SELECT pg_drop_replication_slot('%s')`, s.cfg.Capture.Slot)
+	db.do(`DELETE FROM public.orders; INSERT INTO public.orders VALUES (1, 2, 'b'), (3, 1, 'c'), (3, 2, 'd')`)
+	s.gapFound("the slot was dropped", "gone")
+	if _, err := backstory.AcceptGap(within(t, time.Minute), s.cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	s.sameRows("orders")
+	verify(t, s.openLog())
+}
+
+// TestPartitionedTableReplaced: another partitioned table has the name of one that was dropped, its columns in another order, and one of its partitions: what is
+// checked out is what was there, before and after, and a history is that of the name.
+func TestPartitionedTableReplaced(t *testing.T) {
+	t.Parallel()
+	for name, trigger := range map[string]bool{"event triggers": true, "none": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{tables: []string{"public.*"}})
+			s.cfg.Capture.DDLTrigger = &trigger
+			db := s.sql()
+			db.do(`CREATE TABLE public.orders (id int, region text, v text, PRIMARY KEY (region, id)) PARTITION BY LIST (region); CREATE TABLE public.orders_a PARTITION OF public.orders FOR VALUES IN ('a'); CREATE TABLE public.orders_b PARTITION OF public.orders FOR VALUES IN ('b')`)
+			s.init()
+			db.do(`INSERT INTO public.orders SELECT i, chr(97 + i %% 2), 'old' FROM generate_series(1, 4) i`)
+			s.once()
+			at := db.one(`SELECT position FROM backstory.head`)
+			db.do(`ALTER TABLE public.orders DETACH PARTITION public.orders_b; DROP TABLE public.orders; CREATE TABLE public.orders (v text, id int, region text, PRIMARY KEY (region, id)) PARTITION BY LIST (region);
+				ALTER TABLE public.orders ATTACH PARTITION public.orders_b FOR VALUES IN ('b'); CREATE TABLE public.orders_a PARTITION OF public.orders FOR VALUES IN ('a')`)
+			s.init()
+			s.once()
+			db.do(`INSERT INTO public.orders (id, region, v) VALUES (2, 'a', 'new'), (8, 'b', 'new'); UPDATE public.orders SET v = 'changed' WHERE id = 3`)
+			s.once()
+			if got := s.rowsOf(at, "orders") + " / " + s.rowsOf("HEAD", "orders"); got != "(1,b,old) (2,a,old) (3,b,old) (4,a,old) / (changed,3,b) (new,2,a) (new,8,b) (old,1,b)" {
+				t.Errorf("before and after the log has %s", got)
+			}
+			s.says(0, `"v":"old"`, "show", "--json", "--at", at, "orders/a,2")
+			s.says(0, `"v":"new"`, "show", "--json", "orders/a,2")
+			s.says(1, "OrderPartitionDropped", "show", "orders/a,4")
+			s.says(0, `"v":"old"`, "show", "--json", "orders/b,1")
+			verify(t, s.openLog())
+		})
+	}
+}

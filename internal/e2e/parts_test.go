@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"maps"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/backstory-dev/backstory/eventlog"
 )
@@ -39,7 +40,19 @@ func (s splitting) Table(r *eventlog.Relation) *eventlog.TableRules {
 		ops = append(ops, []eventlog.Op{eventlog.OpUpdate, eventlog.OpUpdate, eventlog.OpInsert, eventlog.OpDelete}[rnd.IntN(4)])
 	}
 	out := &eventlog.TableRules{}
-	out.Type = func(c *eventlog.RowChange) ([]eventlog.Part, error) {
+	if columns := len(r.Columns); columns > 0 && rnd.IntN(2) == 0 { // rows belong to something, according to some column, or to another one
+		out.Filings = []eventlog.Filing{{Aggregate: "Owner", Table: "nowhere.owners", Key: []int{rnd.IntN(columns)}, IDType: "bigint"}, {Aggregate: "Other", Table: "nowhere.others", Key: []int{rnd.IntN(columns), rnd.IntN(columns)}, IDType: "text"}}
+		if by := rnd.IntN(columns); rnd.IntN(3) > 0 {
+			out.File = func(c *eventlog.RowChange, after bool) (int, error) {
+				state, value, _, err := c.Value(by, after)
+				if err != nil || state != eventlog.StateText || len(value) == 0 {
+					return -1, err
+				}
+				return int(value[len(value)/2])%3 - 1, nil
+			}
+		}
+	}
+	typer := func(c *eventlog.RowChange) ([]eventlog.Part, error) {
 		var made []eventlog.Part
 		for i, p := range parts {
 			concerns := c.Op != eventlog.OpUpdate || p.Columns == nil
@@ -60,6 +73,10 @@ func (s splitting) Table(r *eventlog.Relation) *eventlog.TableRules {
 			}
 		}
 		return made, nil
+	}
+	out.Type = typer
+	for i := range out.Filings {
+		out.Filings[i].Type = typer
 	}
 	return out
 }
@@ -108,12 +125,12 @@ func (j *joiner) add(e *eventlog.Event, f func(*eventlog.Event) error) error {
 		return f(e)
 	}
 	p := j.pending
-	if p == nil || e.Part != p.Part+1 || e.Op != p.Op || e.AggregateID != p.AggregateID || e.SchemaVersion != p.SchemaVersion || !bytes.Equal(e.Metadata, p.Metadata) && !bytes.Contains(append(e.Metadata, p.Metadata...), []byte("unknown")) {
+	if p == nil || e.Part != p.Part+1 || e.Op != p.Op || e.AggregateID != p.AggregateID || e.Key != p.Key || e.Owned != p.Owned || e.SchemaVersion != p.SchemaVersion || !bytes.Equal(e.Metadata, p.Metadata) && !bytes.Contains(slices.Concat(e.Metadata, p.Metadata), []byte("unknown")) && !bytes.Contains(p.Metadata, []byte("moved_from")) {
 		return fmt.Errorf("event %d is no further part of event %d", e.Position, of.Position)
 	}
 	switch e.Op {
 	case eventlog.OpInsert:
-		if !e.Restates || e.PreviousID != "" || e.Before != nil || e.Rest != nil {
+		if !e.Restates || e.PreviousKey != "" || e.Before != nil || e.Rest != nil {
 			return fmt.Errorf("event %d: a second insert of a row", e.Position)
 		}
 		if err := within2(e.Data, p.Data); err != nil {
@@ -143,7 +160,7 @@ func (j *joiner) add(e *eventlog.Event, f func(*eventlog.Event) error) error {
 // update adds a part of an update.
 func (j *joiner) update(p, e *eventlog.Event) error {
 	whole := p.Rest != nil // the first one has all: the others restate it
-	if e.PreviousID != "" || e.Restates != whole {
+	if e.PreviousKey != "" || e.Restates != whole {
 		return fmt.Errorf("event %d: a later part that moves the row, or restates what is not said: %v", e.Position, e.Restates)
 	}
 	if len(e.Data) <= 2 || len(p.Data) <= 2 {
@@ -177,7 +194,7 @@ func (j *joiner) update(p, e *eventlog.Event) error {
 	maps.Copy(data, more)
 	maps.Copy(before, moreBefore)
 	c := e.Clone()
-	c.PreviousID, c.Metadata, c.Restates = p.PreviousID, joinUnknown(p, e), false
+	c.PreviousKey, c.Metadata, c.Restates = p.PreviousKey, joinUnknown(p, e), false
 	c.Data, c.Before = object(data), object(before)
 	if e.Rest != nil {
 		for k := range data {

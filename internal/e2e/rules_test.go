@@ -2,9 +2,15 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/rules"
@@ -17,7 +23,7 @@ func (s *system) withRules(yaml string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.cfg.Log.Rules = f
+	s.cfg.Rules = f
 }
 
 // story gives one line for each event since a position, and the log's end: Post/1 PostTitleChanged {"title":"b"} from {"title":"a"}.
@@ -40,6 +46,10 @@ func story(t testing.TB, l *eventlog.Log, after eventlog.Position) (lines []stri
 			if is {
 				line += " (" + what + ")"
 			}
+		}
+		if _, from, ok := bytes.Cut(e.Metadata, []byte(`"moved_from":"`)); ok {
+			from, _, _ := bytes.Cut(from, []byte{'"'})
+			line += " moved from " + string(from)
 		}
 		if bytes.Contains(e.Metadata, []byte("rule_error")) {
 			line += " " + string(e.Metadata)
@@ -137,6 +147,322 @@ aggregates:
 					t.Errorf("%s: the log has\n%v, the source\n%v", c.what, have, want)
 				}
 			}
+			verify(t, l)
+		})
+	}
+}
+
+// TestRulesCheck: what is wrong with a file has its place, and what was meant.
+func TestRulesCheck(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	s.sql().do(`CREATE TABLE public.posts (id int PRIMARY KEY, title text, published bool, price numeric, twice numeric GENERATED ALWAYS AS (price * 2) STORED, kind text, updated_at timestamp)`)
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	s.env = []string{"BACKSTORY_CONFIG=" + file}
+	s.says(2, "read the rules: open "+file, "rules", "check")
+	for _, c := range []struct {
+		code       int
+		yaml, want string
+	}{
+		{0, "", "0 aggregates, 0 events; they fit"},
+		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostPublished: {on: [insert, update], when: 'became(\"published\", true)', data: [published]}\n", "1 aggregate, 1 event; they fit"},
+		{3, "aggregates:\n  Post:\n    table: post\n", "rules.yaml:3:12: no table post is captured; did you mean posts?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    quit: [title]\n", "rules.yaml:4:5: an aggregate has no quit; did you mean quiet?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    quiet: [titel]\n", "rules.yaml:4:13: posts has no column titel; did you mean title?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: updte, data: [title]}\n", "rules.yaml:5:19: on is insert, update or delete, or items.insert of children, not updte; did you mean update?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {data: [title]}\n", "rules.yaml:5:7: PostX needs on"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, when: after.titel == nil}\n", "rules.yaml:5:39: after has no titel; did you mean title?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, when: 'became(\"publishd\", true)'}\n", "did you mean published?"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX:\n        on: update\n        when: !after.published\n", "rules.yaml:7:15: !after.published is a YAML tag here: put the text in quotes"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, data: [twice]}\n", "twice is a generated column"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostUpdated: {on: update, data: [title]}\n", "PostUpdated is what an update becomes without a rule"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, data: [title], with: {title: after.kind}}\n", "rules.yaml:5:49: title is in data already"},
+		{3, "aggregates:\n  Post:\n    table: posts\n  Article:\n    table: public.posts\n", "rules.yaml:5:12: public.posts is the table of Post already"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update}\n  Other:\n    table: others\n    events:\n      PostX: {on: update}\n", "rules.yaml:9:7: PostX is an event of Post already"},
+		{3, "aggregate:\n  Post:\n    table: posts\n", "rules.yaml:1:1: backstory.yaml has no aggregate; did you mean aggregates?"},
+		{3, "aggregates: [\n", "rules.yaml:1:13: "},
+		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: delete, when: 'became(\"published\", true)'}\n", "rules.yaml:5:34: this is never so on delete"},
+		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: insert, when: before.published and after.kind == nil}\n", "rules.yaml:5:33: this is never so on insert"},
+	} {
+		if err := os.WriteFile(file, []byte(c.yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.says(c.code, c.want, "rules", "check")
+	}
+}
+
+// TestRulesAreReadAgain: other rules hold from a position on that the log has, never within a transaction; a file that is wrong changes nothing, and neither does a
+// table that goes away from under its rule.
+func TestRulesAreReadAgain(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db, other := s.sql(), s.sql()
+	db.do(`SET search_path = public; CREATE TABLE posts (id int PRIMARY KEY, title text, body text)`)
+	s.init()
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	s.env = []string{"BACKSTORY_CONFIG=" + file}
+	write := func(event, more string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte("aggregates:\n  Article:\n    table: posts\n    events:\n      "+event+": {on: update, data: [title]"+more+"}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	types := func(want string) {
+		t.Helper()
+		eventually(t, 20*time.Second, want, func() (bool, error) {
+			got := db.one(`SELECT coalesce(string_agg(type || ' ' || rules_version, ', ' ORDER BY position), '') FROM backstory.events WHERE op IN ('insert', 'update')`)
+			return got == want, errors.New(got)
+		})
+	}
+	write("TitleGiven", "")
+	p := s.command(false, "run")
+	db.do(`INSERT INTO posts VALUES (1, 'a', 'x'); UPDATE posts SET title = 'b'`)
+	types("ArticleCreated 2, TitleGiven 2")
+
+	said := func(what string) {
+		t.Helper()
+		eventually(t, 20*time.Second, what, func() (bool, error) { return strings.Contains(p.out.String(), what), errors.New(p.out.tail(5)) })
+	}
+	hangUp := func() {
+		t.Helper()
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("TitleTaken", ", when: after.nothing == 1")
+	hangUp()
+	said("the rules stay as they were")
+	db.do(`UPDATE posts SET title = 'c'`)
+	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2")
+
+	// A transaction that has begun to arrive ends by the rules with which it began: the source sends it when it is committed.
+	write("TitleTaken", "")
+	hangUp()
+	said("rules read again")
+	db.do(`UPDATE posts SET title = 'd'`)
+	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2, TitleTaken 3")
+	if got := db.one(`SELECT string_agg(concat_ws(' ', id, at_position, position('Taken' in text) > 0), ', ' ORDER BY id) FROM backstory.rules`); got != "2 1 f, 3 4 t" {
+		t.Errorf("the log has the rules %s", got)
+	}
+
+	// The same file once more is nothing new; one that was taken away under it stops nothing, and is said.
+	p.kill()
+	other.do(`SET search_path = public; ALTER TABLE posts DROP COLUMN title; ALTER TABLE posts ADD COLUMN headline text; UPDATE posts SET headline = 'e'`)
+	p = s.command(false, "run")
+	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2, TitleTaken 3, ArticleUpdated 3")
+	said("a rule does not fit its table any more")
+	s.says(3, "posts has no column title", "rules", "check")
+	p.kill()
+
+	// But one that is new has to fit, before anything is done by it.
+	write("TitleTakenAway", "")
+	p = s.command(false, "run")
+	if code := p.wait(20 * time.Second); code != 1 || !strings.Contains(p.out.String(), "the rules do not fit the tables") {
+		t.Errorf("run with rules that do not fit returned %d:\n%s", code, p.out)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	s.says(2, "read the rules", "run", "--once")
+	s.env = nil
+	db.do(`UPDATE posts SET headline = 'f'`)
+	s.says(0, "", "run", "--once")
+	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2, TitleTaken 3, ArticleUpdated 3, PostUpdated 4")
+	s.says(0, "", "checkout", "--at", "HEAD", "--schema", "now")
+	if have, want := db.one(`SELECT p::text FROM now.posts p`), db.one(`SELECT p::text FROM posts p`); have != want {
+		t.Errorf("the log has %s, the source %s", have, want)
+	}
+	verify(t, s.openLog())
+}
+
+// TestChildren: the events of rows that belong to an entity are its events, whatever becomes of the reference, and their table comes back all the same.
+func TestChildren(t *testing.T) {
+	t.Parallel()
+	const yaml = `
+aggregates:
+	Order:
+		table: orders
+		children: {order_items: {key: order_id, as: items}}
+		events:
+			ItemAdded:   {on: items.insert, data: [sku]}
+			ItemRemoved: {on: items.delete, with: {gone: before.sku}}
+			ItemMoved:   {on: items.update, data: [order_id], when: before.order_id != nil}
+	Post:
+		table: posts
+		children:
+			comments: {key: commentable_id, where: commentable_type == "Post", as: comments}
+		events:
+			PostCommented: {on: comments.insert, data: [body]}
+	Photo:
+		table: photos
+		children:
+			comments: {key: commentable_id, where: commentable_type == "Photo", quiet: [body]}
+`
+	for _, identity := range []string{"DEFAULT", "FULL"} {
+		t.Run(identity, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{})
+			s.withRules(yaml)
+			db := s.sql()
+			db.do(`SET search_path = public; CREATE TABLE orders (id int PRIMARY KEY, state text);
+				CREATE TABLE order_items (id int PRIMARY KEY, order_id int REFERENCES orders ON DELETE CASCADE, sku text, n int NOT NULL DEFAULT 1);
+				CREATE TABLE posts (id uuid PRIMARY KEY, title text); CREATE TABLE photos (id int PRIMARY KEY, url text);
+				CREATE TABLE comments (id int PRIMARY KEY, commentable_type text, commentable_id text, body text);
+				ALTER TABLE order_items REPLICA IDENTITY %[1]s; ALTER TABLE comments REPLICA IDENTITY %[1]s;
+				INSERT INTO orders VALUES (1, 'old'); INSERT INTO order_items VALUES (1, 1, 'old'), (2, NULL, 'nobody''s')`, identity)
+			s.init()
+			l := s.openLog()
+			s.once()
+			got, at := story(t, l, 0)
+			for _, want := range []string{`Order/1 OrderImported {"id":1,"state":"old"}`, `Order/1 OrderItemImported {"id":1,"order_id":1,"sku":"old","n":1}`, `OrderItem/2 OrderItemImported {"id":2,"order_id":null,"sku":"nobody's","n":1}`} {
+				if !slices.Contains(got, want) {
+					t.Errorf("existing rows became\n%s\nwant\n%s", strings.Join(got, "\n"), want)
+				}
+			}
+			for _, c := range []struct {
+				what string
+				do   string
+				want []string
+			}{
+				{"events of children are those of their entity", `INSERT INTO orders VALUES (42, 'new'); INSERT INTO order_items VALUES (7, 42, 'tea', 2); UPDATE order_items SET n = 3 WHERE id = 7`, []string{
+					`Order/42 OrderCreated {"id":42,"state":"new"}`,
+					`Order/42 OrderItemCreated {"id":7,"order_id":42,"sku":"tea","n":2}`,
+					`Order/42 ItemAdded {"sku":"tea"} (restates)`,
+					`Order/42 OrderItemUpdated {"n":3} from {"n":2}`}},
+				{"another parent is one event, in the new stream", `UPDATE order_items SET order_id = 1 WHERE id = 7`, []string{
+					`Order/1 ItemMoved {"order_id":1} from {"order_id":42} moved from Order/42`}},
+				{"no parent: the row's own stream", `UPDATE order_items SET order_id = NULL WHERE id = 7; UPDATE order_items SET n = 4 WHERE id = 7; UPDATE order_items SET order_id = 42 WHERE id = 7`, []string{
+					`OrderItem/7 OrderItemUpdated {"order_id":null} from {"order_id":1} moved from Order/1`,
+					`OrderItem/7 OrderItemUpdated {"n":4} from {"n":3}`,
+					`Order/42 OrderItemUpdated {"order_id":42} from {"order_id":null}`}},
+				{"a row's own key", `UPDATE order_items SET id = 8, n = 5 WHERE id = 7`, []string{
+					`Order/42 OrderItemUpdated {"id":8,"n":5} from {"id":7,"n":4}`}},
+				{"a cascade tells of the parent first", `DELETE FROM orders WHERE id = 42`, []string{
+					`Order/42 OrderDeleted from {"id":42,"state":"new"}`,
+					`Order/42 ItemRemoved with {"gone":"tea"} from {"id":8,"order_id":42,"sku":"tea","n":5} (restates)`,
+					`Order/42 OrderItemDeleted from {"id":8,"order_id":42,"sku":"tea","n":5}`}},
+				{"polymorphic children", `INSERT INTO comments VALUES (1, 'Post', '00000000-0000-0000-0000-00000000000a', 'nice'), (2, 'Photo', '9', 'nice, too'), (3, 'Video', '9', 'what?');
+					UPDATE comments SET body = 'fine' WHERE id < 3; UPDATE comments SET commentable_type = 'Photo', commentable_id = '9' WHERE id = 1; DELETE FROM comments WHERE id = 1`, []string{
+					`Post/00000000-0000-0000-0000-00000000000a CommentCreated {"id":1,"commentable_type":"Post","commentable_id":"00000000-0000-0000-0000-00000000000a","body":"nice"}`,
+					`Post/00000000-0000-0000-0000-00000000000a PostCommented {"body":"nice"} (restates)`,
+					`Photo/9 CommentCreated {"id":2,"commentable_type":"Photo","commentable_id":"9","body":"nice, too"}`,
+					`Comment/3 CommentCreated {"id":3,"commentable_type":"Video","commentable_id":"9","body":"what?"}`,
+					`Post/00000000-0000-0000-0000-00000000000a CommentUpdated {"body":"fine"} from {"body":"nice"}`,
+					`Photo/9 CommentTouched {"body":"fine"} from {"body":"nice, too"} (quiet)`,
+					`Photo/9 CommentUpdated {"commentable_type":"Photo","commentable_id":"9"} from {"commentable_type":"Post","commentable_id":"00000000-0000-0000-0000-00000000000a"} moved from Post/00000000-0000-0000-0000-00000000000a`,
+					`Photo/9 CommentDeleted from {"id":1,"commentable_type":"Photo","commentable_id":"9","body":"fine"}`}},
+			} {
+				db.do("%s", c.do)
+				s.once()
+				got, at = story(t, l, at)
+				if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", c.want) {
+					t.Errorf("%s:\n%s\nbecame\n%s\nwant\n%s", c.what, c.do, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
+				}
+				s.says(0, "", "checkout", "--at", "HEAD", "--schema", "now", "--replace")
+				for _, table := range []string{"orders", "order_items", "comments"} {
+					if have, want := db.ask(`SELECT p::text FROM now.`+table+` p ORDER BY 1`), db.ask(`SELECT p::text FROM `+table+` p ORDER BY 1`); fmt.Sprint(have) != fmt.Sprint(want) {
+						t.Errorf("%s: the log has\n%v, the source\n%v", c.what, have, want)
+					}
+				}
+			}
+			db.do(`INSERT INTO posts VALUES ('00000000-0000-0000-0000-00000000000a', 'p'); INSERT INTO photos VALUES (9, 'u')`)
+			s.once()
+			// The entity's history has what belonged to it, and what left it; the row's own history is found by the row; the state of an entity is its row alone.
+			positions := func(entity string) string {
+				t.Helper()
+				var list []string
+				e, err := l.Entity(t.Context(), entity)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := l.Read(t.Context(), e.Selection(), func(e *eventlog.Event) error { list = append(list, e.Type); return nil }); err != nil {
+					t.Fatal(err)
+				}
+				return strings.Join(list, " ")
+			}
+			for entity, want := range map[string]string{
+				"Order/42":      "OrderCreated OrderItemCreated ItemAdded OrderItemUpdated ItemMoved OrderItemUpdated OrderItemUpdated OrderDeleted ItemRemoved OrderItemDeleted",
+				"order_items/7": "OrderItemCreated ItemAdded OrderItemUpdated ItemMoved OrderItemUpdated OrderItemUpdated OrderItemUpdated OrderItemUpdated",
+				"OrderItem/8":   "OrderItemUpdated ItemRemoved OrderItemDeleted",
+				"Photo/9":       "CommentCreated CommentUpdated CommentDeleted PhotoCreated",
+				"Post/00000000-0000-0000-0000-00000000000a": "CommentCreated PostCommented CommentUpdated CommentUpdated PostCreated",
+			} {
+				if got := positions(entity); got != want {
+					t.Errorf("the history of %s is\n%s, want\n%s", entity, got, want)
+				}
+			}
+			s.says(0, `"row":{"id":1,"state":"old"}`, "show", "Order/1", "--json")
+			s.says(0, `"row":{"id":2,"commentable_type":"Photo","commentable_id":"9","body":"fine"}`, "show", "comments/2", "--json")
+			s.says(0, "ItemAdded", "log", "Order/42")
+			// Views: what belongs to an entity is among its events, by an index.
+			if got := db.one(`SELECT string_agg(type, ' ' ORDER BY id) FROM backstory.order_events WHERE aggregate_id = 42`); got != "OrderCreated OrderItemCreated ItemAdded OrderItemUpdated OrderItemUpdated OrderItemUpdated OrderDeleted ItemRemoved OrderItemDeleted" {
+				t.Errorf("the view has %s", got)
+			}
+			db.do(`SET enable_seqscan = off`)
+			for _, q := range []string{`SELECT * FROM orders o JOIN backstory.order_events e ON e.aggregate_id = o.id WHERE o.id = 42`, `SELECT * FROM posts p JOIN backstory.post_events e ON e.aggregate_id = p.id WHERE p.id = '00000000-0000-0000-0000-00000000000a'`, `SELECT * FROM photos p JOIN backstory.photo_events e ON e.aggregate_id = p.id WHERE p.id = 9`} {
+				plan := fmt.Sprint(db.ask(`EXPLAIN (COSTS off) ` + q))
+				if strings.Contains(plan, "Seq Scan on event") || !strings.Contains(plan, "owner_id") && !strings.Contains(plan, "owner_text") {
+					t.Errorf("%s goes by no index of owners:\n%s", q, plan)
+				}
+			}
+			verify(t, l)
+		})
+	}
+}
+
+// TestLinks: events of a join table, with a key and without, are found under both of what it joins, and stored once.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"PRIMARY KEY (student_id, course_id)", "CHECK (grade > 0)"} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{})
+			s.withRules(`
+aggregates:
+	Student: {table: students}
+	Course: {table: courses}
+	Enrolment:
+		table: enrolments
+		links: {Student: student_id, Course: course_id}
+		events:
+			Graded: {on: update, data: [grade]}
+`)
+			db := s.sql()
+			db.do(`SET search_path = public; CREATE TABLE students (id int PRIMARY KEY, name text); CREATE TABLE courses (code text PRIMARY KEY, name text);
+				CREATE TABLE enrolments (student_id int NOT NULL, course_id text, grade int, %s); ALTER TABLE enrolments REPLICA IDENTITY FULL`, key)
+			s.init()
+			db.do(`INSERT INTO enrolments VALUES (1, 'math', 5), (2, 'math', 4); UPDATE enrolments SET grade = 3 WHERE student_id = 1; UPDATE enrolments SET course_id = 'art' WHERE student_id = 2; DELETE FROM enrolments WHERE student_id = 1;
+				INSERT INTO students VALUES (1, 'Ann'); INSERT INTO courses VALUES ('art', 'Art')`)
+			s.once()
+			l := s.openLog()
+			for entity, want := range map[string]string{
+				"Student/1":    "EnrolmentCreated Graded EnrolmentDeleted StudentCreated",
+				"students/2":   "EnrolmentCreated EnrolmentUpdated",
+				"Course/math":  "EnrolmentCreated EnrolmentCreated Graded EnrolmentUpdated EnrolmentDeleted",
+				"courses/art":  "EnrolmentUpdated CourseCreated",
+				"Course/Ann":   "",
+				"Enrolment/12": "",
+			} {
+				var list []string
+				e, err := l.Entity(t.Context(), entity)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := l.Read(t.Context(), e.Selection(), func(e *eventlog.Event) error { list = append(list, e.Type); return nil }); err != nil {
+					t.Fatal(err)
+				}
+				if got := strings.Join(list, " "); got != want {
+					t.Errorf("the history of %s is\n%s, want\n%s", entity, got, want)
+				}
+			}
+			if n := db.one(`SELECT count(*) FROM backstory.events`); n != "7" {
+				t.Errorf("the log has %s events, want 7", n)
+			}
+			s.says(0, "", "checkout", "--at", "HEAD", "--schema", "now", "enrolments", "students")
+			if have, want := db.rows(`SELECT e::text FROM now.enrolments e ORDER BY 1`), db.rows(`SELECT e::text FROM enrolments e ORDER BY 1`); fmt.Sprint(have) != fmt.Sprint(want) {
+				t.Errorf("the log has %v, the source %v", have, want)
+			}
+			s.says(0, "Ann", "show", "students/1", "--json")
 			verify(t, l)
 		})
 	}

@@ -539,6 +539,89 @@ func TestAlteredWhileItIsRead(t *testing.T) {
 	}
 }
 
+// TestAlteredAgainWhileItIsCompared: what is done to a table while it is compared for what was done before has an event, too: that it is rewritten again, and that
+// it gets another name, which is no reason to begin anew.
+func TestAlteredAgainWhileItIsCompared(t *testing.T) {
+	t.Parallel()
+	for name, trigger := range map[string]bool{"event triggers": true, "none": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, where{tables: []string{"public.*"}})
+			s.cfg.Capture.DDLTrigger = &trigger
+			s.cfg.Capture.BaselineChunkBytes, s.cfg.Capture.BaselineBytesPerSecond = 1000, 5000
+			db := s.sql()
+			db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text)`)
+			s.init()
+			db.do(`INSERT INTO public.things SELECT i, repeat('v', 200) FROM generate_series(1, 500) i`)
+			s.once()
+			r, l := s.start(), s.logSQL()
+			altered := func(want string) {
+				t.Helper()
+				eventually(t, time.Minute, "the log says that it was altered, and compares it", func() (bool, error) {
+					got := l.one(`SELECT coalesce(string_agg(type || ' ' || data::text, ', ' ORDER BY position), '') FROM backstory.events WHERE type LIKE '%%Altered'`)
+					for _, exact := range []string{`"exactly":true,"rewritten":true`, `"exactly":true,`} {
+						got = strings.ReplaceAll(got, exact, "")
+					}
+					under := l.one(`SELECT count(*) FROM backstory.baseline WHERE pass = 1 AND chunks > 1 AND done_at IS NULL`)
+					return got == want && under == "1", fmt.Errorf("%s, under way: %s", got, under)
+				})
+			}
+			for i := range 3 { // in the type that it has
+				db.do(`ALTER TABLE public.things ALTER v TYPE text USING v || '%d'`, i)
+				if i == 1 {
+					db.do(`UPDATE public.things SET v = 'changed' WHERE id = 500`) // by which the stream describes it before anybody looks
+				}
+				altered("ThingAltered {}" + strings.Repeat(", ThingAltered {}", i))
+			}
+			generation := l.one(`SELECT generation FROM backstory.baseline`)
+			db.do(`BEGIN; ALTER TABLE public.things ADD z int; ALTER TABLE public.things DROP z; ALTER TABLE public.things RENAME TO stuff; COMMIT`)
+			altered("ThingAltered {}, ThingAltered {}, ThingAltered {}, " + map[bool]string{true: `ThingAltered {"added":["z"]}, ThingAltered {"dropped":["z"]}, `}[trigger] + `StuffAltered {"renamed_from":"public.things"}`)
+			if got := l.one(`SELECT generation FROM backstory.baseline`); got != generation {
+				t.Errorf("the comparison has begun anew")
+			}
+			if err := r.end(); err != nil {
+				t.Fatal(err)
+			}
+			s.cfg.Capture.BaselineBytesPerSecond = 0
+			s.once()
+			s.once()
+			if got := l.one(`SELECT count(*) FROM backstory.events WHERE type LIKE '%%Altered'`); got != map[bool]string{false: "4", true: "6"}[trigger] {
+				t.Errorf("in the end there are %s events", got)
+			}
+			s.sameRows("stuff")
+		})
+	}
+}
+
+// TestAlteredBehindItsLastChunk: a table gets another name when all its rows have been read, and are not yet in the log.
+func TestAlteredBehindItsLastChunk(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{apart: true})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things SELECT i, 'v' FROM generate_series(1, 50) i`)
+	s.init()
+	l, look := s.logSQL(), s.logSQL()
+	l.do(`BEGIN; LOCK TABLE backstory.event IN SHARE MODE`)
+	r := s.start()
+	eventually(t, time.Minute, "the log is to have the rows", func() (bool, error) {
+		return look.one(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND application_name LIKE 'backstory%%'`) != "0", nil
+	})
+	db.do(`ALTER TABLE public.things RENAME TO stuff`)
+	eventually(t, time.Minute, "that is seen", func() (bool, error) {
+		return look.one(`SELECT name FROM backstory.captured`) == "stuff", nil
+	})
+	l.do(`COMMIT`)
+	eventually(t, time.Minute, "the log says so", func() (bool, error) {
+		got := look.one(`SELECT coalesce(string_agg(type || ' ' || data::text, ', ' ORDER BY position), '') FROM backstory.events WHERE op = 'note'`)
+		return got == `ThingBaselineEnded {"rows":50,"imported":50}, StuffAltered {"renamed_from":"public.things"}`, fmt.Errorf("%s", got)
+	})
+	s.baselineDone()
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.sameRows("stuff")
+}
+
 // TestKeyThatNobodyKnows: a row is changed whose new key is a column that was added since its last change, with a default that is not constant,
 // before all rows are compared: it is told apart by another index.
 func TestKeyThatNobodyKnows(t *testing.T) {

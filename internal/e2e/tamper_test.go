@@ -59,11 +59,11 @@ func TestVerifyFindsTampering(t *testing.T) {
 			UPDATE backstory.head SET position = (SELECT max(position) FROM backstory.event), written = (SELECT max(position) FROM backstory.event)`},
 		{"an event is deleted, and the others moved up", fmt.Sprintf(`DELETE FROM backstory.event WHERE position = 7; UPDATE backstory.event SET position = position - 1 WHERE position > 7 AND position <= 40;
 			UPDATE backstory.head SET position = %[1]d, written = %[1]d`, last)},
-		{"an event is inserted at the end", fmt.Sprintf(`INSERT INTO backstory.event SELECT %[1]d + 1, kind, stream, id, id_text, row_id, row_text, old_id, old_text, occurred_at, commit_lsn, xid, change + 1, part, data, before, rest, extra, meta, NULL
+		{"an event is inserted at the end", fmt.Sprintf(`INSERT INTO backstory.event SELECT %[1]d + 1, kind, stream, id, id_text, row_id, row_text, old_id, old_text, owner, owner_id, owner_text, also, occurred_at, commit_lsn, xid, change + 1, part, data, before, rest, extra, meta, NULL
 			FROM backstory.event WHERE position = %[1]d; UPDATE backstory.head SET position = %[1]d + 1, written = %[1]d + 1`, last)},
 		{"an event is there twice", withoutUnique + `INSERT INTO backstory.event SELECT * FROM backstory.event WHERE position = 7`},
 		{"an event before the first", `CREATE TABLE backstory.event_p0 PARTITION OF backstory.event FOR VALUES FROM (-10) TO (1);
-			INSERT INTO backstory.event SELECT 0, kind, stream, id, id_text, row_id, row_text, old_id, old_text, occurred_at, commit_lsn, xid, change, part, data, before, rest, extra, meta, seal FROM backstory.event WHERE position = 1`},
+			INSERT INTO backstory.event SELECT 0, kind, stream, id, id_text, row_id, row_text, old_id, old_text, owner, owner_id, owner_text, also, occurred_at, commit_lsn, xid, change, part, data, before, rest, extra, meta, seal FROM backstory.event WHERE position = 1`},
 		{"two events are swapped", withoutUnique + `UPDATE backstory.event SET position = 15 - position WHERE position IN (7, 8)`},
 		{"the values of two events are swapped", `UPDATE backstory.event e SET data = o.data FROM backstory.event o WHERE (e.position, o.position) IN ((7, 8), (8, 7))`},
 		{"a seal is taken away", `UPDATE backstory.event SET seal = NULL WHERE position = (SELECT min(position) FROM backstory.event WHERE seal IS NOT NULL)`},
@@ -82,6 +82,7 @@ func TestVerifyFindsTampering(t *testing.T) {
 		{"what a type is called", `UPDATE backstory.kind SET type = 'ThingDestroyed' WHERE op = 'd'`},
 		{"what an operation was", `UPDATE backstory.kind SET op = 'n' WHERE op = 'd'`},
 		{"what is a change of a row", `UPDATE backstory.kind SET restates = true WHERE op = 'd'`},
+		{"under which entity it is filed", `UPDATE backstory.event SET owner = 1, owner_id = 7 WHERE position = 7`},
 		{"what rules added", `UPDATE backstory.event SET extra = '{"paid": true}' WHERE position = 7`},
 		{"rules are inserted", `INSERT INTO backstory.rules SELECT 2, 'aggregates: {}', 1, min(sealed_at) FROM backstory.kind`},
 		{"rules that were never sealed are inserted", `INSERT INTO backstory.rules VALUES (2, 'aggregates: {}', 1, 0)`},
@@ -89,7 +90,7 @@ func TestVerifyFindsTampering(t *testing.T) {
 		{"of which table a kind is", `UPDATE backstory.kind SET relation = (SELECT max(id) FROM backstory.relation) WHERE id = (SELECT min(id) FROM backstory.kind)`},
 		{"a kind is taken out of the seal", `UPDATE backstory.kind SET sealed_at = 0 WHERE id = (SELECT max(id) FROM backstory.kind)`},
 		{"a kind is put off", `UPDATE backstory.kind SET sealed_at = 1000000 WHERE id = (SELECT max(id) FROM backstory.kind)`},
-		{"a kind is replaced by one that was never sealed", `INSERT INTO backstory.kind SELECT 1000, source, relation, aggregate, 'ThingFaked', op, quiet, restates, rules_version, 0 FROM backstory.kind WHERE id = 1`},
+		{"a kind is replaced by one that was never sealed", `INSERT INTO backstory.kind SELECT 1000, source, relation, aggregate, owner, 'ThingFaked', op, quiet, restates, rules_version, 0 FROM backstory.kind WHERE id = 1`},
 		{"a column's name", `UPDATE backstory.relation SET columns = replace(columns::text, '"v"', '"w"')::json`},
 		{"a table's name", `UPDATE backstory.relation SET name = 'somethings'`},
 		{"a table's key", `UPDATE backstory.relation SET key = '{1}'`},

@@ -83,7 +83,7 @@ func members(object []byte) (worldRow, error) {
 // apply folds one event. It returns what is wrong with it.
 func (w *world) apply(e *eventlog.Event) error {
 	if err := w.place(e); err != nil {
-		return fmt.Errorf("event %d (%s, %s of %s/%s in transaction %d): %w", e.Position, e.Type, e.Op, e.Aggregate, short(e.AggregateID), e.XID, err)
+		return fmt.Errorf("event %d (%s, %s of %s/%s in transaction %d): %w", e.Position, e.Type, e.Op, e.Aggregate, short(e.Key), e.XID, err)
 	}
 	if e.Relation == nil || e.Op == eventlog.OpGap {
 		return nil
@@ -93,7 +93,7 @@ func (w *world) apply(e *eventlog.Event) error {
 	}
 	if err := w.row(e); err != nil {
 		return fmt.Errorf("event %d (%s, %s of %s %s in transaction %d, change %d): %w\ndata %s\nbefore %s\nrest %s\nmeta %s\nprevious %q", e.Position, e.Type, e.Op,
-			e.Relation, short(e.AggregateID), e.XID, e.Change, err, short(string(e.Data)), short(string(e.Before)), short(string(e.Rest)), e.Metadata, e.PreviousID)
+			e.Relation, short(e.Key), e.XID, e.Change, err, short(string(e.Data)), short(string(e.Before)), short(string(e.Rest)), e.Metadata, e.PreviousKey)
 	}
 	return nil
 }
@@ -321,20 +321,20 @@ func (w *world) row(e *eventlog.Event) error {
 	}
 	switch e.Op {
 	case eventlog.OpInsert:
-		if e.Before != nil || e.Rest != nil || e.PreviousID != "" {
+		if e.Before != nil || e.Rest != nil || e.PreviousKey != "" {
 			return fmt.Errorf("an insert with something before it")
 		}
 		if err := t.whole(data); err != nil {
 			return err
 		}
-		return t.put(e.AggregateID, data)
+		return t.put(e.Key, data)
 	case eventlog.OpImport:
 		if !unseen {
 			return fmt.Errorf("an import of a row of a table whose whole life is in the log")
 		}
 		switch {
 		case e.Rest != nil: // what it lacked is filled in; what was known is the same
-			old, err := t.take(e.AggregateID, rest)
+			old, err := t.take(e.Key, rest)
 			if err != nil {
 				return err
 			}
@@ -342,19 +342,19 @@ func (w *world) row(e *eventlog.Event) error {
 				return fmt.Errorf("more was known of it: %v", old)
 			}
 			maps.Copy(data, rest)
-		case len(t.rel.Key) > 0 && len(t.rows[e.AggregateID]) > 0 && !bytes.Contains(e.Metadata, []byte(`"first_seen":`)):
+		case len(t.rel.Key) > 0 && len(t.rows[e.Key]) > 0 && !bytes.Contains(e.Metadata, []byte(`"first_seen":`)):
 			return fmt.Errorf("an import of a row that the log has")
 		}
-		return t.put(e.AggregateID, data)
+		return t.put(e.Key, data)
 	case eventlog.OpDelete:
 		if e.Data != nil || e.Rest != nil {
 			return fmt.Errorf("a delete that sets something")
 		}
 		if unseen {
-			t.complete(e.AggregateID, before)
+			t.complete(e.Key, before)
 		}
-		old, err := t.take(e.AggregateID, before)
-		if unseen && (len(t.rows[e.AggregateID]) == 0 || err != nil && t.rel.Deferrable) {
+		old, err := t.take(e.Key, before)
+		if unseen && (len(t.rows[e.Key]) == 0 || err != nil && t.rel.Deferrable) {
 			return nil // it need not be there; before a transaction ends, another row may have its key
 		}
 		if err != nil {
@@ -394,19 +394,19 @@ func (w *world) row(e *eventlog.Event) error {
 			return fmt.Errorf("before and rest together have %d columns, the table has %d", len(known), len(t.rel.Columns))
 		}
 	}
-	from := e.AggregateID
+	from := e.Key
 	if key, err := t.key(known); err == nil && len(t.rel.Key) > 0 {
 		from = key // the whole key is among what is known of the row before
-		if key != e.AggregateID && e.PreviousID != key {
-			return fmt.Errorf("the key was %q, the previous id is %q", key, e.PreviousID)
+		if key != e.Key && e.PreviousKey != key {
+			return fmt.Errorf("the key was %q, the previous id is %q", key, e.PreviousKey)
 		}
-	} else if e.PreviousID != "" {
-		from = e.PreviousID
+	} else if e.PreviousKey != "" {
+		from = e.PreviousKey
 	}
-	if e.PreviousID != "" && from != e.PreviousID {
-		return fmt.Errorf("the key was %q, the previous id is %q", from, e.PreviousID)
+	if e.PreviousKey != "" && from != e.PreviousKey {
+		return fmt.Errorf("the key was %q, the previous id is %q", from, e.PreviousKey)
 	}
-	if e.PreviousID == "" && from != e.AggregateID && from != "" {
+	if e.PreviousKey == "" && from != e.Key && from != "" {
 		return fmt.Errorf("the key was %q, but there is no previous id", from)
 	}
 	if unseen {
@@ -415,7 +415,7 @@ func (w *world) row(e *eventlog.Event) error {
 	old, err := t.take(from, known)
 	if err != nil && unseen && t.rel.ReplicaIdentity == 'f' && e.Rest != nil { // it was not known before, and is now
 		maps.Copy(data, rest)
-		return t.put(e.AggregateID, data)
+		return t.put(e.Key, data)
 	}
 	if err != nil {
 		return err
@@ -425,7 +425,7 @@ func (w *world) row(e *eventlog.Event) error {
 	}
 	now := maps.Clone(old)
 	maps.Copy(now, data)
-	return t.put(e.AggregateID, now)
+	return t.put(e.Key, now)
 }
 
 // complete adds what a row lacked and is told by now.
@@ -446,32 +446,32 @@ func (t *worldTable) overwrite(e *eventlog.Event, data, rest worldRow) error {
 	if len(t.rel.Key) == 0 || t.rel.Deferrable && e.Op != eventlog.OpImport {
 		return t.recount(e, data, rest)
 	}
-	if e.PreviousID != "" {
-		delete(t.rows, e.PreviousID)
+	if e.PreviousKey != "" {
+		delete(t.rows, e.PreviousKey)
 	} else if before, err := members(e.Before); err == nil && e.Op == eventlog.OpUpdate {
 		if key, err := t.key(before); err == nil && key == "" { // an empty text, which is no previous id either
 			delete(t.rows, key)
 		}
 	}
 	if e.Op == eventlog.OpDelete {
-		delete(t.rows, e.AggregateID)
+		delete(t.rows, e.Key)
 		return nil
 	}
 	now := worldRow{}
-	if old := t.rows[e.AggregateID]; len(old) > 0 {
+	if old := t.rows[e.Key]; len(old) > 0 {
 		maps.Copy(now, old[0])
 	}
 	maps.Copy(now, data)
 	maps.Copy(now, rest)
-	delete(t.rows, e.AggregateID)
-	return t.put(e.AggregateID, now)
+	delete(t.rows, e.Key)
+	return t.put(e.Key, now)
 }
 
 // recount does so where there can be several rows under a key. A row that is not there cannot be taken away.
 func (t *worldTable) recount(e *eventlog.Event, data, rest worldRow) error {
-	from, now := e.PreviousID, worldRow{}
+	from, now := e.PreviousKey, worldRow{}
 	if from == "" {
-		from = e.AggregateID
+		from = e.Key
 	}
 	if rows := t.rows[from]; len(rows) > 0 && (e.Op == eventlog.OpDelete || e.Op == eventlog.OpUpdate) {
 		before, _ := members(e.Before)
@@ -493,7 +493,7 @@ func (t *worldTable) recount(e *eventlog.Event, data, rest worldRow) error {
 	}
 	maps.Copy(now, data)
 	maps.Copy(now, rest)
-	return t.put(e.AggregateID, now)
+	return t.put(e.Key, now)
 }
 
 func names(r worldRow) []string { return slices.Sorted(maps.Keys(r)) }

@@ -15,6 +15,12 @@ var schema string
 // Schema is the SQL that makes the shop's tables, in the first schema of the search_path.
 func Schema() string { return schema }
 
+//go:embed backstory.yaml
+var config []byte
+
+// Rules are what a backstory.yaml says of these tables.
+func Rules() []byte { return config }
+
 // Config of a shop.
 type Config struct {
 	// URL of the database, which has the tables of Schema. Required.
