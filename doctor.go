@@ -271,7 +271,9 @@ func (x *logExamination) goesOn(ctx context.Context) error {
 	f := capture.Finding{Check: "gap", Severity: capture.Danger, What: "the log does not go on: " + reason, Risk: "nothing is captured from where the log ends",
 		Remedy: "bring the source back to where the log is, or backstory init --accept-gap", Cost: "a gap in the history: of what happened in it only the outcome will be known, and that when backstory run has compared the tables with the log"}
 	if remedy != "" {
-		f.Remedy, f.Cost = remedy, ""
+		if f.Remedy = remedy; !strings.Contains(remedy, "--accept-gap") {
+			f.Cost = ""
+		}
 	}
 	x.add(f)
 	return nil

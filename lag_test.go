@@ -3,6 +3,7 @@ package backstory
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -61,6 +62,9 @@ func TestLogIsAway(t *testing.T) {
 		if code, body := get(h, "/api/v1/status"); code != http.StatusOK || json.Unmarshal([]byte(body), &st) != nil || st.Log.Error == "" || st.Log.Hint == "" ||
 			st.Source.State != "waiting" || st.Source.WALLSN == "" || st.Source.LagBytes <= 0 || st.Source.LagSeconds < 1 || st.Source.RetainedBytes <= 0 || st.CaughtUp {
 			t.Errorf("%s: status %d %s", when, code, body)
+		}
+		if f := st.Findings(); len(f) != 1 || f[0].Check != "sidecar" || !strings.Contains(f[0].What, "the sidecar does not get on: ") || !strings.Contains(f[0].What, "connect to the event log") || f[0].Mend() == "" {
+			t.Errorf("%s: doctor finds %+v", when, f)
 		}
 		if code, body := get(h, "/livez"); code != http.StatusOK {
 			t.Errorf("%s: /livez %d %s", when, code, body)
@@ -124,6 +128,27 @@ func TestLogHangs(t *testing.T) {
 	}
 	if err := end(); err != nil {
 		t.Error(err)
+	}
+}
+
+// How much the log grows in a day is the share of its size that the events of the last 24 hours have, once the history is as long.
+func TestGrowth(t *testing.T) {
+	r := newRig(t, pgservertest.ForTest(t, quick()), nil)
+	s, end := r.start()
+	r.sql(`INSERT INTO public.orders SELECT i, 'open' FROM generate_series(1, 300) i`)
+	until(t, "they are in the log", func() bool { h, err := s.Log().Head(t.Context()); return err == nil && h.Position == 300 })
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	for days, want := range []int64{0, 1} {
+		r.sql(fmt.Sprintf(`SET backstory.maintenance = on; UPDATE backstory.head SET began_at = now() - %d * interval '3 days'; UPDATE backstory.event SET occurred_at = occurred_at - %[1]d * interval '2 days' WHERE position <= 200`, days))
+		st, err := ReadStatus(t.Context(), r.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := st.Log.GrowthBytesPerDay; st.Log.SizeBytes == 0 || got != want*int64(float64(st.Log.SizeBytes)*100/300) {
+			t.Errorf("of %d bytes, a third of one day, %d are said to have come in a day", st.Log.SizeBytes, got)
+		}
 	}
 }
 

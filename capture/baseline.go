@@ -893,9 +893,9 @@ func (t *importing) unread(conn *pgx.Conn, e error) error {
 		return errShape
 	case "55P03": // lock_not_available
 		return &eventlog.Problem{Err: fmt.Errorf("%s %w", t.name, errLocked), Hint: "Its existing rows are read when that is over."}
-	case "54000", "XX000": // program_limit_exceeded, or what palloc says: text is longer than 1 GB
-		if strings.Contains(e.Error(), "alloc") {
-			return &eventlog.Problem{Err: fmt.Errorf("a row of %s is too large for the source itself to print: %w", t.name, e), Hint: "Make the value smaller, or leave the table out (BACKSTORY_EXCLUDE, backstory init)."}
+	case "54000", "XX000": // program_limit_exceeded of the row, or what palloc says of a value: text is longer than 1 GB
+		if eventlog.SQLState(e) == "54000" || strings.Contains(e.Error(), "alloc") {
+			return &eventlog.Problem{Err: fmt.Errorf("a row of %s is too large for the source itself to print: %w", t.name, e), Hint: "Make its values smaller, or leave the table out (BACKSTORY_EXCLUDE, backstory init). Its changes are captured all the same."}
 		}
 	case "42501": // insufficient_privilege, row security too
 		if strings.Contains(e.Error(), "row-level security") {

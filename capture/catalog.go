@@ -501,7 +501,7 @@ func (c Config) unmatched(all []tableName) (out []Finding) {
 			if strings.Contains(text, `"`) {
 				remedy = "names are written without quotes here (capitals count); "
 			}
-			out = append(out, Finding{Check: "pattern", Severity: Warning, What: fmt.Sprintf("%s: %s matches no table", list.name, text), Risk: list.risk, Remedy: remedy + have})
+			out = append(out, Finding{Check: "pattern", Severity: Warning, What: fmt.Sprintf("%s: %s matches no table", list.name, text), Risk: list.risk, Remedy: remedy + have, Cost: "none"})
 		}
 	}
 	return out

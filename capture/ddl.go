@@ -217,7 +217,7 @@ func (x *examination) eventTriggers(ctx context.Context) error {
 		x.add(Finding{Check: "ddl-trigger", Severity: Warning, What: "event_triggers is off for " + strings.Join(off, ", "), Risk: risk, Remedy: "reset it (ALTER ROLE … RESET event_triggers; likewise DATABASE and SYSTEM)"})
 	}
 	for _, t := range triggers {
-		f := Finding{Check: "ddl-trigger", Severity: Warning, Risk: risk}
+		f := Finding{Check: "ddl-trigger", Severity: Warning, Risk: risk, Cost: "each ALTER TABLE or DROP TABLE takes some milliseconds longer"}
 		switch {
 		case t.Enabled == "":
 			f.What, f.Remedy = "event trigger "+t.Name+" is gone", "backstory init --ddl-trigger"

@@ -103,6 +103,15 @@
 // types; key, type names and domains come from the catalogue, which may be newer than the stream: what it does not know any
 // more is taken as text.
 //
+// Generated columns are not in the stream. Before PostgreSQL 18 no source sends them (PostgreSQL manual, "Generated Column Replication"); from 18 on
+// publish_generated_columns = stored could, and the publications leave it at none. What the source computes from the other columns follows from
+// them and the expression, which the log has of each revision, and which Postgres wants immutable: a checkout computes it again (rebuild.Schema).
+// So rows have one form on every version, a publication that was made before goes on after pg_upgrade, STORED and VIRTUAL columns, which no
+// publication can send, are the same to the log, and SET EXPRESSION, which gives every row another value, makes no event of a row. What that costs: an expression that
+// calls a function whose body somebody has replaced gives what it gives now, and 18 refuses updates of a published table with REPLICA IDENTITY FULL and
+// STORED columns, of which only inserts are captured therefore. Where somebody sets the option, that is an alteration of the publication, a gap, and doctor says
+// so (publication-options): the stream then describes such a table otherwise than the catalogue, as if it were altered time and again.
+//
 // What ALTER TABLE does to the rows that are there is in no stream, and the description of a table comes with its next row change. So the catalogue
 // is looked at (alter.go): versions of its rows in pg_attribute, the table's file, its key, what its user-defined types are made of. Attributes
 // that were changed and another file together mean a rewrite; a file alone is VACUUM FULL, CLUSTER or TRUNCATE. Where the only change of
@@ -122,6 +131,14 @@
 // be a gap. Tried and left: values over 1 GB, which nothing cheap tells of (the statistics have the width of TOAST pointers); the role's
 // statement_timeout, transaction_timeout, lock_timeout and the idle timeouts, which our sessions set themselves; generated columns, which every
 // healthy source may have.
+//
+// # Values over 1 GB
+//
+// The source makes text of each value, and of each row one message, for which it has 1 GB: beyond, it fails at this place of its WAL, for every reader and at each
+// attempt (streamError), and when the row is read (unread). That is a gap, named as such, since whatever lies behind waits for it; the table has no baseline until the value is smaller.
+// Tried and left: pgoutput's option binary, with which the source sends such a bytea. The log could not hold it, as its JSON is text of the same 1 GB; every type would
+// need a second decoder, to the very text that the source prints, where types of extensions have no binary form that anybody has written down; a text or a row of more than
+// 1 GB fails all the same; and memory would be bounded by such a row.
 //
 // # Protocol 2
 //

@@ -64,7 +64,7 @@ func (c Config) examineSlot(slot *Slot, sv *Server, add func(Finding)) {
 		Risk: "changes are missing from the log", Remedy: "backstory init --accept-gap", Cost: "a gap in the history, which is healed by comparing the tables with the log"}
 	switch {
 	case !slot.Exists:
-		add(Finding{Check: NoSlot, Severity: Info, What: "replication slot " + c.Slot + " does not exist", Risk: "nothing is captured", Remedy: "backstory init"})
+		add(Finding{Check: NoSlot, Severity: Info, What: "replication slot " + c.Slot + " does not exist", Risk: "nothing is captured", Remedy: "backstory init", Cost: "from then on the source keeps WAL for it, also while no sidecar runs"})
 	case slot.WALStatus == "lost" && slot.Invalidation != "" && slot.Invalidation != "wal_removed":
 		lost.What = "the server has given up replication slot " + c.Slot + " (" + slot.Invalidation + ")"
 		add(lost)

@@ -47,9 +47,10 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 		switch {
 		case t.Published || !x.begun:
 		default:
-			f := Finding{Check: "not-captured", Severity: Warning, What: fmt.Sprintf("%s is not captured", t), Risk: "its changes are not in the log", Remedy: "backstory init"}
+			f := Finding{Check: "not-captured", Severity: Warning, What: fmt.Sprintf("%s is not captured", t), Risk: "its changes are not in the log", Remedy: "backstory init", Cost: "its rows are read once, and its events take room in the log"}
 			if t.Inserts {
 				f.Check, f.What, f.Risk = "inserts-only", fmt.Sprintf("only inserts of %s are captured, through its schema", t), "its updates and deletes are not in the log"
+				f.Cost = comparedOnce
 			}
 			if !t.Owned {
 				f.SQL = strings.Join(x.PublishSQL(x.sv.Role, []*Table{t}), " ")
@@ -59,7 +60,7 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 		}
 		if !t.InsertOnly && now.of(x.Config, t.OID, true) != "" {
 			x.add(Finding{Check: "inserts-only", Severity: Warning, What: fmt.Sprintf("only inserts of %s are captured, though it has a usable key by now", t),
-				Risk: "its updates and deletes are not in the log", Remedy: "backstory init"})
+				Risk: "its updates and deletes are not in the log", Remedy: "backstory init", Cost: comparedOnce})
 		}
 	}
 	all, err := x.tableNames(ctx, x.conn)
@@ -73,12 +74,12 @@ func (x *examination) selectedTables(ctx context.Context) (err error) {
 			have = "a table"
 		}
 		x.add(Finding{Check: "schema-left-out", Severity: Info, What: fmt.Sprintf("schema %s has %s that BACKSTORY_TABLES leaves out", o.Schema, have), Risk: "changes there are not in the log",
-			Remedy: "BACKSTORY_TABLES=" + TakingIn(x.Tables, []Outside{o}) + ", then backstory init; or, if that is meant, BACKSTORY_EXCLUDE=" + o.Schema + ".*, and this is not said again"})
+			Remedy: "BACKSTORY_TABLES=" + TakingIn(x.Tables, []Outside{o}) + ", then backstory init; or, if that is meant, BACKSTORY_EXCLUDE=" + o.Schema + ".*, and this is not said again", Cost: "events of those tables take room in the log"})
 	}
 	for _, t := range all {
 		if t.published && !x.selected(&t.Relation) {
 			x.add(Finding{Check: "captured-besides", Severity: Warning, What: fmt.Sprintf("%s is captured, though BACKSTORY_TABLES and BACKSTORY_EXCLUDE leave it out", t),
-				Risk: "its changes reach the log and the reactors: what is captured changes with backstory init alone", Remedy: "backstory init"})
+				Risk: "its changes reach the log and the reactors: what is captured changes with backstory init alone", Remedy: "backstory init", Cost: "its history ends there; captured again, the log has a gap of it"})
 		}
 	}
 	return nil
@@ -278,13 +279,13 @@ func (x *examination) published(ctx context.Context) error {
 
 // publication looks how our publications are set, and for others that get in our way.
 func (x *examination) publication(ctx context.Context) error {
-	rows, err := x.conn.Query(ctx, `SELECT pubname::text, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE puballtables OR pubname IN ($1, $2) ORDER BY 1`, x.Publication, x.InsertPublication())
+	rows, err := x.conn.Query(ctx, `SELECT pubname::text, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, coalesce(to_jsonb(p) ->> 'pubgencols', 'n') <> 'n' FROM pg_publication p WHERE puballtables OR pubname IN ($1, $2) ORDER BY 1`, x.Publication, x.InsertPublication())
 	if err != nil {
 		return fmt.Errorf("look at the publications: %w", err)
 	}
 	var name string
-	var all, ins, upd, del, trunc, viaRoot bool
-	_, err = pgx.ForEachRow(rows, []any{&name, &all, &ins, &upd, &del, &trunc, &viaRoot}, func() error {
+	var all, ins, upd, del, trunc, viaRoot, generated bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &all, &ins, &upd, &del, &trunc, &viaRoot, &generated}, func() error {
 		whole, publish := name == x.Publication, "insert, truncate"
 		if whole {
 			publish = "insert, update, delete, truncate"
@@ -301,7 +302,7 @@ func (x *examination) publication(ctx context.Context) error {
 				SQL: "DROP PUBLICATION " + eventlog.QuoteIdent(name) + ";", Remedy: "then backstory init; or another name with BACKSTORY_PUBLICATION", Cost: "whoever subscribes to it gets nothing"})
 		case all:
 			x.add(Finding{Check: AllTables, Severity: Warning, What: "publication " + name + " is FOR ALL TABLES",
-				Risk: "with the log in this database, its tables are published too, and UPDATEs of its bookkeeping reach that subscriber", Remedy: "keep the log in another database: BACKSTORY_LOG_URL"})
+				Risk: "with the log in this database, its tables are published too, and UPDATEs of its bookkeeping reach that subscriber", Remedy: "keep the log in another database: BACKSTORY_LOG_URL", Cost: "the log begins anew there"})
 		case !ins || !trunc || whole && (!upd || !del):
 			set(Finding{Check: "publication-options", What: fmt.Sprintf("publication %s does not publish everything that it should", name), Risk: "changes are missing from the log"}, "publish = '"+publish+"'")
 		case !whole && (upd || del):
@@ -310,6 +311,9 @@ func (x *examination) publication(ctx context.Context) error {
 		if ours && viaRoot {
 			set(Finding{Check: "publication-options", What: fmt.Sprintf("publication %s has publish_via_partition_root", name), Risk: "the log does not learn which partition a row is in, nor of a partition's TRUNCATE"}, "publish_via_partition_root = false")
 		}
+		if ours && generated { // PostgreSQL 18
+			set(Finding{Check: "publication-options", What: fmt.Sprintf("publication %s has publish_generated_columns", name), Risk: "the log takes tables with generated columns for altered, time and again"}, "publish_generated_columns = none")
+		}
 		return nil
 	})
 	if err != nil {
@@ -317,6 +321,9 @@ func (x *examination) publication(ctx context.Context) error {
 	}
 	return x.narrowedMembers(ctx)
 }
+
+// comparedOnce is what it costs to capture updates and deletes, too.
+const comparedOnce = "its rows are compared with the log's once"
 
 // AllTables is the check that finds publications FOR ALL TABLES, which matter where the log is in the source's database.
 const AllTables = "publication-all-tables"

@@ -205,7 +205,7 @@ func examineStandby(sv *Server, add func(Finding)) {
 	sb := sv.Standby
 	if sb == nil {
 		examineKeeping(sv, add)
-		add(Finding{Check: "decoding-standby", Severity: Info, What: "the server of BACKSTORY_STANDBY_URL is the primary", Risk: "it decodes itself", Remedy: "leave BACKSTORY_STANDBY_URL out; a slot on another server is a new one, after backstory init --accept-gap"})
+		add(Finding{Check: "decoding-standby", Severity: Info, What: "the server of BACKSTORY_STANDBY_URL is the primary", Risk: "it decodes itself", Remedy: "leave BACKSTORY_STANDBY_URL out; a slot on another server is a new one, after backstory init --accept-gap", Cost: "a gap in the history, which is healed by comparing the tables with the log"})
 		return
 	}
 	examineKeeping(sb, add)

@@ -31,7 +31,7 @@ type SchemaConfig struct {
 // relations, and no other constraint, index or default. It is one transaction: others see all of it or nothing, and what is
 // replaced until the last moment.
 //
-// Generated columns are generated here as well (STORED, whatever they are in the source) by their expressions of the revision; one
+// Generated columns are generated here as well (STORED, whether they are that or VIRTUAL in the source) by their expressions of the revision; one
 // whose expression fails in this database, since it calls a function that is not there or refuses a value, is left out
 // with a warning. A function that an expression calls runs as the role of the checkout.
 //

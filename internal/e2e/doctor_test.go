@@ -41,7 +41,7 @@ func newPatient(t *testing.T, s *system, always string) *patient {
 
 var checkName = regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
 
-// look examines it. Each finding says why, what to do, and has a name that the README explains.
+// look examines it. Each finding says why, what to do, what that costs, where it is SQL or init, and has a name that the README explains.
 func (p *patient) look() []capture.Finding {
 	p.t.Helper()
 	list, err := backstory.Examine(p.t.Context(), p.cfg)
@@ -51,6 +51,9 @@ func (p *patient) look() []capture.Finding {
 	for _, f := range list {
 		if f.Risk == "" || f.Mend() == "" || !checkName.MatchString(f.Check) || !strings.Contains(p.readme, "`"+f.Check+"`") {
 			p.t.Errorf("%+v does not say why, or what to do, or README does not explain it", f)
+		}
+		if (f.SQL != "" || strings.Contains(f.Remedy, "backstory init")) && f.Cost == "" {
+			p.t.Errorf("%+v does not say what it costs to mend it", f)
 		}
 	}
 	return list
@@ -223,6 +226,17 @@ func TestDoctor(t *testing.T) {
 	p.with("warning: public.sales_1, a partition of public.sales, is unlogged", p.does(`CREATE UNLOGGED TABLE public.sales_1 PARTITION OF public.sales FOR VALUES IN (1)`), nil)
 	p.with("warning: public.sales_2, a partition of public.sales, is a foreign table", p.does(`CREATE FOREIGN TABLE public.sales_2 PARTITION OF public.sales FOR VALUES IN (2) SERVER far`), p.does(`DROP TABLE public.sales`))
 	p.with("info: the database has large objects", p.does(`SELECT lo_from_bytea(4711, 'x')`), p.does(`SELECT lo_unlink(4711)`))
+}
+
+// freeAddress is one that nobody listens at.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // replicating opens a connection on which replication commands are understood.
@@ -437,6 +451,19 @@ func TestDoctorOfRoles(t *testing.T) {
 	eventually(t, time.Minute, "it says so", func() (bool, error) {
 		return strings.Contains(says(), "warning: existing rows of public.secrets are not taken over: "), nil
 	})
+	ctx, stop := context.WithCancel(t.Context())
+	served, addr := make(chan error, 1), freeAddress(t)
+	go func() { served <- run.sc.Serve(ctx, addr) }()
+	s.env = []string{"BACKSTORY_HTTP_ADDR=" + addr}
+	eventually(t, 20*time.Second, "doctor asks the sidecar", func() (bool, error) {
+		d := s.command(false, "doctor", "--json")
+		d.wait(time.Minute)
+		return strings.Contains(d.out.String(), `"what":"existing rows of public.secrets are not taken over: `), fmt.Errorf("%s", d.out)
+	})
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
 	p.mend(p.look(), "role boss may not read the existing rows of public.secrets")
 	eventually(t, time.Minute, "it says nothing more", func() (bool, error) { return says() == "", nil })
 	if err := run.end(); err != nil {
@@ -474,6 +501,7 @@ func TestDoctorOfPublications(t *testing.T) {
 		{`CREATE PUBLICATION backstory FOR TABLE public.things WHERE (id > 5)`, "danger: publication backstory has only some rows of public.things", 15},
 		{`CREATE PUBLICATION backstory FOR TABLE public.things (id, v) WHERE (id > 5)`, "danger: publication backstory has only some rows and some columns of public.things", 15},
 		{`CREATE PUBLICATION backstory FOR TABLES IN SCHEMA public`, "danger: publication backstory has all tables of schema public", 15},
+		{`CREATE PUBLICATION backstory FOR TABLE public.things WITH (publish_generated_columns = stored)`, "danger: publication backstory has publish_generated_columns", 18},
 	} {
 		if s.src.Major() < x.from {
 			continue
@@ -582,6 +610,7 @@ func TestDoctorMeanwhile(t *testing.T) {
 	})
 	db.do(`ALTER ROLE postgres RESET default_transaction_read_only`)
 	p.with("warning: reactor kafka does not get on: broker away", p.does(`INSERT INTO backstory.checkpoint (name, position, error, failed_at) VALUES ('kafka', 1, 'broker away', now())`), p.does(`DELETE FROM backstory.checkpoint`))
+	p.with("info: reactor kafka is paused, "+db.one(`SELECT position - 1 FROM backstory.head`)+" events behind → backstory sink resume kafka", p.does(`INSERT INTO backstory.checkpoint (name, position, paused) VALUES ('kafka', 1, true)`), p.does(`DELETE FROM backstory.checkpoint`))
 
 	// What decoding has no memory for.
 	p.set("logical_decoding_work_mem", "64kB")()

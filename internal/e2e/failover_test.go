@@ -187,6 +187,7 @@ func TestDoctorOfStandby(t *testing.T) {
 	p := newPair(t, pgservertest.AtLeast("17"), map[string]string{"hot_standby_feedback": "off", "sync_replication_slots": "off"})
 	db := p.sql()
 	db.do(simple)
+	p.cfg.Log.URL = "" // it is in the source, and so on the standby, too
 	p.init()
 	patient := newPatient(t, p.system, "")
 	standby := open(t, p.standby.URL("postgres"))
@@ -208,11 +209,35 @@ func TestDoctorOfStandby(t *testing.T) {
 	standby.do(`ALTER SYSTEM SET hot_standby_feedback = on`)
 	standby.do(`ALTER SYSTEM SET sync_replication_slots = on`)
 	standby.do(`SELECT pg_reload_conf()`)
-	eventually(t, 2*time.Minute, "the standby is ready", func() (bool, error) {
+	eventually(t, 2*time.Minute, "the standby is ready", func() (bool, error) { // it takes the slot over only when that has moved on
 		db.do(`SELECT pg_log_standby_snapshot()`)
+		p.once()
 		got := finds()
 		return got == "", fmt.Errorf("%s", got)
 	})
+	for set, want := range map[string]string{
+		`primary_slot_name = ''`: "has no primary_slot_name → on it: ALTER SYSTEM SET primary_slot_name",
+		fmt.Sprintf(`primary_conninfo = 'host=127.0.0.1 port=%d user=postgres application_name=standby'`, p.src.Port()): "has no dbname in primary_conninfo → add dbname=" + databaseOf(t, p.cfg.Capture.URL),
+	} {
+		standby.do("ALTER SYSTEM SET %s", set)
+		standby.do(`SELECT pg_reload_conf()`)
+		eventually(t, 20*time.Second, "doctor finds it", func() (bool, error) {
+			got := finds()
+			return strings.HasPrefix(got, fmt.Sprintf("127.0.0.1:%d %s", p.standby.Port(), want)), fmt.Errorf("%s", got)
+		})
+		standby.do("ALTER SYSTEM RESET %s", strings.Fields(set)[0])
+		standby.do(`SELECT pg_reload_conf()`)
+		eventually(t, time.Minute, "the standby is ready again", func() (bool, error) {
+			got := finds()
+			return got == "", fmt.Errorf("%s", got)
+		})
+	}
+	// The log's own server.
+	p.cfg.Log.URL = p.standby.URL(databaseOf(t, p.cfg.Capture.URL))
+	if got := written(patient.look()); !strings.Contains(got, "danger: the log's server is a standby → give the URL of the primary (BACKSTORY_LOG_URL)") {
+		t.Errorf("of a log on a standby doctor says:\n%s", got)
+	}
+	p.cfg.Log.URL = ""
 	if err := p.standby.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -45,8 +47,20 @@ func TestWALGuard(t *testing.T) {
 	eventually(t, time.Minute, "somebody is alarmed", func() (bool, error) {
 		return strings.Contains(said.String(), "the source keeps much WAL for the replication slot"), fmt.Errorf("%s", said.tail(10))
 	})
+	rec := httptest.NewRecorder()
+	r.sc.Handler().ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	for _, name := range []string{"backstory_slot_confirmed_bytes_behind", "backstory_slot_retained_bytes"} {
+		_, rest, _ := strings.Cut(rec.Body.String(), "\n"+name+" ")
+		value, _, _ := strings.Cut(rest, "\n")
+		if n, err := strconv.ParseFloat(value, 64); err != nil || n < 60<<20 || n > 100<<20 {
+			t.Errorf("%s is %q after 70 MB, %v", name, value, err)
+		}
+	}
 	fill(70)
 	eventually(t, time.Minute, "the slot is dropped", func() (bool, error) { return slots() == "0", nil })
+	eventually(t, 20*time.Second, "it is said loudly", func() (bool, error) {
+		return strings.Contains(said.String(), `level=ERROR msg="the replication slot was dropped, so that the source's disk does not fill up" slot=`+s.cfg.Capture.Slot+" retained_bytes=1"), fmt.Errorf("%s", said.tail(10))
+	})
 	db.do(`UPDATE public.things SET v = 'unseen'`)
 	if err := s.log.Restart(t.Context(), pgserver.Immediate); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"testing"
+
+	"github.com/backstory-dev/backstory/internal/pgserver/pgservertest"
 )
 
 // TestKindsOfTablesAndStatements: what a database may hold and do that the workload of TestLogEqualsSource does not: types of extensions, also in
@@ -92,4 +94,28 @@ func TestKindsOfTablesAndStatements(t *testing.T) {
 	if got := db.one(`SELECT count(*) FROM backstory.captured WHERE name IN ('unlogged', 'temporary')`); got != "0" {
 		t.Errorf("%s tables are captured that are unlogged or temporary", got)
 	}
+}
+
+// TestGeneratedColumns: what the source computes is in no event, and in a checkout all the same, STORED or VIRTUAL (PostgreSQL 18): added, dropped, made again, and
+// with another expression, which has no row healed.
+func TestGeneratedColumns(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{version: pgservertest.AtLeast("18")})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text, g int GENERATED ALWAYS AS (id * 2) VIRTUAL, h text GENERATED ALWAYS AS (v || '!') STORED, w int); INSERT INTO public.things (id, v, w) VALUES (0, 'old', 4)`)
+	s.init()
+	for _, q := range []string{
+		`INSERT INTO public.things (id, v, w) VALUES (1, 'a', 5), (2, 'b', 6); UPDATE public.things SET v = 'c' WHERE id = 2`,
+		`ALTER TABLE public.things ADD z int GENERATED ALWAYS AS (w + 1) VIRTUAL; INSERT INTO public.things (id, v, w) VALUES (3, 'd', 7)`,
+		`ALTER TABLE public.things DROP g; ALTER TABLE public.things ADD g int GENERATED ALWAYS AS (id * 3) VIRTUAL; UPDATE public.things SET v = 'e' WHERE id = 1`,
+		`ALTER TABLE public.things ALTER h SET EXPRESSION AS (v || '?'); UPDATE public.things SET v = 'f' WHERE id = 3`,
+	} {
+		db.do("%s", q)
+		s.once()
+		s.sameRows("things")
+	}
+	if got := db.one(`SELECT count(*) FILTER (WHERE op = 'import' AND type = 'ThingHealed') || ' ' || count(*) FILTER (WHERE data::jsonb ?| '{g,h,z}') FROM backstory.events`); got != "0 0" {
+		t.Errorf("rows that were healed, and events that have what is computed: %s", got)
+	}
+	verify(t, s.openLog())
 }

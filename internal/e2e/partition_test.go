@@ -162,6 +162,7 @@ func TestDroppedAndMadeAgain(t *testing.T) {
 			s.init()
 			db.do(`INSERT INTO public.orders VALUES (1, 'a'), (101, 'b'); INSERT INTO public.plain VALUES (1, 1, 1)`)
 			s.once()
+			before := db.one(`SELECT position FROM backstory.head`)
 			var r *running
 			if !init {
 				r = s.start()
@@ -188,8 +189,21 @@ func TestDroppedAndMadeAgain(t *testing.T) {
 				s.once()
 			}
 			s.says(0, "", "checkout", "--partial", "--at", "HEAD", "--schema", "everything")
-			if got := s.rowsOf("HEAD", "orders") + " / " + s.rowsOf("HEAD", "plain"); got != "(1,a) (102,new) / (3)" {
+			at := func(rev string) string { return s.rowsOf(rev, "orders") + " / " + s.rowsOf(rev, "plain") }
+			if got := at("HEAD"); got != "(1,a) (102,new) / (3)" {
 				t.Errorf("the log has %s", got)
+			}
+			if got := at(before); got != "(1,a) (101,b) / (1,1,1.00)" {
+				t.Errorf("before the tables were dropped, the log has %s", got)
+			}
+			want := "(1,a) / orders"
+			if init { // by which the new one is known before it is learned that the old one is gone
+				want += " plain"
+			}
+			between := db.one(`SELECT max(position) FROM backstory.events WHERE op = 'note' AND type IN ('OrderPartitionDropped', 'PlainDropped')`)
+			s.says(0, "", "checkout", "--partial", "--at", between, "--schema", "between")
+			if got := s.rowsOf(between, "orders") + " / " + db.one(`SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_tables WHERE schemaname = 'between'`); got != want {
+				t.Errorf("when they had been dropped, and not made again, the log has %s", got)
 			}
 		})
 	}

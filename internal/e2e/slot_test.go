@@ -164,7 +164,7 @@ func TestRunWarnsOfUnlimitedWAL(t *testing.T) {
 	db.do(simple)
 	s.init()
 	s.says(0, "max_slot_wal_keep_size", "run", "--once")
-	s.says(3, "max_slot_wal_keep_size", "doctor")
+	s.says(3, `{"check":"wal-limit","severity":"danger","what":"max_slot_wal_keep_size is not set"`, "doctor", "--json") // fsync is off, too
 }
 
 // TestNetOfInserts: a superuser may give the publication of inserts a whole schema: then the inserts of a table made later are in the

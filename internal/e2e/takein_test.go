@@ -56,6 +56,40 @@ func TestTablesMadeLater(t *testing.T) {
 	}
 }
 
+// TestRightsOfTheFirstLevel: a role that is no superuser, but a member of the tables' owner, does by itself what README says of that level: takes tables in, moves one that
+// loses its key, and reads what ALTER TABLE has rewritten.
+func TestRightsOfTheFirstLevel(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{tables: []string{"public.*"}})
+	super := s.sql()
+	name := databaseOf(t, s.cfg.Capture.URL)
+	side, app := "side_"+name, "owner_"+name
+	super.do(`CREATE ROLE %[2]s LOGIN; CREATE ROLE %[1]s LOGIN REPLICATION; GRANT %[2]s TO %[1]s; GRANT CREATE, USAGE ON SCHEMA public TO %[2]s; GRANT CREATE ON DATABASE %[3]s TO %[1]s`, side, app, name)
+	owner := open(t, withUser(t, s.cfg.Capture.URL, app))
+	owner.do(`CREATE TABLE public.things (id int PRIMARY KEY, v text); INSERT INTO public.things VALUES (1, 'a')`)
+	s.cfg.Capture.URL = withUser(t, s.cfg.Capture.URL, side)
+	s.init()
+	r := s.start()
+	eventually(t, time.Minute, "it streams", func() (bool, error) { err := r.sc.Ready(); return err == nil, err })
+	owner.do(`CREATE TABLE public.later (id int PRIMARY KEY, v text); INSERT INTO public.later SELECT i, 'x' FROM generate_series(1, 10) i; CREATE TABLE public.keyless (v text); INSERT INTO public.keyless VALUES ('k')`)
+	eventually(t, time.Minute, "they are taken in", func() (bool, error) {
+		got := super.one(`SELECT string_agg(name || ' ' || complete, ', ' ORDER BY name) FROM backstory.captured`)
+		return got == "keyless false, later true, things true", fmt.Errorf("captured: %s", got)
+	})
+	owner.do(`ALTER TABLE public.things DROP CONSTRAINT things_pkey`)
+	eventually(t, 20*time.Second, "its UPDATEs work again", func() (bool, error) {
+		_, err := owner.Exec(t.Context(), `UPDATE public.things SET v = 'b'`)
+		return err == nil, err
+	})
+	owner.do(`ALTER TABLE public.later ADD w int DEFAULT random() * 5; UPDATE public.later SET v = 'y' WHERE id = 1`)
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.once()
+	s.once()
+	s.sameRows("later", "things", "keyless")
+}
+
 // TestTablesMadeLaterThatMayNotBePublished: without the right, it is said at once which tables are not captured, and how that is mended.
 func TestTablesMadeLaterThatMayNotBePublished(t *testing.T) {
 	t.Parallel()

@@ -139,6 +139,9 @@ func TestUpgradeWithoutTheSidecar(t *testing.T) {
 		t.Errorf("%v (%s)", err, eventlog.Hint(err))
 	}
 	s.logSQL().do(`UPDATE backstory.head SET closed = true`)
+	if got := written(newPatient(t, s, "").look()); !strings.Contains(got, "info: the source was upgraded with pg_upgrade → backstory run goes on with it") || strings.Contains(got, "the log does not go on") {
+		t.Errorf("of a source that goes on doctor says:\n%s", got)
+	}
 	db.do(`ALTER TABLE public.things ADD COLUMN new int DEFAULT random() * 5`)
 	if err := s.tryOnce(); err == nil || !strings.Contains(eventlog.Hint(err), "things was altered since the upgrade") {
 		t.Errorf("%v (%s)", err, eventlog.Hint(err))

@@ -39,7 +39,13 @@ func (s *subject) String() string { return eventlog.QuoteQualified(s.schema, s.n
 
 func (s *subject) isKey(c string) bool { return slices.Contains(s.key, c) }
 
-const longest = "Straße; \"x\" 日本 -- a table whose name is as long as it can be"
+// Names of 63 bytes, as long as they can be: of tables, with a letter by which they differ, and of a column.
+const (
+	longest       = "Straße; \"x\" 日本 -- a table whose name is as long as it can"
+	longestColumn = "Spalte; 'x' 日本 -- as long as a column's name can be, or: Ω"
+)
+
+var _, _ [63]bool = [len(longest) + 1]bool{}, [len(longestColumn)]bool{}
 
 // subjects are tables of every kind.
 func subjects() []*subject {
@@ -89,8 +95,8 @@ func subjects() []*subject {
 		{schema: "public", name: "numerics", key: []string{"k"}, columns: []column{{"k", "numeric", oneOf("0", "1", "1.0", "1.00", "2", "2.0", "NaN", "1e20", "-3")}, {"v", "text", oddText}}},
 		{schema: "public", name: "moments", key: []string{"k"}, columns: []column{{"k", "timestamptz", stamps("+00")}, {"v", "text", oddText}}},
 		{schema: "public", name: "enums", key: []string{"k", "j"}, columns: []column{{"j", "public.pair", oneOf(`(1,x,"{a}")`, `(2,"y,",)`)}, {"k", "public.mood", oneOf("sad", "NULL", "a b", `c"d\`, ",")}, {"v", "text", oddText}}},
-		{schema: "Größe 1", name: longest[:len(longest)-len("can be")] + "c", key: []string{`Ω,"y"`}, columns: []column{{`Ω,"y"`, "int", intBelow(30)}, {"select", "text", oddText}, {`a b\`, "text", wide}, {`"`, "int", intBelow(5)}}},
-		{schema: "Größe 1", name: longest[:len(longest)-len("can be")] + "d", key: []string{"k"}, columns: []column{{"k", "text", oddText}, {"v", "text", oddText}}},
+		{schema: "Größe 1", name: longest + "c", key: []string{`Ω,"y"`}, columns: []column{{`Ω,"y"`, "int", intBelow(30)}, {"select", "text", oddText}, {`a b\`, "text", wide}, {`"`, "int", intBelow(5)}, {longestColumn, "text", wide}}},
+		{schema: "Größe 1", name: longest + "d", key: []string{"k"}, columns: []column{{"k", "text", oddText}, {"v", "text", oddText}}},
 		{schema: "public", name: "including", key: []string{"id"}, columns: []column{number, {"v", "text", oddText}, {"w", "text", wide}},
 			after: []string{`ALTER TABLE %s DROP CONSTRAINT including_pkey`, `ALTER TABLE %s ADD PRIMARY KEY (id) INCLUDE (v)`}},
 		{schema: "public", name: "ordinary", key: []string{"id"}, columns: []column{number}},
