@@ -45,7 +45,7 @@ func TestADemoInATerminalAsksAndListens(t *testing.T) {
 	t.Parallel()
 	dir := demoDirForTest(t)
 	first := startDemo(t, dir)
-	first.waitFor(`OrderCreated`)
+	first.waitFor(`Order[A-Z]`)
 	first.stop()
 
 	start := func() (*runningDemo, *os.File) {

@@ -306,7 +306,7 @@ func TestADemoGoesOnOrBeginsAnew(t *testing.T) {
 		}
 	}
 	d := startDemo(t, dir)
-	d.waitFor(`a fresh database[\s\S]*OrderCreated`)
+	d.waitFor(`a fresh database[\s\S]*Order[A-Z]`)
 	before, env := d.position(), readFile(t, filepath.Join(dir, "demo.env"))
 
 	second := startDemo(t, dir)
@@ -315,7 +315,7 @@ func TestADemoGoesOnOrBeginsAnew(t *testing.T) {
 	d.stop()
 
 	d = startDemo(t, dir)
-	d.waitFor(`Going on with the demo of [\s\S]*OrderCreated`)
+	d.waitFor(`Going on with the demo of [\s\S]*Order[A-Z]`)
 	if after := d.position(); after <= before {
 		t.Errorf("the log went from position %d to %d", before, after)
 	}
@@ -330,7 +330,7 @@ func TestADemoGoesOnOrBeginsAnew(t *testing.T) {
 	}
 	<-d.done
 	d = startDemo(t, dir, "--continue")
-	d.waitFor(`the database of [\s\S]*OrderUpdated`)
+	d.waitFor(`the database of [\s\S]*Order[A-Z]`)
 	if after := d.position(); after < before {
 		t.Errorf("the log went back from position %d to %d", before, after)
 	}
@@ -415,7 +415,7 @@ func TestADemoIsKilledWhileItStarts(t *testing.T) {
 func TestASecondInterruptEndsTheDemoAtOnce(t *testing.T) {
 	t.Parallel()
 	d := startDemo(t, demoDirForTest(t))
-	d.waitFor(`OrderCreated`)
+	d.waitFor(`Order[A-Z]`)
 	for range 200 {
 		_ = d.cmd.Process.Signal(os.Interrupt)
 		time.Sleep(5 * time.Millisecond)
