@@ -94,6 +94,9 @@ type Sidecar struct {
 	noted    *rules.File                // whose troubles were said, and how many
 	troubles int
 
+	ruleErrors   int64 // how many were said, and when
+	ruleErrorsAt time.Time
+
 	unprotected   string // what protect said last, owned by capture as well
 	unprotectedAt time.Time
 }

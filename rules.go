@@ -3,6 +3,7 @@ package backstory
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/rules"
@@ -47,18 +48,24 @@ func relations(captured []eventlog.Captured) (out []*eventlog.Relation) {
 	return out
 }
 
-// useRules checks the rules with which the sidecar began, unless the log has them already: what has become of the tables since then stops nothing.
+// useRules checks the rules with which the sidecar began. Where the log has them already, what has become of the tables since then stops nothing.
 func (s *Sidecar) useRules(ctx context.Context, captured []eventlog.Captured) error {
 	f := s.rules.Load()
-	if f == nil || s.fit {
+	if s.fit {
 		return nil
 	}
-	f.Know(relations(captured))
 	_, inForce, err := s.log.RulesInForce(ctx)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if inForce != f.Text() {
+	case f == nil && inForce != "":
+		s.cfg.Logger.Warn("the log was written by rules, and now there are none: row changes become default events", "hint", "BACKSTORY_CONFIG names the file of rules; without it, backstory.yaml in the current directory counts.")
+	case f == nil:
+	case f.Text() == inForce:
+		if _, err := f.Check(relations(captured)); err != nil {
+			s.cfg.Logger.Warn("rules do not fit the tables any more: what does not is left out", "what", err.Error(), "hint", "backstory rules check tells when they do.")
+		}
+	default:
 		if err := s.checkRules(f, captured); err != nil {
 			return err
 		}
@@ -72,6 +79,14 @@ func (s *Sidecar) noteRules() {
 	f := s.rules.Load()
 	if f == nil {
 		return
+	}
+	if now := s.total(); now.RuleErrors > s.ruleErrors && time.Since(s.ruleErrorsAt) > time.Minute {
+		example := ""
+		if r := s.now.Load(); r != nil {
+			example = r.writer.RuleError()
+		}
+		s.cfg.Logger.Warn("rules could not be applied: these changes have their default events", "changes", now.RuleErrors-s.ruleErrors, "for_example", example)
+		s.ruleErrors, s.ruleErrorsAt = now.RuleErrors, time.Now()
 	}
 	list := f.Trouble()
 	if f != s.noted {

@@ -140,9 +140,19 @@ func (c *RowChange) Known(column int) bool {
 func (c *RowChange) Fail(rule string, err error) {
 	if c.failed == nil {
 		c.w.made.RuleErrors++
+		text := rule + ": " + err.Error()
+		c.w.ruleError.Store(&text)
 		c.failed = append(AppendString([]byte(`"rule_error":{"rule":`), []byte(rule)), `,"error":`...)
 		c.failed = append(AppendString(c.failed, validUTF8([]byte(err.Error()))), '}')
 	}
+}
+
+// RuleError tells which rule could not be applied last, and why; empty: none. Any goroutine may call it.
+func (w *Writer) RuleError() string {
+	if s := w.ruleError.Load(); s != nil {
+		return *s
+	}
+	return ""
 }
 
 // mark adds to an event's metadata what went wrong with a rule.
@@ -317,7 +327,7 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 		if first && n > 0 {
 			e.moved, e.part.restates = false, true
 		}
-		if e.also = links; was != nil && n == 0 {
+		if e.also = links; was != nil {
 			e.also = append(slices.Clone(links), was.also...)
 		}
 		var unknown []byte
@@ -366,7 +376,7 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 		if last {
 			e.meta = c.mark(e.meta)
 		}
-		if was != nil && n == 0 {
+		if was != nil {
 			e.meta = withMember(e.meta, was.meta)
 		}
 		w.event(t, e)

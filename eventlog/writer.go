@@ -63,9 +63,10 @@ type Writer struct {
 	cur     *source
 	state   *stateCache
 
-	rules        Rules  // nil: the default ones
-	rulesVersion int    // their number in the log
-	taken        *Rules // what Log.SetRules gave when they were taken; nil: before that
+	rules        Rules                  // nil: the default ones
+	rulesVersion int                    // their number in the log
+	ruleError    atomic.Pointer[string] // see RuleError
+	taken        *Rules                 // what Log.SetRules gave when they were taken; nil: before that
 
 	baselines map[uint32]*Baseline // by OID: tables whose existing rows are being taken over
 	heals     map[uint32]bool      // those whose last state is compared, since changes may be missing

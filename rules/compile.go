@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/backstory-dev/backstory/eventlog"
@@ -15,10 +16,10 @@ import (
 type compiler struct {
 	mu      sync.Mutex // guards the following
 	trouble []string
-	idTypes map[string]string // by table: that of its key
+	tables  map[string]*eventlog.Relation // those that are known, by name
 }
 
-// Know tells the file of the tables that are captured: whose key is of which type.
+// Know tells the file of the tables that are captured: what their keys are.
 func (f *File) Know(tables []*eventlog.Relation) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -26,11 +27,11 @@ func (f *File) Know(tables []*eventlog.Relation) {
 }
 
 func (f *File) know(tables ...*eventlog.Relation) {
-	if f.idTypes == nil {
-		f.idTypes = map[string]string{}
+	if f.tables == nil {
+		f.tables = map[string]*eventlog.Relation{}
 	}
 	for _, r := range tables {
-		f.idTypes[r.String()] = eventlog.IDType(r)
+		f.tables[r.String()] = r
 	}
 }
 
@@ -107,7 +108,7 @@ func short(table string) string {
 // compileTable makes the rules of a version of a table; nil: the file does not speak of it. What is wrong is noted in the file's problems.
 func (f *File) compileTable(r *eventlog.Relation, warn func(yamlfile.Place, string)) *eventlog.TableRules {
 	if a := f.owner(r.String()); a != nil {
-		return &eventlog.TableRules{Aggregate: a.name, RowRules: f.compile(a.of(nil), a.quiet, a.given, r, warn), Links: f.compileLinks(a.links, r)}
+		return &eventlog.TableRules{Aggregate: a.name, RowRules: f.compile(a.of(nil), a.quiet, a.given, r, warn), Links: f.compileLinks(a.links, r, warn)}
 	}
 	out := &eventlog.TableRules{}
 	row := newTyper(r)
@@ -119,8 +120,8 @@ func (f *File) compileTable(r *eventlog.Relation, warn func(yamlfile.Place, stri
 				continue
 			}
 			n := len(f.file.Noted())
-			filing := f.filing(a, c.key, r)
-			for _, l := range f.compileLinks(c.links, r) {
+			filing := f.filing(a, c.key, c.place, r, warn)
+			for _, l := range f.compileLinks(c.links, r, warn) {
 				if !slices.ContainsFunc(out.Links, func(o eventlog.Filing) bool { return o.Aggregate == l.Aggregate && slices.Equal(o.Key, l.Key) }) {
 					out.Links = append(out.Links, l)
 				}
@@ -149,8 +150,8 @@ func (f *File) compileTable(r *eventlog.Relation, warn func(yamlfile.Place, stri
 }
 
 // filing says that rows belong to an aggregate's entities, by the columns that hold their key.
-func (f *File) filing(a *aggregate, key []yamlfile.Text, r *eventlog.Relation) eventlog.Filing {
-	out := eventlog.Filing{Aggregate: a.name, Table: qualified(a.table.Value), IDType: f.idTypes[qualified(a.table.Value)]}
+func (f *File) filing(a *aggregate, key []yamlfile.Text, place yamlfile.Place, r *eventlog.Relation, warn func(yamlfile.Place, string)) eventlog.Filing {
+	out := eventlog.Filing{Aggregate: a.name, Table: qualified(a.table.Value)}
 	var names []string
 	for i := range r.Columns {
 		names = append(names, r.Columns[i].Name)
@@ -162,15 +163,34 @@ func (f *File) filing(a *aggregate, key []yamlfile.Text, r *eventlog.Relation) e
 			k.Place.Fail("%s has no column %s%s", short(r.String()), k.Value, expr.Nearest(k.Value, names))
 		}
 	}
+	of := f.tables[out.Table]
+	if of == nil {
+		return out
+	}
+	out.IDType = eventlog.IDType(of)
+	if len(out.Key) == len(key) && len(key) != len(of.Key) {
+		var columns []string
+		for _, k := range of.Key {
+			columns = append(columns, of.Columns[k].Name)
+		}
+		place.Fail("the key of %s has %d columns (%s), and this has %d", short(of.String()), len(of.Key), strings.Join(columns, ", "), len(key))
+		return out
+	}
+	for i := 0; i < len(out.Key) && warn != nil; i++ {
+		mine, theirs := &r.Columns[out.Key[i]], &of.Columns[of.Key[i]]
+		if mine.Type.Kind != theirs.Type.Kind || eventlog.IDType(&eventlog.Relation{Columns: r.Columns, Key: out.Key[i : i+1]}) != eventlog.IDType(&eventlog.Relation{Columns: of.Columns, Key: of.Key[i : i+1]}) {
+			warn(key[i].Place, fmt.Sprintf("%s.%s is %s, %s.%s is %s: a row whose value is none of that type belongs to nothing", short(r.String()), mine.Name, mine.Type.Name, short(of.String()), theirs.Name, theirs.Type.Name))
+		}
+	}
 	return out
 }
 
 // compileLinks gives the further entities under which a table's events are found. Those that do not fit are noted, and left out.
-func (f *File) compileLinks(list []link, r *eventlog.Relation) (out []eventlog.Filing) {
+func (f *File) compileLinks(list []link, r *eventlog.Relation, warn func(yamlfile.Place, string)) (out []eventlog.Filing) {
 	for _, l := range list {
 		for _, a := range f.aggregates {
 			if n := len(f.file.Noted()); a.name == l.aggregate {
-				if filing := f.filing(a, l.key, r); len(f.file.Noted()) == n {
+				if filing := f.filing(a, l.key, l.place, r, warn); len(f.file.Noted()) == n {
 					out = append(out, filing)
 				}
 			}

@@ -295,7 +295,7 @@ func (a *aggregate) parseRule(m yamlfile.Member) {
 		}
 		for op, on := range r.ops {
 			if on && (ops == nil || slices.Contains(ops, op)) {
-				m.Place.Fail("%s is what an %s becomes without a rule: give it another name", m.Name, opNames[op])
+				m.Place.Fail("%s is a name that the log itself has for what happens: give it another one", m.Name)
 				break
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/backstory-dev/backstory"
 	"github.com/backstory-dev/backstory/capture"
 	"github.com/backstory-dev/backstory/eventlog"
+	"github.com/backstory-dev/backstory/internal/yamlfile"
 	"github.com/backstory-dev/backstory/rules"
 )
 
@@ -58,6 +59,12 @@ func (s *settings) reloadRules(ctx context.Context, sc *backstory.Sidecar, log *
 			case <-hup:
 			}
 			f, err := s.readRules()
+			switch {
+			case err == nil && f == nil:
+				err = &eventlog.Problem{Err: errors.New(configFile + " is not there"), Hint: "A restart without it goes on with the default events."}
+			case err == nil && f.Aggregates() == 0:
+				err = &eventlog.Problem{Err: fmt.Errorf("%s has no aggregates", s.rulesName(f)), Hint: "A restart with it goes on with the default events."}
+			}
 			if err == nil {
 				err = sc.SetRules(ctx, f)
 			}
@@ -121,8 +128,9 @@ func (s *settings) checkRules(cmd *cobra.Command) error {
 	}
 	f, err := readRules(name, true)
 	var wrong *exitError
-	if errors.As(err, &wrong) && !errors.Is(err, fs.ErrNotExist) {
-		return &exitError{exitFound, err}
+	var problems yamlfile.Problems
+	if errors.As(err, &wrong) && errors.As(err, &problems) {
+		return &exitError{exitFound, fmt.Errorf("%s is not right:\n%w", name, problems)}
 	}
 	if err != nil {
 		return err

@@ -194,7 +194,7 @@ func (j *joiner) update(p, e *eventlog.Event) error {
 	maps.Copy(data, more)
 	maps.Copy(before, moreBefore)
 	c := e.Clone()
-	c.PreviousKey, c.Metadata, c.Restates = p.PreviousKey, joinUnknown(p, e), false
+	c.PreviousKey, c.Metadata, c.Restates = p.PreviousKey, joinUnknown(p, c), false
 	c.Data, c.Before = object(data), object(before)
 	if e.Rest != nil {
 		for k := range data {

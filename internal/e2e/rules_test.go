@@ -156,7 +156,7 @@ aggregates:
 func TestRulesCheck(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, where{})
-	s.sql().do(`CREATE TABLE public.posts (id int PRIMARY KEY, title text, published bool, price numeric, twice numeric GENERATED ALWAYS AS (price * 2) STORED, kind text, updated_at timestamp)`)
+	s.sql().do(`CREATE TABLE public.posts (id int PRIMARY KEY, title text, published bool, price numeric, twice numeric GENERATED ALWAYS AS (price * 2) STORED, kind text, updated_at timestamp); CREATE TABLE public.notes (id int PRIMARY KEY, post_id int, body text)`)
 	file := filepath.Join(t.TempDir(), "rules.yaml")
 	s.env = []string{"BACKSTORY_CONFIG=" + file}
 	s.says(2, "read the rules: open "+file, "rules", "check")
@@ -175,7 +175,7 @@ func TestRulesCheck(t *testing.T) {
 		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, when: 'became(\"publishd\", true)'}\n", "did you mean published?"},
 		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX:\n        on: update\n        when: !after.published\n", "rules.yaml:7:15: !after.published is a YAML tag here: put the text in quotes"},
 		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, data: [twice]}\n", "twice is a generated column"},
-		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostUpdated: {on: update, data: [title]}\n", "PostUpdated is what an update becomes without a rule"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostUpdated: {on: update, data: [title]}\n", "PostUpdated is a name that the log itself has"},
 		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, data: [title], with: {title: after.kind}}\n", "rules.yaml:5:49: title is in data already"},
 		{3, "aggregates:\n  Post:\n    table: posts\n  Article:\n    table: public.posts\n", "rules.yaml:5:12: public.posts is the table of Post already"},
 		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update}\n  Other:\n    table: others\n    events:\n      PostX: {on: update}\n", "rules.yaml:9:7: PostX is an event of Post already"},
@@ -183,6 +183,10 @@ func TestRulesCheck(t *testing.T) {
 		{3, "aggregates: [\n", "rules.yaml:1:13: "},
 		{3, "# f\xfcr den Versand\naggregates: {}\n", "rules.yaml:1:1: this line is not UTF-8 text"},
 		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, with: {title: upper(after.title)}}\n", "rules.yaml:5:34: title is a column"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, when: 'after.title = \"a\"'}\n", "equal is =="},
+		{3, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: update, when: after.title != NULL}\n", "NULL is written nil"},
+		{3, "aggregates:\n  Post:\n    table: posts\n    children: {notes: {key: [post_id, id]}}\n", "rules.yaml:4:16: the key of posts has 1 columns (id), and this has 2"},
+		{0, "aggregates:\n  Post:\n    table: posts\n    children: {notes: {key: body}}\n", "notes.body is text, posts.id is integer: a row whose value is none of that type belongs to nothing"},
 		{3, "aggregates:\n  Post:\n    table: posts\n    links: {Author: author_id}\n", "rules.yaml:4:13: the file has no aggregate Author"},
 		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: delete, when: 'became(\"published\", true)'}\n", "rules.yaml:5:34: this is never so on delete"},
 		{0, "aggregates:\n  Post:\n    table: posts\n    events:\n      PostX: {on: insert, when: before.published and after.kind == nil}\n", "rules.yaml:5:33: this is never so on insert"},
@@ -238,6 +242,13 @@ func TestRulesAreReadAgain(t *testing.T) {
 	db.do(`UPDATE posts SET title = 'c'`)
 	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2")
 
+	// Nor does a file that is empty, or gone.
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hangUp()
+	said("has no aggregates")
+
 	// A transaction that has begun to arrive ends by the rules with which it began: the source sends it when it is committed.
 	write("TitleTaken", "")
 	hangUp()
@@ -254,6 +265,9 @@ func TestRulesAreReadAgain(t *testing.T) {
 	p = s.command(false, "run")
 	types("ArticleCreated 2, TitleGiven 2, TitleGiven 2, TitleTaken 3, ArticleUpdated 3")
 	said("a rule does not fit its table any more")
+	p.kill()
+	p = s.command(false, "run")
+	said("rules do not fit the tables any more")
 	s.says(3, "posts has no column title", "rules", "check")
 	p.kill()
 
@@ -334,6 +348,11 @@ aggregates:
 					`Order/42 OrderItemUpdated {"n":3} from {"n":2}`}},
 				{"another parent is one event, in the new stream", `UPDATE order_items SET order_id = 1 WHERE id = 7`, []string{
 					`Order/1 ItemMoved {"order_id":1} from {"order_id":42} moved from Order/42`}},
+				{"so are the other events of that change", `UPDATE order_items SET order_id = 42, n = 9 WHERE id = 7; UPDATE order_items SET order_id = 1, n = 3 WHERE id = 7`, []string{
+					`Order/42 ItemMoved {"order_id":42} from {"order_id":1} moved from Order/1`,
+					`Order/42 OrderItemUpdated {"n":9} from {"n":3} moved from Order/1`,
+					`Order/1 ItemMoved {"order_id":1} from {"order_id":42} moved from Order/42`,
+					`Order/1 OrderItemUpdated {"n":3} from {"n":9} moved from Order/42`}},
 				{"no parent: the row's own stream", `UPDATE order_items SET order_id = NULL WHERE id = 7; UPDATE order_items SET n = 4 WHERE id = 7; UPDATE order_items SET order_id = 42 WHERE id = 7`, []string{
 					`OrderItem/7 OrderItemUpdated {"order_id":null} from {"order_id":1} moved from Order/1`,
 					`OrderItem/7 OrderItemUpdated {"n":4} from {"n":3}`,
@@ -389,8 +408,8 @@ aggregates:
 				return strings.Join(list, " ")
 			}
 			for entity, want := range map[string]string{
-				"Order/42":      "OrderCreated OrderItemCreated ItemAdded OrderItemUpdated ItemMoved OrderItemUpdated OrderItemUpdated OrderDeleted ItemRemoved OrderItemDeleted",
-				"order_items/7": "OrderItemCreated ItemAdded OrderItemUpdated ItemMoved OrderItemUpdated OrderItemUpdated OrderItemUpdated OrderItemUpdated",
+				"Order/42":      "OrderCreated OrderItemCreated ItemAdded OrderItemUpdated ItemMoved ItemMoved OrderItemUpdated ItemMoved OrderItemUpdated OrderItemUpdated OrderItemUpdated OrderDeleted ItemRemoved OrderItemDeleted",
+				"order_items/7": "OrderItemCreated ItemAdded OrderItemUpdated ItemMoved ItemMoved OrderItemUpdated ItemMoved OrderItemUpdated OrderItemUpdated OrderItemUpdated OrderItemUpdated OrderItemUpdated",
 				"OrderItem/8":   "OrderItemUpdated ItemRemoved OrderItemDeleted",
 				"Photo/9":       "CommentCreated CommentUpdated CommentDeleted PhotoCreated",
 				"Post/00000000-0000-0000-0000-00000000000a": "CommentCreated PostCommented CommentUpdated CommentUpdated PostCreated",
@@ -408,7 +427,7 @@ aggregates:
 			s.once()
 			s.says(0, "OrderItemTruncated", "log", "order_items/9")
 			// Views: what belongs to an entity is among its events, by an index.
-			if got := db.one(`SELECT string_agg(type, ' ' ORDER BY id) FROM backstory.order_events WHERE aggregate_id = 42`); got != "OrderCreated OrderItemCreated ItemAdded OrderItemUpdated OrderItemUpdated OrderItemUpdated OrderDeleted ItemRemoved OrderItemDeleted" {
+			if got := db.one(`SELECT string_agg(type, ' ' ORDER BY id) FROM backstory.order_events WHERE aggregate_id = 42`); got != "OrderCreated OrderItemCreated ItemAdded OrderItemUpdated ItemMoved OrderItemUpdated OrderItemUpdated OrderItemUpdated OrderDeleted ItemRemoved OrderItemDeleted" {
 				t.Errorf("the view has %s", got)
 			}
 			db.do(`SET enable_seqscan = off`)

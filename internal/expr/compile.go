@@ -83,7 +83,7 @@ func Compile(src string, scope *Scope, want Want) (p *Program, err error) {
 	if err != nil {
 		var e *file.Error
 		if errors.As(err, &e) {
-			return nil, &Error{At: e.From, Text: e.Message}
+			return nil, &Error{At: e.From, Text: e.Message + meant(e.Message)}
 		}
 		return nil, &Error{Text: err.Error()}
 	}
@@ -106,6 +106,19 @@ func Compile(src string, scope *Scope, want Want) (p *Program, err error) {
 		c.fail(tree.Node, "%s in the place of a list", k)
 	}
 	return c.program, nil
+}
+
+// meant tells somebody who writes SQL how it is said here.
+func meant(message string) string {
+	for _, m := range []struct{ token, say string }{
+		{`Operator("=")`, "; equal is =="}, {`Operator("<>")`, "; not equal is !="}, {`Operator(">")`, "; not equal is !="}, {`Identifier("AND")`, "; it is written and"}, {`Identifier("OR")`, "; it is written or"},
+		{`Identifier("NOT")`, "; it is written not"}, {`Identifier("IS")`, "; IS NULL is == nil"}, {`Identifier("is")`, "; IS NULL is == nil"}, {`Identifier("LIKE")`, "; there are contains, startsWith, endsWith and matches"},
+		{`Identifier("like")`, "; there are contains, startsWith, endsWith and matches"}, {`Identifier("IN")`, "; it is written in"}, {`Identifier("BETWEEN")`, "; it is written x in 1..10, or with >= and <="}} {
+		if strings.Contains(message, m.token) {
+			return m.say
+		}
+	}
+	return ""
 }
 
 type compiler struct {
@@ -226,6 +239,9 @@ func (c *compiler) identifier(n *ast.IdentifierNode) (Type, fn) {
 			}
 			known = append(known, col.Name)
 		}
+	}
+	if strings.EqualFold(n.Value, "null") || n.Value == "None" {
+		c.fail(n, "%s is not known here; NULL is written nil", n.Value)
 	}
 	c.fail(n, "%s is not known here%s", n.Value, Nearest(n.Value, known))
 	return Type{}, nil
