@@ -121,7 +121,7 @@ func (l *Log) Healable(r *Relation) bool {
 		}
 	}
 	for _, k := range d.kinds {
-		if o := k.relation; o != nil && o.OID == r.OID && k.op != OpGap && k.op != OpNote && k.op != OpTruncate && !sameKey(o, r) && k.relationID > since {
+		if o := k.relation; o != nil && o.OID == r.OID && k.op != OpGap && k.op != OpNote && k.op != OpTruncate && !sameKey(o, r) && k.relationID >= since { // rows of after a TRUNCATE have its version, too
 			return false
 		}
 	}

@@ -288,15 +288,23 @@ type place struct {
 
 // places tells where the events of a table are, newest first. Those of before a gap do not count, nor those of before and while
 // only inserts of the table were published: what they say of a row may be wrong by now, until the table is complete again. Nor do,
-// where rows are looked for by their key, those from when the table had another one: under the same number there is another row. The same is true of
-// another replica identity, where they are looked for by that.
+// where rows are looked for by their key, those from when the table had another one: under the same number there is another row; nor, until all rows have been
+// compared, those of before that, since the rows may have changed under the other key. The same is true of another replica identity, where they are looked for by that.
 func (d *dictionary) places(oid uint32, incarnation int, byRow bool) []place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	inserts := d.barrier(oid)
 	_, r := d.newestOf(oid)
+	other := 0 // the newest version with another key that has events of rows
+	if r != nil && !r.Complete && !byRow {
+		for _, k := range d.kinds {
+			if o := k.relation; o != nil && o.OID == oid && k.op != OpGap && k.op != OpNote && k.op != OpTruncate && !SameKeyColumns(o, r) {
+				other = max(other, k.relationID)
+			}
+		}
+	}
 	return d.placesOf(oid, func(k *kind) bool {
-		return (r != nil && r.Complete || k.source.incarnation == incarnation && k.relationID > inserts) && (r == nil || byRow && sameRow(k.relation, r) || !byRow && SameKeyColumns(k.relation, r))
+		return k.relationID > other && (r != nil && r.Complete || k.source.incarnation == incarnation && k.relationID > inserts) && (r == nil || byRow && sameRow(k.relation, r) || !byRow && SameKeyColumns(k.relation, r))
 	})
 }
 

@@ -288,6 +288,27 @@ func TestOtherKeyInTheMiddleOfAComparison(t *testing.T) {
 	s.equalsTables(db, l)
 }
 
+// TestKeyThatComesBack: what the log knew of a row by a key, before the table had another one for a while, is no state of it.
+func TestKeyThatComesBack(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	db := s.sql()
+	db.do(`CREATE TABLE public.things (id int CONSTRAINT things_key PRIMARY KEY, n int NOT NULL UNIQUE, v text)`)
+	s.init()
+	db.do(`INSERT INTO public.things SELECT i, -i, 'a' FROM generate_series(1, 3) i`)
+	s.once()
+	db.do(`ALTER TABLE public.things DROP CONSTRAINT things_key, ADD CONSTRAINT things_key PRIMARY KEY (n)`)
+	s.once()
+	s.once()
+	db.do(`UPDATE public.things SET v = 'b' WHERE id = 1`)
+	s.once()
+	db.do(`ALTER TABLE public.things DROP CONSTRAINT things_key, ADD CONSTRAINT things_key PRIMARY KEY (id)`)
+	db.do(`UPDATE public.things SET v = 'a' WHERE id = 1`) // as it was by this key
+	s.once()
+	s.once()
+	s.equalsTables(db, s.openLog())
+}
+
 // TestFormerKeysAreNoHindrance: what key a table had once does not keep it from being compared, nor that it had none for a while, nor that only its
 // inserts are captured.
 func TestFormerKeysAreNoHindrance(t *testing.T) {
