@@ -522,3 +522,56 @@ aggregates:
 		})
 	}
 }
+
+// TestRulesExplain: which rules make an event of a change, and why others do not.
+func TestRulesExplain(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	const yaml = `aggregates:
+  Order:
+    table: orders
+    children: {order_items: {key: order_id, as: items}}
+    events:
+      OrderPaid:   {on: update, when: 'became("status", "paid")', data: [status, paid_at]}
+      OrderNoted:  {on: [insert, update], data: [note]}
+      OrderOdd:    {on: update, data: [status], when: after.n + 9223372036854775807 > 0}
+      OrderLeft:   {on: delete}
+      ItemAmended: {on: items.update, data: [n], when: after.n > before.n}
+`
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.env = []string{"BACKSTORY_CONFIG=" + file}
+	s.withRules(yaml)
+	db := s.sql()
+	db.do(`SET search_path = public; CREATE TABLE orders (id int PRIMARY KEY, status text, paid_at timestamp, note text, n int NOT NULL DEFAULT 1, updated_at int);
+		CREATE TABLE order_items (id int PRIMARY KEY, order_id int, n int); CREATE TABLE others (id int PRIMARY KEY)`)
+	s.init()
+	db.do(`INSERT INTO orders VALUES (1, 'new'); UPDATE orders SET status = 'paid', n = 2, updated_at = 5 WHERE id = 1; INSERT INTO order_items VALUES (7, 1, 1); UPDATE order_items SET n = 0 WHERE id = 7;
+		INSERT INTO others VALUES (1); UPDATE orders SET updated_at = 6 WHERE id = 1; DELETE FROM orders WHERE id = 1`)
+	s.once()
+	for _, c := range []struct {
+		what string
+		want []string
+	}{
+		{"2", []string{"update of Order/1, a row of Order", `OrderPaid yes: status changed, and became("status", "paid")`, "OrderNoted no: none of its columns changed: note", "OrderOdd no: it failed: integer out of range",
+			"OrderLeft no: it is about delete, this is an update", "and …Updated: n"}},
+		{"order_items/7", []string{"update of public.order_items/7, a row of Order", "ItemAmended no: this does not hold: after.n > before.n", "and …Updated: n"}},
+		{"others/1", []string{"a row of nothing that the file speaks of", "and …Created"}},
+		{"orders/1", []string{"delete of Order/1", "OrderLeft yes: on delete", "and …Deleted"}},
+		{"1", []string{"insert of Order/1", "OrderNoted no: all of its columns are NULL: note", "OrderPaid no: it is about update, this is an insert", "and …Created"}},
+	} {
+		p := s.command(false, "rules", "explain", c.what)
+		if code := p.wait(time.Minute); code != 0 {
+			t.Errorf("rules explain %s returned %d:\n%s", c.what, code, p.out)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(strings.Join(strings.Fields(p.out.String()), " "), want) {
+				t.Errorf("rules explain %s lacks %q:\n%s", c.what, want, p.out)
+			}
+		}
+	}
+	s.says(0, `{"rule":"OrderLeft","line":9,"fires":true,"why":"on delete"}`, "rules", "explain", "orders/1", "--json")
+	s.says(1, "no event at position 99", "rules", "explain", "99")
+}
