@@ -137,7 +137,7 @@ func (t *table) valueIn(object []byte, column int) (found []byte) {
 // RowChangeOf makes a change of what is known of the row before and after it: JSON objects in the form of the log, of which a column that is missing is not known. An
 // insert has no row before, a delete none after.
 func RowChangeOf(r *Relation, op Op, before, after []byte) *RowChange {
-	c := &RowChange{Op: op, t: &table{rel: r}, objects: [][]byte{after}, was: [][]byte{before}}
+	c := &RowChange{Op: op, t: newTable(r), objects: [][]byte{after}, was: [][]byte{before}}
 	if op == OpUpdate {
 		for i := range r.Columns {
 			a, b := c.t.valueIn(before, i), c.t.valueIn(after, i)
@@ -244,7 +244,7 @@ func (c *RowChange) size(i int) int {
 }
 
 // typed gives what the rules make of a row change.
-func (w *Writer) typed(c *RowChange, rules *tableRules) ([]Part, error) {
+func typed(c *RowChange, rules *tableRules) ([]Part, error) {
 	if rules.typer == nil {
 		return nil, nil
 	}
@@ -259,19 +259,18 @@ type telling struct {
 	extra   []byte
 }
 
-// tellings gives the events of an update. What no rule takes becomes …Updated. A key that changes comes first, as what follows is filed under it; columns that
+// tell gives the events of an update. What no rule takes becomes …Updated. A key that changes comes first, as what follows is filed under it; columns that
 // are no news go with the first event, or become …Touched.
-func (w *Writer) tellings(c *RowChange, rules *tableRules) ([]telling, error) {
-	s := &w.scratch
-	parts, err := w.typed(c, rules)
+func (s *scratch) tell(c *RowChange, rules *tableRules) ([]telling, error) {
+	parts, err := typed(c, rules)
 	if err != nil {
 		return nil, err
 	}
 	list := s.tellings[:0]
-	left, quiet := w.mask(0, c.Changed), true
+	left, quiet := s.mask(0, c.Changed), true
 	for i := range parts {
 		p := &parts[i]
-		columns := w.mask(i+1, c.Changed)
+		columns := s.mask(i+1, c.Changed)
 		for n := range columns {
 			columns[n] = columns[n] && (p.Columns == nil && !rules.quiet[n] || p.Columns != nil && p.Columns[n])
 			left[n] = left[n] && !columns[n]
@@ -311,8 +310,7 @@ func (w *Writer) tellings(c *RowChange, rules *tableRules) ([]telling, error) {
 }
 
 // mask gives scratch memory with a copy of flags.
-func (w *Writer) mask(n int, flags []bool) []bool {
-	s := &w.scratch
+func (s *scratch) mask(n int, flags []bool) []bool {
 	for len(s.masks) <= n {
 		s.masks = append(s.masks, nil)
 	}
@@ -337,7 +335,7 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 	if err != nil {
 		return 0, err
 	}
-	list, err := w.tellings(c, f.rules)
+	list, err := s.tell(c, f.rules)
 	if err != nil {
 		return 0, err
 	}
@@ -466,7 +464,7 @@ func (w *Writer) delete(c *RowChange, e *eventRow) (err error) {
 	}
 	var parts []Part
 	if !c.firstSeen {
-		if parts, err = w.typed(c, e.rules); err != nil {
+		if parts, err = typed(c, e.rules); err != nil {
 			return err
 		}
 	}

@@ -118,7 +118,7 @@ func newRules() *cobra.Command {
 			}
 			return s.checkRules(cmd)
 		},
-	}, newExplain())
+	}, newExplain(), newRulesTest())
 	return c
 }
 
