@@ -231,7 +231,7 @@ func (w *Writer) insert(ctx context.Context, t *table, it *Item, op Op, as func(
 	}
 	var parts []Part
 	if op == OpInsert {
-		if parts, err = w.typed(&c, e.rules); err != nil {
+		if parts, err = typed(&c, e.rules); err != nil {
 			return err
 		}
 		e.meta = c.mark(nil)

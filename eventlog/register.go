@@ -83,6 +83,14 @@ func (w *Writer) source(system, database string, incarnation int, timeline uint3
 	return s, nil
 }
 
+func newTable(r *Relation) *table {
+	t := &table{rel: r, kinds: map[kindKey]int32{}, intKey: r.IntegerKey()}
+	for i := range r.Columns {
+		t.keys = append(t.keys, append(AppendString(nil, []byte(r.Columns[i].Name)), ':'))
+	}
+	return t
+}
+
 // tableFor finds what the writer knows of a relation, registering a new version of it in the schema history.
 func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, error) {
 	if t := w.tables[r]; t != nil {
@@ -102,10 +110,8 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 		}
 		return t, err
 	}
-	t := &table{rel: r, kinds: map[kindKey]int32{}, intKey: r.IntegerKey()}
+	t := newTable(r)
 	for i, c := range r.Columns {
-		k := AppendString(nil, []byte(c.Name))
-		t.keys = append(t.keys, append(k, ':'))
 		if c.Identity && r.ReplicaIdentity != 'f' {
 			t.identity = append(t.identity, i)
 		}

@@ -73,12 +73,14 @@ type RowChange struct {
 	old, now  []Value // the rows as the source sent them; nil where the log's own state is used
 	st        rowState
 	objects   [][]byte // the row, told by members of these, where it is neither
+	was       [][]byte // the row before, if that is another one than objects tell
 	frags     []byte   // of an update whose row before is a state: the row after, a column after the other
 	off       []int
 	kept      []byte // the row after as the cache is to have it, if that is another form
 	keptOff   []int
 	firstSeen bool // of a delete: the log does not know the row
 	failed    []byte
+	failure   string
 }
 
 // Value gives a column's value before or after the change, in the form of Postgres' text or, if json, in that of the log. Before an insert and after a delete
@@ -92,7 +94,11 @@ func (c *RowChange) Value(column int, after bool) (state State, value []byte, js
 	case row != nil:
 		return row[column].State, row[column].Text, false, nil
 	case c.objects != nil:
-		for _, o := range c.objects {
+		row := c.objects
+		if !after && c.was != nil {
+			row = c.was
+		}
+		for _, o := range row {
 			if f := c.t.valueIn(o, column); f != nil {
 				return jsonState(f), f, true, nil
 			}
@@ -128,8 +134,27 @@ func (t *table) valueIn(object []byte, column int) (found []byte) {
 	return found
 }
 
+// RowChangeOf makes a change of what is known of the row before and after it: JSON objects in the form of the log, of which a column that is missing is not known. An
+// insert has no row before, a delete none after.
+func RowChangeOf(r *Relation, op Op, before, after []byte) *RowChange {
+	c := &RowChange{Op: op, t: newTable(r), objects: [][]byte{after}, was: [][]byte{before}}
+	if op == OpUpdate {
+		for i := range r.Columns {
+			a, b := c.t.valueIn(before, i), c.t.valueIn(after, i)
+			c.Changed = append(c.Changed, b != nil && !bytes.Equal(a, b))
+		}
+	}
+	return c
+}
+
+// Failure tells what went wrong with a rule; empty: nothing.
+func (c *RowChange) Failure() string { return c.failure }
+
 // Known tells whether a column's value before an update is known.
 func (c *RowChange) Known(column int) bool {
+	if c.was != nil {
+		return c.t.valueIn(c.was[0], column) != nil
+	}
 	if c.old != nil {
 		return c.old[column].State != StateUnknown
 	}
@@ -139,9 +164,11 @@ func (c *RowChange) Known(column int) bool {
 // Fail notes that a rule could not be applied: what it is about becomes a default event, which says so.
 func (c *RowChange) Fail(rule string, err error) {
 	if c.failed == nil {
-		c.w.made.RuleErrors++
-		text := rule + ": " + err.Error()
-		c.w.ruleError.Store(&text)
+		c.failure = rule + ": " + err.Error()
+		if c.w != nil {
+			c.w.made.RuleErrors++
+			c.w.ruleError.Store(&c.failure)
+		}
 		c.failed = append(AppendString([]byte(`"rule_error":{"rule":`), []byte(rule)), `,"error":`...)
 		c.failed = append(AppendString(c.failed, validUTF8([]byte(err.Error()))), '}')
 	}
@@ -217,7 +244,7 @@ func (c *RowChange) size(i int) int {
 }
 
 // typed gives what the rules make of a row change.
-func (w *Writer) typed(c *RowChange, rules *tableRules) ([]Part, error) {
+func typed(c *RowChange, rules *tableRules) ([]Part, error) {
 	if rules.typer == nil {
 		return nil, nil
 	}
@@ -232,19 +259,18 @@ type telling struct {
 	extra   []byte
 }
 
-// tellings gives the events of an update. What no rule takes becomes …Updated. A key that changes comes first, as what follows is filed under it; columns that
+// tell gives the events of an update. What no rule takes becomes …Updated. A key that changes comes first, as what follows is filed under it; columns that
 // are no news go with the first event, or become …Touched.
-func (w *Writer) tellings(c *RowChange, rules *tableRules) ([]telling, error) {
-	s := &w.scratch
-	parts, err := w.typed(c, rules)
+func (s *scratch) tell(c *RowChange, rules *tableRules) ([]telling, error) {
+	parts, err := typed(c, rules)
 	if err != nil {
 		return nil, err
 	}
 	list := s.tellings[:0]
-	left, quiet := w.mask(0, c.Changed), true
+	left, quiet := s.mask(0, c.Changed), true
 	for i := range parts {
 		p := &parts[i]
-		columns := w.mask(i+1, c.Changed)
+		columns := s.mask(i+1, c.Changed)
 		for n := range columns {
 			columns[n] = columns[n] && (p.Columns == nil && !rules.quiet[n] || p.Columns != nil && p.Columns[n])
 			left[n] = left[n] && !columns[n]
@@ -284,8 +310,7 @@ func (w *Writer) tellings(c *RowChange, rules *tableRules) ([]telling, error) {
 }
 
 // mask gives scratch memory with a copy of flags.
-func (w *Writer) mask(n int, flags []bool) []bool {
-	s := &w.scratch
+func (s *scratch) mask(n int, flags []bool) []bool {
 	for len(s.masks) <= n {
 		s.masks = append(s.masks, nil)
 	}
@@ -310,7 +335,7 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 	if err != nil {
 		return 0, err
 	}
-	list, err := w.tellings(c, f.rules)
+	list, err := s.tell(c, f.rules)
 	if err != nil {
 		return 0, err
 	}
@@ -439,7 +464,7 @@ func (w *Writer) delete(c *RowChange, e *eventRow) (err error) {
 	}
 	var parts []Part
 	if !c.firstSeen {
-		if parts, err = w.typed(c, e.rules); err != nil {
+		if parts, err = typed(c, e.rules); err != nil {
 			return err
 		}
 	}

@@ -249,8 +249,13 @@ func (t *typer) choose(wheres []*expr.Program, c *eventlog.RowChange, after bool
 }
 
 // compile makes the rules of rows of a version of a table. What is wrong is noted in the file's problems.
-func (f *File) compile(list []*rule, quiet []yamlfile.Text, given bool, r *eventlog.Relation, warn func(yamlfile.Place, string)) (out eventlog.RowRules) {
-	t := newTyper(r)
+func (f *File) compile(list []*rule, quiet []yamlfile.Text, given bool, r *eventlog.Relation, warn func(yamlfile.Place, string)) eventlog.RowRules {
+	out, _ := f.typer(list, quiet, given, r, warn)
+	return out
+}
+
+func (f *File) typer(list []*rule, quiet []yamlfile.Text, given bool, r *eventlog.Relation, warn func(yamlfile.Place, string)) (out eventlog.RowRules, t *typer) {
+	t = newTyper(r)
 	if given {
 		out.Quiet = make([]bool, len(r.Columns))
 		for _, q := range quiet {
@@ -282,7 +287,7 @@ func (f *File) compile(list []*rule, quiet []yamlfile.Text, given bool, r *event
 	if len(t.rules) > 0 {
 		out.Type = t.parts
 	}
-	return out
+	return out, t
 }
 
 // compiled is a rule for one version of a table.

@@ -326,3 +326,13 @@ func qualified(table string) string {
 	}
 	return "public." + table
 }
+
+// Names gives the events that the file's rules make, in its order.
+func (f *File) Names() (out []string) {
+	for _, a := range f.aggregates {
+		for _, r := range a.rules {
+			out = append(out, r.name)
+		}
+	}
+	return out
+}

@@ -2,12 +2,17 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -16,6 +21,7 @@ import (
 	"github.com/backstory-dev/backstory/capture"
 	"github.com/backstory-dev/backstory/eventlog"
 	"github.com/backstory-dev/backstory/internal/yamlfile"
+	"github.com/backstory-dev/backstory/rebuild"
 	"github.com/backstory-dev/backstory/rules"
 )
 
@@ -112,8 +118,163 @@ func newRules() *cobra.Command {
 			}
 			return s.checkRules(cmd)
 		},
-	})
+	}, newExplain(), newRulesTest())
 	return c
+}
+
+func newExplain() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "explain POSITION|ID|ENTITY",
+		Short: "Tells what the rules make of a row change, and why others make nothing of it.",
+		Long: "Tells what the rules make of a row change that is in the log, of an entity its last one, and why others make nothing of it. The file is that of\n" +
+			"BACKSTORY_CONFIG, or backstory.yaml, as it is now: what the log has may have been made by others.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, l, err := openLog(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			name := s.Config
+			if name == "" {
+				name = configFile
+			}
+			f, err := readRules(name, true)
+			if err != nil {
+				return err
+			}
+			out := openScreen(cmd, false)
+			defer out.close()
+			return explain(cmd.Context(), l, f, args[0], out, asJSON)
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "as one JSON object")
+	return c
+}
+
+// explain tells what rules make of the row change that an event belongs to.
+func explain(ctx context.Context, l *eventlog.Log, f *rules.File, what string, out *screen, asJSON bool) error {
+	e, err := eventOf(ctx, l, what)
+	if err != nil {
+		return err
+	}
+	if e.Relation == nil || e.Op != eventlog.OpInsert && e.Op != eventlog.OpUpdate && e.Op != eventlog.OpDelete || strings.HasSuffix(e.Type, "Healed") {
+		return usage("Rules are about inserts, updates and deletes: backstory log --quiet shows them.", "event %d (%s) is no such change of a row", e.Position, e.Type)
+	}
+	before, after, err := rowsAround(ctx, l, e)
+	if err != nil {
+		return err
+	}
+	x, err := f.Explain(e.Relation, eventlog.RowChangeOf(e.Relation, e.Op, before, after))
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return json.NewEncoder(out).Encode(x)
+	}
+	of := x.Aggregate
+	if of == "" {
+		of = "nothing that the file speaks of"
+	}
+	fmt.Fprintf(out, "%s  %s of %s, a row of %s\n%s", out.yellow(fmt.Sprintf("event %d", e.Position)), e.Op, printable(rowName(e)), of, x)
+	return nil
+}
+
+// eventOf finds the event that a person names; of an entity, the last change of its row.
+func eventOf(ctx context.Context, l *eventlog.Log, what string) (*eventlog.Event, error) {
+	if id, err := eventlog.ParseID(what); err == nil {
+		return l.Find(ctx, id)
+	}
+	if n, err := strconv.ParseInt(what, 10, 64); err == nil {
+		return l.Get(ctx, eventlog.Position(n))
+	}
+	ent, err := l.Entity(ctx, what)
+	if err != nil {
+		return nil, err
+	}
+	if !ent.One() {
+		return nil, usage("Use a position (1234), an event's id, or an entity (orders/17).", "%q names no event and no entity", what)
+	}
+	sel := ent.Selection()
+	sel.Rows, sel.Quiet, sel.Newest, sel.Limit, sel.Ops = true, true, true, 1, []eventlog.Op{eventlog.OpInsert, eventlog.OpUpdate, eventlog.OpDelete}
+	var last *eventlog.Event
+	if err := l.Read(ctx, sel, func(e *eventlog.Event) error { last = e.Clone(); return nil }); err != nil {
+		return nil, err
+	}
+	if last == nil {
+		return nil, &eventlog.Problem{Err: fmt.Errorf("the log has no change of %s", what), Hint: "backstory log shows what there is."}
+	}
+	return last, nil
+}
+
+// rowsAround gives the row before and after the change that an event belongs to, as far as the log knows them.
+func rowsAround(ctx context.Context, l *eventlog.Log, e *eventlog.Event) (before, after []byte, err error) {
+	var parts []*eventlog.Event
+	first := e.Position - eventlog.Position(e.Part)
+	err = l.Read(ctx, eventlog.Selection{After: first - 1, Until: first + eventlog.MaxParts, Quiet: true}, func(p *eventlog.Event) error {
+		if p.CommitLSN == e.CommitLSN && p.Change == e.Change && p.Source == e.Source {
+			parts = append(parts, p.Clone())
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	switch e.Op {
+	case eventlog.OpInsert:
+		return nil, parts[0].Data, nil
+	case eventlog.OpDelete:
+		return parts[len(parts)-1].Before, nil, nil
+	}
+	key := e.Key
+	if k := parts[0].PreviousKey; k != "" {
+		key = k
+	}
+	schema, table := e.Relation.Table()
+	ent, err := l.Entity(ctx, eventlog.QuoteQualified(schema, table)+"/"+key)
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := rebuild.Entity(ctx, l, ent, first-1)
+	if err != nil {
+		return nil, nil, err
+	}
+	was, now := map[string][]byte{}, map[string][]byte{}
+	into := func(m map[string][]byte, object []byte) {
+		if object != nil {
+			_ = eventlog.EachMember(object, func(name, value []byte) error { m[string(name)] = value; return nil })
+		}
+	}
+	into(was, st.Row)
+	for _, p := range parts {
+		into(was, p.Before)
+		into(now, p.Rest)
+	}
+	for name, v := range was {
+		if _, ok := now[name]; !ok {
+			now[name] = v
+		}
+	}
+	for _, p := range parts {
+		into(now, p.Data)
+	}
+	if len(parts) == 1 {
+		into(was, parts[0].Rest)
+	}
+	return object(was), object(now), nil
+}
+
+// object makes a JSON object of its members.
+func object(m map[string][]byte) []byte {
+	b := []byte{'{'}
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		if len(b) > 1 {
+			b = append(b, ',')
+		}
+		b = append(append(eventlog.AppendString(b, []byte(name)), ':'), m[name]...)
+	}
+	return append(b, '}')
 }
 
 // checkRules prints what is wrong with the rules.

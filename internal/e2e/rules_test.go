@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -521,4 +523,133 @@ aggregates:
 			verify(t, l)
 		})
 	}
+}
+
+// TestRulesExplain: which rules make an event of a change, and why others do not.
+func TestRulesExplain(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	const yaml = `aggregates:
+  Order:
+    table: orders
+    children: {order_items: {key: order_id, as: items}}
+    events:
+      OrderPaid:   {on: update, when: 'became("status", "paid")', data: [status, paid_at]}
+      OrderNoted:  {on: [insert, update], data: [note]}
+      OrderOdd:    {on: update, data: [status], when: after.n + 9223372036854775807 > 0}
+      OrderLeft:   {on: delete}
+      ItemAmended: {on: items.update, data: [n], when: after.n > before.n}
+`
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.env = []string{"BACKSTORY_CONFIG=" + file}
+	s.withRules(yaml)
+	db := s.sql()
+	db.do(`SET search_path = public; CREATE TABLE orders (id int PRIMARY KEY, status text, paid_at timestamp, note text, n int NOT NULL DEFAULT 1, updated_at int);
+		CREATE TABLE order_items (id int PRIMARY KEY, order_id int, n int); CREATE TABLE others (id int PRIMARY KEY)`)
+	s.init()
+	db.do(`INSERT INTO orders VALUES (1, 'new'); UPDATE orders SET status = 'paid', n = 2, updated_at = 5 WHERE id = 1; INSERT INTO order_items VALUES (7, 1, 1); UPDATE order_items SET n = 0 WHERE id = 7;
+		INSERT INTO others VALUES (1); UPDATE orders SET updated_at = 6 WHERE id = 1; DELETE FROM orders WHERE id = 1`)
+	s.once()
+	for _, c := range []struct {
+		what string
+		want []string
+	}{
+		{"2", []string{"update of Order/1, a row of Order", `OrderPaid yes: status changed, and became("status", "paid")`, "OrderNoted no: none of its columns changed: note", "OrderOdd no: it failed: integer out of range",
+			"OrderLeft no: it is about delete, this is an update", "and …Updated: n"}},
+		{"order_items/7", []string{"update of public.order_items/7, a row of Order", "ItemAmended no: this does not hold: after.n > before.n", "and …Updated: n"}},
+		{"others/1", []string{"a row of nothing that the file speaks of", "and …Created"}},
+		{"orders/1", []string{"delete of Order/1", "OrderLeft yes: on delete", "and …Deleted"}},
+		{"1", []string{"insert of Order/1", "OrderNoted no: all of its columns are NULL: note", "OrderPaid no: it is about update, this is an insert", "and …Created"}},
+	} {
+		p := s.command(false, "rules", "explain", c.what)
+		if code := p.wait(time.Minute); code != 0 {
+			t.Errorf("rules explain %s returned %d:\n%s", c.what, code, p.out)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(strings.Join(strings.Fields(p.out.String()), " "), want) {
+				t.Errorf("rules explain %s lacks %q:\n%s", c.what, want, p.out)
+			}
+		}
+	}
+	s.says(0, `{"rule":"OrderLeft","line":9,"fires":true,"why":"on delete"}`, "rules", "explain", "orders/1", "--json")
+	s.says(1, "no event at position 99", "rules", "explain", "99")
+}
+
+// TestRulesTest: what rules would make of what has happened is what they make of it when it happens.
+func TestRulesTest(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, where{})
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	const yaml = `aggregates:
+  Order:
+    table: orders
+    children: {order_items: {key: order_id, as: items}}
+    events:
+      OrderPaid:   {on: [insert, update], when: 'became("status", "paid")', data: [status]}
+      OrderNoted:  {on: update, data: [note]}
+      OrderMoved:  {on: update, data: [id]}
+      OrderOdd:    {on: update, data: [n], when: after.n + 9223372036854775800 > 0}
+      OrderLeft:   {on: delete, with: {was: before.status}}
+      ItemAdded:   {on: items.insert}
+      ItemNever:   {on: items.delete, when: before.n > 100000}
+`
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.env = []string{"BACKSTORY_CONFIG=" + file}
+	db := s.sql()
+	db.do(`SET search_path = public; CREATE TABLE orders (id int PRIMARY KEY, status text, note text, n int NOT NULL DEFAULT 1, total numeric, updated_at int);
+		CREATE TABLE order_items (id int PRIMARY KEY, order_id int, n int)`)
+	s.init()
+	work := func(from int) {
+		db.do(`INSERT INTO orders (id, status) SELECT i, CASE WHEN i %% 3 = 0 THEN 'paid' ELSE 'new' END FROM generate_series(%[1]d, %[1]d + 29) i;
+			UPDATE orders SET status = 'paid', updated_at = 1 WHERE id >= %[1]d; UPDATE orders SET note = repeat('x', 2000) || id, total = id / 7.0 WHERE id >= %[1]d AND id %% 2 = 0; UPDATE orders SET updated_at = 2 WHERE id = %[1]d;
+			UPDATE orders SET n = 20, note = NULL WHERE id = %[1]d + 1; UPDATE orders SET id = id + 500, note = 'm' WHERE id = %[1]d + 2;
+			INSERT INTO order_items SELECT i, i, i FROM generate_series(%[1]d, %[1]d + 9) i; UPDATE order_items SET n = n + 1, order_id = NULL WHERE id = %[1]d; DELETE FROM order_items WHERE id >= %[1]d; DELETE FROM orders WHERE id >= %[1]d`, from)
+	}
+	work(1) // by the default rules
+	s.once()
+	p := s.command(false, "rules", "test", "--json")
+	if code := p.wait(time.Minute); code != 3 { // one rule fails
+		t.Fatalf("rules test returned %d:\n%s", code, p.out)
+	}
+	var would struct {
+		Changes int
+		Types   map[string]int
+		Never   []string
+		Failed  map[string]int
+		Lost    string
+	}
+	if err := json.Unmarshal([]byte(p.out.String()), &would); err != nil {
+		t.Fatalf("%v:\n%s", err, p.out)
+	}
+	if fmt.Sprint(would.Never) != "[OrderOdd ItemNever]" || would.Lost != "" || len(would.Failed) != 1 || would.Changes != s.changes(db) {
+		t.Errorf("rules test says %+v", would)
+	}
+	l := s.openLog()
+	_, at := story(t, l, 0)
+	s.withRules(yaml)
+	work(3001) // the same, by them
+	s.once()
+	did := map[string]int{}
+	if err := l.Read(t.Context(), eventlog.Selection{After: at, Quiet: true}, func(e *eventlog.Event) error { did[e.Type]++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(did) != fmt.Sprint(would.Types) {
+		t.Errorf("the rules would make %v, and made %v", would.Types, did)
+	}
+	s.says(0, "Every row comes back from these events.", "rules", "test", "--last", "50")
+	s.says(2, "--last has to be more than 0", "rules", "test", "--last", "0")
+}
+
+// changes counts the row changes in the log.
+func (s *system) changes(db *session) int {
+	n, err := strconv.Atoi(db.one(`SELECT count(DISTINCT (commit_lsn, change)) FROM backstory.events WHERE op IN ('insert', 'update', 'delete')`))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n
 }
