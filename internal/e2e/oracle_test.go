@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -492,11 +493,7 @@ func (o *otherPlugin) differs(e *eventlog.Event, c decodedChange) string {
 	if id, ok := idOf(e.Relation, c); ok && id != e.Key {
 		return "it is of another row"
 	}
-	from := e.Key
-	if e.PreviousKey != "" {
-		from = e.PreviousKey
-	}
-	known := o.rows[rowOf(e.Relation, from)]
+	known := o.rows[rowOf(e.Relation, cameFrom(e))]
 	if e.Relation.Deferrable || len(e.Relation.Key) == 0 {
 		known = nil // several rows may be under it
 	}
@@ -634,6 +631,18 @@ func (o *otherPlugin) learn(c decodedChange) {
 	}
 }
 
+// cameFrom is the key that an event's row had before; one that was the empty text only the values before tell.
+func cameFrom(e *eventlog.Event) string {
+	if e.PreviousKey != "" || e.Op != eventlog.OpUpdate || len(e.Relation.Key) != 1 {
+		return cmp.Or(e.PreviousKey, e.Key)
+	}
+	before, err := members(e.Before)
+	if err == nil && before[e.Relation.Columns[e.Relation.Key[0]].Name] == `""` {
+		return ""
+	}
+	return e.Key
+}
+
 // fold does what an event says.
 func (o *otherPlugin) fold(e *eventlog.Event) {
 	o.shapes[e.Relation.Own()] = e.Relation
@@ -649,10 +658,7 @@ func (o *otherPlugin) fold(e *eventlog.Event) {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	from := rowOf(e.Relation, e.Key)
-	if e.PreviousKey != "" {
-		from = rowOf(e.Relation, e.PreviousKey)
-	}
+	from := rowOf(e.Relation, cameFrom(e))
 	was := o.rows[from]
 	delete(o.rows, from)
 	if e.Op == eventlog.OpDelete {

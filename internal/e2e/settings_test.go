@@ -38,7 +38,7 @@ func TestValueTooLargeToSend(t *testing.T) {
 			}
 			got := written(st.Findings())
 			return l.one(`SELECT string_agg(name, ' ') FROM backstory.captured WHERE complete`) == "others" && l.one(`SELECT count(*) FROM backstory.events WHERE type = 'BlobCreated' AND aggregate_id = '%d'`, 20+i) == "1" &&
-				strings.Contains(got, "existing rows of public.blobs are not taken over: a row of \"public\".\"blobs\" is too large for the source itself to print") && strings.Contains(got, "→ Make its values smaller"), fmt.Errorf("%s", got)
+				strings.Contains(got, "the rows of public.blobs are not compared with the log's: a row of \"public\".\"blobs\" is too large for the source itself to print") && strings.Contains(got, "→ Make its values smaller"), fmt.Errorf("%s", got)
 		})
 		if err := r.end(); err != nil {
 			t.Fatal(err)
