@@ -64,7 +64,10 @@ func TestTransactionsThatNobodyDates(t *testing.T) {
 	if found, took := look(true); !found || took < stillOpen || took > 2*stillOpen {
 		t.Errorf("that stays open: found %v, after %s", found, took)
 	}
+	ended := make(chan struct{})
+	defer func() { <-ended }() // before its connection is closed
 	go func() {
+		defer close(ended)
 		time.Sleep(100 * time.Millisecond)
 		_ = app.PgConn().Exec(ctx, `COMMIT`).Close()
 	}()
