@@ -214,14 +214,10 @@ func (w *Writer) insert(ctx context.Context, t *table, it *Item, op Op, as func(
 	}
 	c := RowChange{Op: op, w: w, ctx: ctx, t: t, now: it.New}
 	e := eventRow{op: op}
-	var err error
-	if e.filing, err = w.file(&c, true); err != nil {
+	if err := w.fileUnder(&c, &e); err != nil {
 		return err
 	}
 	e.part = as(e.rules)
-	if e.also, err = w.links(&c); err != nil {
-		return err
-	}
 	e.id, e.text, s.key = w.entity(t, it.New, s.key)
 	s.data = t.object(it.New, s.data[:0])
 	e.data = s.data
@@ -231,6 +227,7 @@ func (w *Writer) insert(ctx context.Context, t *table, it *Item, op Op, as func(
 	}
 	var parts []Part
 	if op == OpInsert {
+		var err error
 		if parts, err = typed(&c, e.rules); err != nil {
 			return err
 		}
@@ -449,12 +446,7 @@ func (w *Writer) firstSeen(ctx context.Context, t *table, it *Item, e *eventRow,
 	}
 	s.data = append(s.data, '}')
 	e.data = s.data
-	var err error
-	c := RowChange{Op: OpImport, w: w, ctx: ctx, t: t, now: it.New}
-	if e.filing, err = w.file(&c, true); err != nil {
-		return err
-	}
-	if e.also, err = w.links(&c); err != nil {
+	if err := w.fileUnder(&RowChange{Op: OpImport, w: w, ctx: ctx, t: t, now: it.New}, e); err != nil {
 		return err
 	}
 	e.part = e.rules.imported
@@ -520,6 +512,11 @@ func memberRaw(b, key, value []byte) []byte {
 		b = append(b, ',')
 	}
 	return append(append(b, key...), value...)
+}
+
+// metaUnknown gives the metadata that name columns whose values nobody knows.
+func metaUnknown(names []byte) []byte {
+	return append(append([]byte(`{"unknown":[`), names...), "]}"...)
 }
 
 // appendName appends a column's quoted name to a list.

@@ -246,7 +246,7 @@ func (w *Writer) surplusContents(ctx context.Context, t *table, c *Chunk) error 
 			for _, k := range t.keys {
 				unknown = appendName(unknown, k)
 			}
-			e.meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
+			e.meta = metaUnknown(unknown)
 		}
 		for range n {
 			w.event(t, &e)

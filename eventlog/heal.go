@@ -718,7 +718,7 @@ func (w *Writer) wholeRow(ctx context.Context, t *table, st rowState) (row, meta
 	}
 	s.before = append(s.before, '}')
 	if unknown != nil {
-		meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
+		meta = metaUnknown(unknown)
 	}
 	return s.before, meta, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math"
+	"slices"
 )
 
 // newRow is a row for one of the small tables, written and sealed with the events that use it first.
@@ -160,7 +161,7 @@ func (w *Writer) tableFor(ctx context.Context, r *Relation, at LSN) (*table, err
 	}
 	w.tables[r], w.latest[r.OID] = t, t
 	for _, o := range w.tables { // what belongs to its rows
-		if len(o.filings) > 0 && o != t {
+		if o != t && slices.ContainsFunc(slices.Concat(o.filings, o.links), func(f *tableRules) bool { return f.of == r.String() }) {
 			w.retype(o)
 		}
 	}

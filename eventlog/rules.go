@@ -322,20 +322,15 @@ func (s *scratch) mask(n int, flags []bool) []bool {
 // not, this update's included. What is long in c.frags is marked with the event that has it where that is not the last one.
 func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err error) {
 	t, s := c.t, &w.scratch
-	f, err := w.file(c, true)
-	if err != nil {
-		return 0, err
-	}
-	e.filing = f
-	if e.also, err = w.links(c); err != nil {
+	if err := w.fileUnder(c, e); err != nil {
 		return 0, err
 	}
 	links := e.also
-	was, err := w.leaves(c, &f)
+	was, err := w.leaves(c, &e.filing)
 	if err != nil {
 		return 0, err
 	}
-	list, err := s.tell(c, f.rules)
+	list, err := s.tell(c, e.rules)
 	if err != nil {
 		return 0, err
 	}
@@ -396,7 +391,7 @@ func (w *Writer) update(c *RowChange, e *eventRow, whole bool) (chain int, err e
 		}
 		e.meta = nil
 		if unknown != nil {
-			e.meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
+			e.meta = metaUnknown(unknown)
 		}
 		if last {
 			e.meta = c.mark(e.meta)
@@ -456,10 +451,7 @@ func (c *RowChange) keepPlace(columns []bool) {
 // delete makes the events of a delete: those of rules, and then the row's own.
 func (w *Writer) delete(c *RowChange, e *eventRow) (err error) {
 	t, s := c.t, &w.scratch
-	if e.filing, err = w.file(c, false); err != nil {
-		return err
-	}
-	if e.also, err = w.links(c); err != nil {
+	if err := w.fileUnder(c, e); err != nil {
 		return err
 	}
 	var parts []Part
@@ -493,7 +485,7 @@ func (w *Writer) delete(c *RowChange, e *eventRow) (err error) {
 	case unknown != nil && c.firstSeen:
 		e.meta = append(append([]byte(`{"first_seen":true,"unknown":[`), unknown...), "]}"...)
 	case unknown != nil:
-		e.meta = append(append([]byte(`{"unknown":[`), unknown...), "]}"...)
+		e.meta = metaUnknown(unknown)
 	}
 	e.meta = c.mark(e.meta)
 	w.event(t, e)
@@ -561,12 +553,12 @@ func (w *Writer) retype(t *table) {
 	t.filings, t.chooser = nil, from.File
 	t.links = nil
 	for i := range from.Links {
-		t.links = append(t.links, &tableRules{key: from.Links[i].Key, owner: w.aggregateOfTable(&from.Links[i], t)})
+		t.links = append(t.links, &tableRules{key: from.Links[i].Key, of: from.Links[i].Table, owner: w.aggregateOfTable(&from.Links[i], t)})
 	}
 	for i := range from.Filings {
 		f := &from.Filings[i]
 		r := rulesFor(t.rel, AggregateName(t.rel), &f.RowRules)
-		r.key, r.owner = f.Key, w.aggregateOfTable(f, t)
+		r.key, r.of, r.owner = f.Key, f.Table, w.aggregateOfTable(f, t)
 		t.filings = append(t.filings, r)
 	}
 }
@@ -726,20 +718,24 @@ func (w *Writer) leavesFor(c *RowChange, now *filing) (*left, error) {
 // linkHash is backstory.link_hash.
 func linkHash(stream int32, id string) int64 { return keyHash([]byte(itoa(stream) + "/" + id)) }
 
+// fileUnder files an event of a row change: under its entity, and where else it is found.
+func (w *Writer) fileUnder(c *RowChange, e *eventRow) (err error) {
+	if e.filing, err = w.file(c, c.Op != OpDelete); err == nil {
+		e.also, err = w.links(c)
+	}
+	return err
+}
+
 // fileRow files an event that tells all that is known of a row, and says which of its table's default events it is.
 func (w *Writer) fileRow(ctx context.Context, t *table, e *eventRow, as func(*tableRules) part) error {
 	c := RowChange{Op: e.op, w: w, ctx: ctx, t: t, objects: [][]byte{e.data, e.rest}}
-	if e.op == OpDelete {
+	switch e.op {
+	case OpDelete:
 		c.objects = [][]byte{e.before}
-	}
-	var err error
-	if e.filing, err = w.file(&c, e.op != OpDelete); err != nil {
-		return err
-	}
-	if e.op == OpUpdate { // all that is known is what it is now
+	case OpUpdate: // all that is known is what it is now
 		c.Op = OpImport
 	}
-	e.also, err = w.links(&c)
+	err := w.fileUnder(&c, e)
 	e.part = as(e.rules)
 	return err
 }

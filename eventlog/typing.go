@@ -23,6 +23,7 @@ type tableRules struct {
 	typer                                                   func(*RowChange) ([]Part, error)
 	owner                                                   *aggregate // of the entities that the rows belong to, and the columns with its key
 	key                                                     []int
+	of                                                      string // the table of these
 }
 
 // rulesFor gives the rules of a table. Without any of a file, subscriptions becomes SubscriptionCreated, SubscriptionUpdated (only the changed
