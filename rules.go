@@ -31,7 +31,7 @@ func (s *Sidecar) SetRules(ctx context.Context, f *rules.File) error {
 
 // checkRules compares rules with the captured tables, and says what can hardly be meant.
 func (s *Sidecar) checkRules(f *rules.File, captured []eventlog.Captured) error {
-	warnings, err := f.Check(relations(captured))
+	warnings, err := f.Check(eventlog.RelationsOf(captured))
 	for _, w := range warnings {
 		s.cfg.Logger.Warn("a rule can hardly be meant so", "what", w.Error())
 	}
@@ -39,13 +39,6 @@ func (s *Sidecar) checkRules(f *rules.File, captured []eventlog.Captured) error 
 		return &eventlog.Problem{Err: fmt.Errorf("the rules do not fit the tables:\n%w", err), Hint: "backstory rules check tells when they do."}
 	}
 	return nil
-}
-
-func relations(captured []eventlog.Captured) (out []*eventlog.Relation) {
-	for _, c := range captured {
-		out = append(out, c.Relation)
-	}
-	return out
 }
 
 // useRules checks the rules with which the sidecar began. Where the log has them already, what has become of the tables since then stops nothing.
@@ -62,7 +55,7 @@ func (s *Sidecar) useRules(ctx context.Context, captured []eventlog.Captured) er
 		s.cfg.Logger.Warn("the log was written by rules, and now there are none: row changes become default events", "hint", "BACKSTORY_CONFIG names the file of rules; without it, backstory.yaml in the current directory counts.")
 	case f == nil:
 	case f.Text() == inForce:
-		if _, err := f.Check(relations(captured)); err != nil {
+		if _, err := f.Check(eventlog.RelationsOf(captured)); err != nil {
 			s.cfg.Logger.Warn("rules do not fit the tables any more: what does not is left out", "what", err.Error(), "hint", "backstory rules check tells when they do.")
 		}
 	default:

@@ -29,6 +29,14 @@ type Captured struct {
 	WaitFor int64
 }
 
+// RelationsOf gives the shapes of captured tables.
+func RelationsOf(captured []Captured) (out []*Relation) {
+	for _, c := range captured {
+		out = append(out, c.Relation)
+	}
+	return out
+}
+
 // String gives its own name, not that of the partitioned table that it may belong to.
 func (c Captured) String() string { return c.Own() }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -30,12 +30,11 @@ const configFile = "backstory.yaml"
 
 // readRules reads the file of rules; nil: there is none.
 func (s *settings) readRules() (*rules.File, error) {
-	name := s.Config
-	if name == "" {
-		name = configFile
-	}
-	return readRules(name, s.Config != "")
+	return readRules(s.rulesFile(), s.Config != "")
 }
+
+// rulesFile names the file of rules, whether it is there or not.
+func (s *settings) rulesFile() string { return cmp.Or(s.Config, configFile) }
 
 func readRules(name string, must bool) (*rules.File, error) {
 	b, err := os.ReadFile(name)
@@ -86,13 +85,10 @@ func (s *settings) reloadRules(ctx context.Context, sc *backstory.Sidecar, log *
 
 // rulesName tells people which rules there are.
 func (s *settings) rulesName(f *rules.File) string {
-	switch {
-	case f == nil:
+	if f == nil {
 		return "the default ones"
-	case s.Config != "":
-		return s.Config
 	}
-	return configFile
+	return s.rulesFile()
 }
 
 func newRules() *cobra.Command {
@@ -136,11 +132,7 @@ func newExplain() *cobra.Command {
 				return err
 			}
 			defer l.Close()
-			name := s.Config
-			if name == "" {
-				name = configFile
-			}
-			f, err := readRules(name, true)
+			f, err := readRules(s.rulesFile(), true)
 			if err != nil {
 				return err
 			}
@@ -183,11 +175,8 @@ func explain(ctx context.Context, l *eventlog.Log, f *rules.File, what string, o
 
 // eventOf finds the event that a person names; of an entity, the last change of its row.
 func eventOf(ctx context.Context, l *eventlog.Log, what string) (*eventlog.Event, error) {
-	if id, err := eventlog.ParseID(what); err == nil {
-		return l.Find(ctx, id)
-	}
-	if n, err := strconv.ParseInt(what, 10, 64); err == nil {
-		return l.Get(ctx, eventlog.Position(n))
+	if e, err := namedEvent(ctx, l, what); e != nil || err != nil {
+		return e, err
 	}
 	ent, err := l.Entity(ctx, what)
 	if err != nil {
@@ -283,10 +272,7 @@ func (s *settings) checkRules(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	name := s.Config
-	if name == "" {
-		name = configFile
-	}
+	name := s.rulesFile()
 	f, err := readRules(name, true)
 	var wrong *exitError
 	var problems yamlfile.Problems

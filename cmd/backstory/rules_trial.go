@@ -36,10 +36,7 @@ func newRulesTest() *cobra.Command {
 				return err
 			}
 			defer l.Close()
-			name := s.Config
-			if name == "" {
-				name = configFile
-			}
+			name := s.rulesFile()
 			f, err := readRules(name, true)
 			if err != nil {
 				return err
@@ -48,11 +45,7 @@ func newRulesTest() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var tables []*eventlog.Relation
-			for _, c := range captured {
-				tables = append(tables, c.Relation)
-			}
-			if _, err := f.Check(tables); err != nil {
+			if _, err := f.Check(eventlog.RelationsOf(captured)); err != nil {
 				return &exitError{exitFound, fmt.Errorf("%s does not fit the tables:\n%w", name, err)}
 			}
 			out := openScreen(cmd, false)

@@ -37,18 +37,9 @@ func newShow() *cobra.Command {
 			out := openScreen(cmd, false)
 			defer out.close()
 			what := args[0]
-			var e *eventlog.Event
-			if id, err := eventlog.ParseID(what); err == nil {
-				if e, err = l.Find(ctx, id); err != nil {
-					return err
-				}
-			} else if n, err := strconv.ParseInt(what, 10, 64); err == nil {
-				if n < 1 {
-					return usage("Positions begin with 1; backstory log shows them.", "there is no event at position %d", n)
-				}
-				if e, err = l.Get(ctx, eventlog.Position(n)); err != nil {
-					return err
-				}
+			e, err := namedEvent(ctx, l, what)
+			if err != nil {
+				return err
 			}
 			if e != nil {
 				if o.at != "" {
@@ -166,6 +157,21 @@ func newShow() *cobra.Command {
 	c.Flags().BoolVar(&o.json, "json", false, "as one JSON object")
 	c.Flags().StringVar(&o.at, "at", "", "the moment: a position, an LSN, a time, '12 days ago', yesterday")
 	return c
+}
+
+// namedEvent finds the event that a person names by its position or its id; nil: the text is neither.
+func namedEvent(ctx context.Context, l *eventlog.Log, what string) (*eventlog.Event, error) {
+	if id, err := eventlog.ParseID(what); err == nil {
+		return l.Find(ctx, id)
+	}
+	n, err := strconv.ParseInt(what, 10, 64)
+	switch {
+	case err != nil:
+		return nil, nil
+	case n < 1:
+		return nil, usage("Positions begin with 1; backstory log shows them.", "there is no event at position %d", n)
+	}
+	return l.Get(ctx, eventlog.Position(n))
 }
 
 // rowName is the name by which a person calls the row that an event is about.

@@ -28,6 +28,16 @@ func (s *system) withRules(yaml string) {
 	s.cfg.Rules = f
 }
 
+// programRules gives a system's programs the rules of a file.
+func (s *system) programRules(yaml string) {
+	s.t.Helper()
+	file := filepath.Join(s.t.TempDir(), "rules.yaml")
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.env = []string{"BACKSTORY_CONFIG=" + file}
+}
+
 // story gives one line for each event since a position, and the log's end: Post/1 PostTitleChanged {"title":"b"} from {"title":"a"}.
 func story(t testing.TB, l *eventlog.Log, after eventlog.Position) (lines []string, end eventlog.Position) {
 	t.Helper()
@@ -529,7 +539,6 @@ aggregates:
 func TestRulesExplain(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, where{})
-	file := filepath.Join(t.TempDir(), "rules.yaml")
 	const yaml = `aggregates:
   Order:
     table: orders
@@ -541,10 +550,7 @@ func TestRulesExplain(t *testing.T) {
       OrderLeft:   {on: delete}
       ItemAmended: {on: items.update, data: [n], when: after.n > before.n}
 `
-	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s.env = []string{"BACKSTORY_CONFIG=" + file}
+	s.programRules(yaml)
 	s.withRules(yaml)
 	db := s.sql()
 	db.do(`SET search_path = public; CREATE TABLE orders (id int PRIMARY KEY, status text, paid_at timestamp, note text, n int NOT NULL DEFAULT 1, updated_at int);
@@ -582,7 +588,6 @@ func TestRulesExplain(t *testing.T) {
 func TestRulesTest(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, where{})
-	file := filepath.Join(t.TempDir(), "rules.yaml")
 	const yaml = `aggregates:
   Order:
     table: orders
@@ -596,10 +601,7 @@ func TestRulesTest(t *testing.T) {
       ItemAdded:   {on: items.insert}
       ItemNever:   {on: items.delete, when: before.n > 100000}
 `
-	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s.env = []string{"BACKSTORY_CONFIG=" + file}
+	s.programRules(yaml)
 	db := s.sql()
 	db.do(`SET search_path = public; CREATE TABLE orders (id int PRIMARY KEY, status text, note text, n int NOT NULL DEFAULT 1, total numeric, updated_at int);
 		CREATE TABLE order_items (id int PRIMARY KEY, order_id int, n int)`)
